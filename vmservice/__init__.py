@@ -1,0 +1,1 @@
+"""vmservice: virtual machines that are systemd services."""

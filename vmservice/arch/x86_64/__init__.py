@@ -1,0 +1,1 @@
+"""x86-64: addresses, registers, tables of the boot protocol."""

@@ -1,0 +1,1 @@
+"""A kernel or firmware image, an initramfs and a command line into guest memory."""

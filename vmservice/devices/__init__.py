@@ -1,0 +1,1 @@
+"""Device models that do no I/O of their own."""

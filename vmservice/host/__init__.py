@@ -1,0 +1,1 @@
+"""Linux that is not KVM: files, event descriptors, terminals."""

@@ -1,0 +1,71 @@
+"""Guest memory by guest physical address (gpa): every access is checked, none can reach outside it."""
+
+from __future__ import annotations
+
+import mmap
+
+from vmservice.errors import OutOfGuestMemory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Buffer = bytes | bytearray | memoryview
+
+
+class Region:
+    """One contiguous piece of guest RAM: `size_bytes` at `gpa`, backed by `mapping`."""
+
+    __slots__ = ("gpa", "mapping", "size_bytes", "view")
+
+    def __init__(self, gpa: int, mapping: mmap.mmap) -> None:
+        self.gpa = gpa
+        self.size_bytes = len(mapping)
+        self.mapping = mapping
+        self.view = memoryview(mapping)
+
+    @property
+    def end(self) -> int:
+        """The first gpa behind the region."""
+        return self.gpa + self.size_bytes
+
+
+class GuestMemory:
+    """The RAM of one guest: ordered, disjoint regions. It owns their mappings."""
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
+        self.size_bytes = sum(region.size_bytes for region in self.regions)
+
+    @property
+    def end(self) -> int:
+        """The first gpa behind the last region."""
+        return self.regions[-1].end
+
+    def view(self, gpa: int, size_bytes: int) -> memoryview:
+        """The guest's own bytes [gpa, gpa + size_bytes), writable, no copy; OutOfGuestMemory unless one region holds them all.
+
+        Release the view (or let it go out of scope) before the memory is closed.
+        """
+        for region in self.regions:
+            if region.gpa <= gpa and gpa + size_bytes <= region.end and size_bytes >= 0:
+                offset = gpa - region.gpa
+                return region.view[offset : offset + size_bytes]
+        raise OutOfGuestMemory(f"{size_bytes} bytes at guest address {gpa:#x} are not in guest memory")
+
+    def read(self, gpa: int, size_bytes: int) -> bytes:
+        return bytes(self.view(gpa, size_bytes))
+
+    def write(self, gpa: int, data: Buffer) -> None:
+        self.view(gpa, len(data))[:] = data
+
+    def contains(self, gpa: int, size_bytes: int) -> bool:
+        """Whether one region holds all of [gpa, gpa + size_bytes)."""
+        return any(region.gpa <= gpa and gpa + size_bytes <= region.end for region in self.regions)
+
+    def close(self) -> None:
+        """Give the mappings back; the memory is empty afterwards."""
+        regions, self.regions = self.regions, ()
+        for region in regions:
+            region.view.release()
+            region.mapping.close()

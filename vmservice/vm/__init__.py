@@ -1,0 +1,1 @@
+"""A virtual machine: its state, its parts, its threads."""

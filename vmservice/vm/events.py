@@ -1,0 +1,60 @@
+"""What a guest did that the service must act on, carried from any thread to the event loop.
+
+The first vCPU runs before asyncio is even imported, so the queue is a list and an eventfd that a loop can watch later.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.vm.lifecycle import Machine
+
+
+class EventKind(str, Enum):
+    """The ways in which a guest leaves off running."""
+
+    POWEROFF = "poweroff"  # ACPI S5
+    RESET = "reset"  # reset register, keyboard controller, triple fault
+    ERROR = "error"  # KVM or a device of ours failed; the detail says how
+
+
+class GuestEvent:
+    """One event; `source` is the machine that it came from, so that an event of a machine long gone is known as such."""
+
+    __slots__ = ("detail", "kind", "source")
+
+    def __init__(self, source: Machine, kind: EventKind, detail: str = "") -> None:
+        self.source = source
+        self.kind = kind
+        self.detail = detail
+
+
+class EventQueue:
+    """Posts from any thread, drained by one; `fd` is readable while there is something to drain."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._events: list[GuestEvent] = []
+
+    def post(self, event: GuestEvent) -> None:
+        self._events.append(event)
+        os.eventfd_write(self.fd, 1)
+
+    def drain(self) -> list[GuestEvent]:
+        """All events posted so far, oldest first."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return []
+        events = []
+        while self._events:
+            events.append(self._events.pop(0))
+        return events
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

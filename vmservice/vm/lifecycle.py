@@ -1,0 +1,224 @@
+"""A VM as its controllers see it: a state, and the verbs that change it.
+
+`Vm` owns the state and the rules; a `Machine` (real in `machine.py`, simulated in `sim.py`) only obeys. Every method is for
+the main thread; each returns when the work is done and either succeeds or leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+from vmservice.errors import Busy, InvalidArgument, InvalidStateTransition
+from vmservice.vm.events import EventKind
+from vmservice.vm.state import LastExit, State, check_transition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from vmservice.vm.events import GuestEvent
+
+    class Machine(Protocol):
+        """What a VM runs on. Built stopped; `close` works from every condition and more than once."""
+
+        @property
+        def vcpus(self) -> int:
+            """vCPUs present now."""
+
+        def start(self) -> None:
+            """Every boot vCPU begins to run."""
+
+        def pause(self) -> None:
+            """Returns when every vCPU and every device has stopped."""
+
+        def resume(self) -> None: ...
+
+        def press_power_button(self) -> None: ...
+
+        def set_vcpus(self, count: int) -> None:
+            """Add or remove vCPUs until there are `count`; NotSupported where that cannot be done."""
+
+        def close(self) -> None:
+            """Stop at once and give everything back to the host."""
+
+    Changes = dict[str, object]
+    Listener = Callable[[Changes], None]
+
+
+class Vm:
+    """One virtual machine: name, size, state, and what may be done with it.
+
+    `build` makes a fresh, stopped machine; it is called at each boot, so a reboot starts from clean memory and devices.
+    `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown.
+    Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        vcpus: int,
+        max_vcpus: int,
+        memory_bytes: int,
+        build: Callable[[], Machine],
+        on_reset: str = "reboot",
+    ) -> None:
+        self.name = name
+        self.vcpus = vcpus
+        self.max_vcpus = max_vcpus
+        self.memory_bytes = memory_bytes
+        self.state = State.CREATED
+        self.last_exit = LastExit.NONE
+        self.last_detail = ""
+        self._boot_vcpus = vcpus
+        self._build = build
+        self._on_reset = on_reset
+        self._machine: Machine | None = None
+        self._deferred: list[GuestEvent] = []
+        self._busy = ""
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def properties(self) -> Changes:
+        """Every D-Bus property of the VM with its present value."""
+        return {
+            "State": self.state.value,
+            "Name": self.name,
+            "VCPUs": self.vcpus,
+            "MaxVCPUs": self.max_vcpus,
+            "Memory": self.memory_bytes,
+            "LastExit": self.last_exit.value,
+        }
+
+    # What a controller may ask
+
+    def boot(self) -> None:
+        """created or shutdown → running; a paused VM is resumed."""
+        if self.state is State.PAUSED:
+            self.resume()
+            return
+        self._refuse_if_busy("Boot")
+        check_transition(self.state, State.RUNNING)
+        self._start_machine()
+        self._changed(state=State.RUNNING, vcpus=self._boot_vcpus)
+
+    def pause(self) -> None:
+        self._refuse_if_busy("Pause")
+        check_transition(self.state, State.PAUSED)
+        self._running_machine().pause()
+        self._changed(state=State.PAUSED)
+
+    def resume(self) -> None:
+        """paused → running. Boot is the way from created and shutdown, though the table has those moves too."""
+        self._refuse_if_busy("Resume")
+        if self.state is not State.PAUSED:
+            raise InvalidStateTransition(
+                f"a VM in state {self.state.value} cannot go to state running by Resume; Resume needs state paused"
+            )
+        self._running_machine().resume()
+        self._changed(state=State.RUNNING)
+        deferred, self._deferred = self._deferred, []
+        for event in deferred:
+            self.handle(event)
+
+    def shutdown(self) -> None:
+        """The hard stop: the guest is not asked."""
+        check_transition(self.state, State.SHUTDOWN)
+        self._stop(LastExit.SHUTDOWN)
+
+    def reboot(self) -> None:
+        """Hard reset in place, to clean memory and running vCPUs."""
+        self._refuse_if_busy("Reboot")
+        check_transition(self.state, State.SHUTDOWN)
+        self._reset_in_place()
+
+    def power_button(self) -> None:
+        if self.state is not State.RUNNING:
+            raise InvalidStateTransition(
+                f"the power button of a VM in state {self.state.value} cannot be pressed; it needs state running"
+            )
+        self._running_machine().press_power_button()
+
+    def resize(self, desired_vcpus: int) -> None:
+        """Change the number of vCPUs of a running VM."""
+        self._refuse_if_busy("Resize")
+        if not 1 <= desired_vcpus <= self.max_vcpus:
+            raise InvalidArgument(f"Resize to {desired_vcpus} vCPUs is out of range; this VM takes 1 to {self.max_vcpus}")
+        if self.state is not State.RUNNING:
+            raise InvalidStateTransition(f"a VM in state {self.state.value} cannot be resized; it needs state running")
+        if desired_vcpus != self.vcpus:
+            self._running_machine().set_vcpus(desired_vcpus)
+            self._changed(vcpus=desired_vcpus)
+
+    # What the service tells it
+
+    def hold(self, reason: str) -> None:
+        """Refuse the verbs that would undo what is under way, with `reason` ("it is being stopped"); Shutdown stays allowed."""
+        self._busy = reason
+
+    def handle(self, event: GuestEvent) -> None:
+        """Act on what the guest did. While paused nothing happens: the event waits for Resume."""
+        if event.source is not self._machine:
+            return
+        if self.state is State.PAUSED:
+            self._deferred.append(event)
+        elif event.kind is EventKind.POWEROFF:
+            self._stop(LastExit.POWEROFF)
+        elif event.kind is EventKind.ERROR:
+            self._stop(LastExit.ERROR, event.detail)
+        elif self._busy or self._on_reset == "exit":
+            self._stop(LastExit.RESET)
+        else:
+            self._reset_in_place()
+
+    def close(self) -> None:
+        """Give everything back to the host, whatever the state."""
+        if self._machine is not None:
+            self._machine.close()
+            self._machine = None
+
+    # How it is done
+
+    def _refuse_if_busy(self, verb: str) -> None:
+        if self._busy:
+            raise Busy(f"{verb} is refused because {self._busy}")
+
+    def _running_machine(self) -> Machine:
+        assert self._machine is not None, "a VM that is running or paused has a machine"
+        return self._machine
+
+    def _start_machine(self) -> None:
+        machine = self._build()
+        try:
+            machine.start()
+        except BaseException:
+            machine.close()
+            raise
+        self._machine = machine
+
+    def _reset_in_place(self) -> None:
+        self.close()
+        self._deferred.clear()
+        try:
+            self._start_machine()
+        except BaseException:
+            self._changed(state=State.SHUTDOWN, last_exit=LastExit.ERROR)
+            raise
+        self._changed(state=State.RUNNING, vcpus=self._boot_vcpus, last_exit=LastExit.RESET)
+
+    def _stop(self, reason: LastExit, detail: str = "") -> None:
+        self.close()
+        self._deferred.clear()
+        self.last_detail = detail
+        self._changed(state=State.SHUTDOWN, last_exit=reason)
+
+    def _changed(self, state: State | None = None, vcpus: int | None = None, last_exit: LastExit | None = None) -> None:
+        before = self.properties()
+        self.state = self.state if state is None else state
+        self.vcpus = self.vcpus if vcpus is None else vcpus
+        self.last_exit = self.last_exit if last_exit is None else last_exit
+        changes = {name: value for name, value in self.properties().items() if value != before[name]}
+        if changes:
+            for listener in self._listeners:
+                listener(changes)
