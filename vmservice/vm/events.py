@@ -18,7 +18,8 @@ class EventKind(str, Enum):
 
     POWEROFF = "poweroff"  # ACPI S5
     RESET = "reset"  # reset register, keyboard controller, triple fault
-    ERROR = "error"  # KVM or a device of ours failed; the detail says how
+    ERROR = "error"  # KVM failed; the detail says how
+    BUG = "bug"  # we failed; the detail is a traceback, for the journal only
 
 
 class GuestEvent:

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
         def set_vcpus(self, count: int) -> None:
             """Add or remove vCPUs until there are `count`; NotSupported where that cannot be done."""
 
+        def console_input(self, data: bytes) -> int:
+            """Give the guest what a person typed; how many bytes it took."""
+
+        def drain(self) -> None:
+            """Pass on console output that waits somewhere; called several times a second."""
+
         def close(self) -> None:
             """Stop at once and give everything back to the host."""
 
@@ -69,6 +75,7 @@ class Vm:
         self.state = State.CREATED
         self.last_exit = LastExit.NONE
         self.last_detail = ""
+        self.last_failure: EventKind | None = None
         self._boot_vcpus = vcpus
         self._build = build
         self._on_reset = on_reset
@@ -165,12 +172,21 @@ class Vm:
             self._deferred.append(event)
         elif event.kind is EventKind.POWEROFF:
             self._stop(LastExit.POWEROFF)
-        elif event.kind is EventKind.ERROR:
+        elif event.kind in (EventKind.ERROR, EventKind.BUG):
+            self.last_failure = event.kind
             self._stop(LastExit.ERROR, event.detail)
         elif self._busy or self._on_reset == "exit":
             self._stop(LastExit.RESET)
         else:
             self._reset_in_place()
+
+    def console_input(self, data: bytes) -> int:
+        """What a person typed, for the guest; how many bytes it took, 0 unless it runs."""
+        return self._machine.console_input(data) if self._machine is not None else 0
+
+    def drain(self) -> None:
+        if self._machine is not None:
+            self._machine.drain()
 
     def close(self) -> None:
         """Give everything back to the host, whatever the state."""

@@ -1,0 +1,75 @@
+"""The register state in which a vCPU meets a kernel: the 64-bit boot protocol (Documentation/arch/x86/boot.rst)."""
+
+from __future__ import annotations
+
+import struct
+
+from vmservice.arch.x86_64 import gdt, layout
+from vmservice.arch.x86_64.msrs import BOOT_MSRS
+from vmservice.kvm.abi import kvm_fpu, kvm_regs, kvm_segment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.kvm.vcpu import KvmVcpu
+
+_RFLAGS_RESERVED = 1 << 1
+
+_CR0_PE = 1 << 0
+_CR0_PG = 1 << 31
+_CR4_PAE = 1 << 5
+_EFER_LME = 1 << 8
+_EFER_LMA = 1 << 10
+
+# What FNINIT and the reset of SSE leave (Intel SDM vol. 1, 8.1.5 and 10.2.3).
+_FCW = 0x37F
+_MXCSR = 0x1F80
+
+# Local APIC registers (Intel SDM vol. 3, 11.5.1).
+_LVT_LINT0 = 0x350
+_LVT_LINT1 = 0x360
+_DELIVERY_MODE = 0x7 << 8
+_MODE_NMI = 4 << 8
+_MODE_EXTINT = 7 << 8
+
+
+def set_boot_registers(vcpu: KvmVcpu, entry: int) -> None:
+    """Long mode, the first GiB mapped, at `entry` (a gpa) with the zero page in RSI; for vCPU 0."""
+    vcpu.set_regs(
+        kvm_regs(
+            rflags=_RFLAGS_RESERVED,
+            rip=entry,
+            rsp=layout.BOOT_STACK_POINTER,
+            rbp=layout.BOOT_STACK_POINTER,
+            rsi=layout.ZERO_PAGE,
+        )
+    )
+    sregs = vcpu.sregs()
+    sregs.cs = _kvm_segment(gdt.CODE)
+    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = _kvm_segment(gdt.DATA)
+    sregs.tr = _kvm_segment(gdt.TSS)
+    sregs.gdt.base, sregs.gdt.limit = layout.BOOT_GDT, gdt.GDT_LIMIT
+    sregs.idt.base, sregs.idt.limit = layout.BOOT_IDT, gdt.IDT_LIMIT
+    sregs.cr0 |= _CR0_PE | _CR0_PG
+    sregs.cr3 = layout.PML4
+    sregs.cr4 |= _CR4_PAE
+    sregs.efer |= _EFER_LME | _EFER_LMA
+    vcpu.set_sregs(sregs)
+    vcpu.set_fpu(kvm_fpu(fcw=_FCW, mxcsr=_MXCSR))
+
+
+def set_boot_msrs(vcpu: KvmVcpu) -> None:
+    vcpu.set_msrs(BOOT_MSRS)
+
+
+def set_local_interrupts(vcpu: KvmVcpu) -> None:
+    """LINT0 takes the PIC's interrupts and LINT1 the NMI, as the MP table says and a PC's firmware leaves them."""
+    lapic = vcpu.lapic()
+    for register, mode in ((_LVT_LINT0, _MODE_EXTINT), (_LVT_LINT1, _MODE_NMI)):
+        (value,) = struct.unpack_from("<I", lapic, register)
+        struct.pack_into("<I", lapic, register, value & ~_DELIVERY_MODE | mode)
+    vcpu.set_lapic(lapic)
+
+
+def _kvm_segment(index: int) -> kvm_segment:
+    segment = gdt.segment(index)
+    return kvm_segment(**{name: getattr(segment, name) for name in segment.__slots__})

@@ -1,0 +1,39 @@
+"""A configuration and everything that it points to, tried out without KVM."""
+
+from __future__ import annotations
+
+from vmservice.arch.x86_64 import layout
+from vmservice.boot.cmdline import write_cmdline
+from vmservice.boot.firmware import load_firmware
+from vmservice.boot.initramfs import load_initramfs
+from vmservice.boot.loader import load_kernel
+from vmservice.config import check_files
+from vmservice.memory import backing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.config import Config
+    from vmservice.memory.guest_memory import GuestMemory
+
+
+def check_config(config: Config) -> None:
+    """ConfigError with the first thing that would keep this VM from starting.
+
+    The guest's image is really loaded, into memory like the guest's, so that nothing is found out only at the start.
+    """
+    check_files(config)
+    memory = backing.allocate(layout.ram_ranges(config.memory.size_bytes))
+    try:
+        _load_guest(config, memory)
+    finally:
+        memory.close()
+
+
+def _load_guest(config: Config, memory: GuestMemory) -> None:
+    if config.kernel is not None:
+        kernel = load_kernel(config.kernel.path, memory)
+        if config.kernel.initramfs is not None:
+            load_initramfs(config.kernel.initramfs, memory, kernel)
+        write_cmdline(config.kernel.cmdline, memory, kernel)
+    elif config.firmware is not None:
+        load_firmware(config.firmware.path, memory).close()

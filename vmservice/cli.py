@@ -1,0 +1,118 @@
+"""The command line: `vmservice run`, `check-config`, `check-host`; its arguments, and its output for people."""
+
+from __future__ import annotations
+
+import sys
+
+from vmservice.errors import UsageError, VmmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+EXIT_OK = 0
+EXIT_MISSING = 69
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status, after sysexits(3)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run_as_unit(words) if _is_unit_command(words) else _dispatch(words)
+    except VmmError as error:
+        print(f"vmservice: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
+        return EXIT_OK
+
+
+def _is_unit_command(words: list[str]) -> bool:
+    """Whether this is the very command of the units. Only argparse may judge any other; its import takes as long as half a
+    start, so the units do without."""
+    return words[:1] == ["run"] and words[1:-1] in ([], ["--bus", "session"]) and not words[-1].startswith("-")
+
+
+def _run_as_unit(words: list[str]) -> int:
+    from vmservice.service.main import RunOptions, run
+
+    return run(RunOptions(words[-1], bus="session" if len(words) > 2 else "system"))
+
+
+def _dispatch(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    if options.command == "run":
+        from vmservice.service.main import RunOptions, run
+
+        return run(
+            RunOptions(
+                options.name,
+                config_path=options.config,
+                bus=options.bus,
+                boot=not options.no_boot,
+                simulate=options.sim,
+            )
+        )
+    return _check_host(options.json) if options.command == "check-host" else _check_config(options.target, options.user)
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> None:  # type: ignore[override]  # raises as argparse's own exits
+            raise UsageError(f"{message}; see {self.prog} --help")
+
+    from vmservice import __version__
+
+    parser = Parser(prog="vmservice", description="Virtual machines that are systemd services.")
+    parser.add_argument("--version", action="version", version=f"vmservice {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    run = commands.add_parser("run", help="run a VM in the foreground: what vm@NAME.service does")
+    run.add_argument("name", metavar="NAME", help="the VM's name; its configuration is /etc/vmservice/NAME.toml")
+    run.add_argument("--config", metavar="FILE", help="read this configuration instead")
+    run.add_argument(
+        "--bus", default="system", metavar="BUS", help="system (the default), session, none, or the address of a D-Bus bus"
+    )
+    run.add_argument("--no-boot", action="store_true", help="stay in state created until Boot is called over the bus")
+    run.add_argument("--sim", action="store_true", help="put a simulated machine behind the bus object; needs no KVM")
+
+    check_config = commands.add_parser("check-config", help="check a configuration and every file that it names")
+    check_config.add_argument("target", metavar="NAME|FILE", help="a VM's name, or a file (with a / or ending in .toml)")
+    check_config.add_argument("--user", action="store_true", help="look for NAME in ~/.config/vmservice")
+
+    check_host = commands.add_parser("check-host", help="say what this host can run, and what is missing")
+    check_host.add_argument("--json", action="store_true", help="print the checks as JSON")
+    return parser
+
+
+def _check_config(target: str, user: bool) -> int:
+    from vmservice import config as configuration
+    from vmservice.check_config import check_config
+
+    if "/" in target or target.endswith(".toml"):
+        path, name = target, "config"
+    else:
+        path, name = configuration.config_path(target, user=user), target
+    check_config(configuration.load_config(name, path))
+    print(f"{path}: no problem found")
+    return EXIT_OK
+
+
+def _check_host(as_json: bool) -> int:
+    from vmservice.check_host import MISSING, check_host
+
+    checks = check_host()
+    if as_json:
+        import json
+
+        print(json.dumps([check.as_dict() for check in checks], indent=2))
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            print(f"{check.result:8} {check.name:{width}}  {check.detail}")
+            if check.mend:
+                print(f"{'':8} {'':{width}}  → {check.mend}")
+    return EXIT_MISSING if any(check.result == MISSING for check in checks) else EXIT_OK

@@ -1,0 +1,57 @@
+"""The one door to ioctl(2), and the numbers of its requests.
+
+Through ctypes rather than fcntl: fcntl.ioctl takes a C int (0xfffbd000 overflows) and from Python 3.14 retries EINTR by
+itself, so that a kicked KVM_RUN would never come back. ctypes releases the GIL and does neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from vmservice.errors import KvmError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_ioctl = _libc.ioctl
+_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_ioctl.restype = ctypes.c_int
+
+_KVMIO = 0xAE
+
+# Directions of <asm-generic/ioctl.h>, as user space sees them.
+_WRITE = 1
+_READ = 2
+
+
+def io(number: int) -> int:
+    """_IO(KVMIO, number): no argument, or an integer one."""
+    return _KVMIO << 8 | number
+
+
+def iow(number: int, size_bytes: int) -> int:
+    """_IOW(KVMIO, number, struct of size_bytes): the kernel reads."""
+    return _WRITE << 30 | size_bytes << 16 | io(number)
+
+
+def ior(number: int, size_bytes: int) -> int:
+    """_IOR(KVMIO, number, struct of size_bytes): the kernel writes."""
+    return _READ << 30 | size_bytes << 16 | io(number)
+
+
+def iowr(number: int, size_bytes: int) -> int:
+    """_IOWR(KVMIO, number, struct of size_bytes): the kernel does both."""
+    return (_READ | _WRITE) << 30 | size_bytes << 16 | io(number)
+
+
+def raw(fd: int, request: int, argument: int) -> int:
+    """The bare system call: its result, or minus errno. For KVM_RUN and for questions whose refusal is an answer."""
+    result: int = _ioctl(fd, request, argument)
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def call(fd: int, request: int, argument: int | ctypes.Structure | ctypes.Array[ctypes.c_char] = 0, *, name: str) -> int:
+    """`request` on `fd`; its result. KvmError, with `name` as <linux/kvm.h> has it, when the kernel refuses."""
+    address = argument if isinstance(argument, int) else ctypes.addressof(argument)
+    result = raw(fd, request, address)
+    if result < 0:
+        raise KvmError.from_os(f"{name} failed", OSError(-result, ""))
+    return result

@@ -1,0 +1,103 @@
+"""One KVM virtual machine: memory slots, interrupt controllers, interrupts, vCPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from vmservice.errors import KvmError
+from vmservice.kvm import abi, ioctl
+from vmservice.kvm.vcpu import KvmVcpu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import mmap
+
+    from vmservice.kvm.system import Kvm
+
+
+class KvmVm:
+    """A VM file descriptor and what may be asked of it. It does not own its vCPUs' descriptors."""
+
+    def __init__(self, kvm: Kvm, fd: int) -> None:
+        self.fd = fd
+        self._kvm = kvm
+        self._msi = abi.kvm_msi()
+
+    def set_memory(self, slot: int, gpa: int, mapping: mmap.mmap, *, read_only: bool = False) -> None:
+        """Show `mapping` to the guest at `gpa`; it must stay mapped as long as the VM lives."""
+        region = abi.kvm_userspace_memory_region(
+            slot=slot,
+            flags=abi.KVM_MEM_READONLY if read_only else 0,
+            guest_phys_addr=gpa,
+            memory_size=len(mapping),
+            userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(mapping)),
+        )
+        ioctl.call(self.fd, abi.KVM_SET_USER_MEMORY_REGION, region, name="KVM_SET_USER_MEMORY_REGION")
+
+    def set_tss_address(self, gpa: int) -> None:
+        """Three pages that Intel hosts need for real mode; no RAM may be there."""
+        ioctl.call(self.fd, abi.KVM_SET_TSS_ADDR, gpa, name="KVM_SET_TSS_ADDR")
+
+    def set_identity_map_address(self, gpa: int) -> None:
+        """One page more for the same purpose; to be set before the first vCPU."""
+        address = (ctypes.c_char * 8).from_buffer_copy(gpa.to_bytes(8, "little"))
+        ioctl.call(self.fd, abi.KVM_SET_IDENTITY_MAP_ADDR, address, name="KVM_SET_IDENTITY_MAP_ADDR")
+
+    def enable_split_irqchip(self, pins: int) -> None:
+        """Local APICs in the kernel; the IOAPIC, with `pins`, is ours."""
+        cap = abi.kvm_enable_cap(cap=abi.KVM_CAP_SPLIT_IRQCHIP)
+        cap.args[0] = pins
+        ioctl.call(self.fd, abi.KVM_ENABLE_CAP, cap, name="KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)")
+
+    def create_irqchip(self) -> None:
+        """Local APICs, IOAPIC and PIC, all in the kernel."""
+        ioctl.call(self.fd, abi.KVM_CREATE_IRQCHIP, name="KVM_CREATE_IRQCHIP")
+
+    def create_pit(self) -> None:
+        """A programmable interval timer whose speaker is silent: for hosts without a TSC deadline timer."""
+        config = abi.kvm_pit_config(flags=abi.KVM_PIT_SPEAKER_DUMMY)
+        ioctl.call(self.fd, abi.KVM_CREATE_PIT2, config, name="KVM_CREATE_PIT2")
+
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        """Drive an input of the in-kernel interrupt controllers."""
+        ioctl.call(self.fd, abi.KVM_IRQ_LINE, abi.kvm_irq_level(irq=gsi, level=level), name="KVM_IRQ_LINE")
+
+    def signal_msi(self, address: int, data: int) -> None:
+        """Send a message-signalled interrupt. A message to no vCPU is lost, as on a bus; it is the guest's doing."""
+        self._msi.address_lo = address & 0xFFFFFFFF
+        self._msi.address_hi = address >> 32
+        self._msi.data = data
+        ioctl.raw(self.fd, abi.KVM_SIGNAL_MSI, ctypes.addressof(self._msi))
+
+    def set_msi_routes(self, routes: list[tuple[int, int] | None]) -> None:
+        """The (address, data) of each GSI from 0 on, or None: tells KVM for which vectors an EOI must come to us."""
+        used = [(gsi, route) for gsi, route in enumerate(routes) if route is not None]
+        head_bytes = ctypes.sizeof(abi.kvm_irq_routing)
+        buffer = ctypes.create_string_buffer(head_bytes + max(len(used), 1) * ctypes.sizeof(abi.kvm_irq_routing_entry))
+        abi.kvm_irq_routing.from_buffer(buffer).nr = len(used)
+        entries = (abi.kvm_irq_routing_entry * len(used)).from_buffer(buffer, head_bytes)
+        for entry, (gsi, (address, data)) in zip(entries, used, strict=True):
+            entry.gsi = gsi
+            entry.type = abi.KVM_IRQ_ROUTING_MSI
+            entry.address_lo = address & 0xFFFFFFFF
+            entry.address_hi = address >> 32
+            entry.data = data
+        ioctl.call(self.fd, abi.KVM_SET_GSI_ROUTING, buffer, name="KVM_SET_GSI_ROUTING")
+
+    def coalesce_pio(self, port: int, size_bytes: int) -> None:
+        """Let writes to these ports gather in the ring of `KvmVcpu.coalesced` until the next exit."""
+        zone = abi.kvm_coalesced_mmio_zone(addr=port, size=size_bytes, pio=1)
+        ioctl.call(self.fd, abi.KVM_REGISTER_COALESCED_MMIO, zone, name="KVM_REGISTER_COALESCED_MMIO")
+
+    def create_vcpu(self, index: int) -> KvmVcpu:
+        """The vCPU `index`, which is its APIC id too."""
+        result = ioctl.raw(self.fd, abi.KVM_CREATE_VCPU, index)
+        if result < 0:
+            raise KvmError.from_os(f"KVM_CREATE_VCPU failed for vCPU {index}", OSError(-result, ""))
+        return KvmVcpu(index, result, self._kvm.run_bytes, self._kvm.extension(abi.KVM_CAP_COALESCED_MMIO))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

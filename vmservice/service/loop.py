@@ -1,0 +1,192 @@
+"""The event loop of a VM's process: bus, signals, guest events, readiness, and the way out.
+
+Imported only when the guest runs already (see `main.py`), so what it imports is free to take its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from vmservice.errors import VmmError
+from vmservice.service import message_ids
+from vmservice.service.journal import INFO, WARNING
+from vmservice.service.main import STOP_SIGNALS
+from vmservice.service.stop import GracefulStop
+from vmservice.vm.events import EventKind
+from vmservice.vm.state import LastExit, State
+
+if TYPE_CHECKING:
+    from vmservice.control.bus import BusConnection
+    from vmservice.config import Config
+    from vmservice.host.console import Console
+    from vmservice.service.journal import Log
+    from vmservice.service.sd_notify import Notifier
+    from vmservice.vm.events import EventQueue
+    from vmservice.vm.lifecycle import Vm
+
+EXIT_OK = 0
+EXIT_BUG = 70
+EXIT_HOST = 71
+EXIT_GUEST_RESET = 133
+
+# How often output that the guest left in KVM's ring, or in a line without an end, is moved on.
+_CONSOLE_PERIOD_SEC = 0.1
+
+# How long readiness waits for a bus that is not there before the VM is called ready without it.
+_BUS_PATIENCE_SEC = 5.0
+
+
+def serve(vm: Vm, config: Config, events: EventQueue, console: Console, log: Log, notifier: Notifier, bus: str) -> int:
+    """Serve one VM until it is over; the exit status of the process."""
+    service = Service(vm, config, events, console, log, notifier, bus)
+    return asyncio.run(service.serve())
+
+
+class Service:
+    """What ties one VM to systemd and the bus. Everything in here runs in the main thread."""
+
+    def __init__(
+        self, vm: Vm, config: Config, events: EventQueue, console: Console, log: Log, notifier: Notifier, bus: str
+    ) -> None:
+        self._vm = vm
+        self._config = config
+        self._events = events
+        self._console = console
+        self._log = log
+        self._notifier = notifier
+        self._bus = bus
+        self._ready = False
+        self._stop: GracefulStop | None = None
+        self._exit: asyncio.Future[int]
+
+    async def serve(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_bug)
+        self._exit = loop.create_future()
+        self._log.state(self._vm)
+        self._vm.subscribe(self._on_change)
+        loop.add_reader(self._events.fd, self._on_guest_events)
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_stop_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        connection = self._join_bus()
+        tasks = [loop.create_task(self._move_console())]
+        if connection is not None:
+            tasks.append(loop.create_task(self._keep_on_bus(connection)))
+        try:
+            return await self._exit
+        finally:
+            await self._leave(tasks, connection)
+
+    async def _leave(self, tasks: list[asyncio.Task[None]], connection: BusConnection | None) -> None:
+        """Let replies go out, and leave nothing running."""
+        if self._stop is not None:
+            self._stop.cancel()
+        if connection is not None:
+            await connection.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        asyncio.get_running_loop().remove_reader(self._events.fd)
+        self._console.flush()
+
+    def _finish(self, status: int) -> None:
+        if not self._exit.done():
+            self._exit.set_result(status)
+
+    # Readiness and the bus
+
+    def _join_bus(self) -> BusConnection | None:
+        if self._bus == "none":
+            self._become_ready()
+            return None
+        from vmservice.control.bus import BusConnection
+
+        return BusConnection(self._vm, self._bus, on_acquired=self._on_bus, on_lost=self._on_no_bus, log=self._log.warning)
+
+    async def _keep_on_bus(self, connection: BusConnection) -> None:
+        """Failures that cannot mend themselves (the name is another's, the policy forbids) end the VM."""
+        try:
+            await connection.run()
+        except VmmError as error:
+            self._log.error(str(error))
+            self._notifier.failed(str(error))
+            self._finish(error.exit_status)
+
+    def _on_bus(self) -> None:
+        self._log.message(INFO, "took the VM's name on the bus", message_ids.BUS_NAME_ACQUIRED)
+        self._become_ready()
+
+    def _on_no_bus(self, reason: str) -> None:
+        self._log.message(WARNING, f"{reason}; the VM runs on and will take its name again", message_ids.BUS_NAME_LOST)
+        if not self._ready:
+            asyncio.get_running_loop().call_later(_BUS_PATIENCE_SEC, self._become_ready)
+
+    def _become_ready(self) -> None:
+        """READY=1: the guest runs and, unless there is no bus, the name is owned. Only once."""
+        if not self._ready and not self._exit.done():
+            self._ready = True
+            self._notifier.ready(self._status())
+
+    def _status(self) -> str:
+        vcpus = f"{self._vm.vcpus} vCPU" + ("s" if self._vm.vcpus > 1 else "")
+        text = f"{self._vm.state.value}; {vcpus}, {self._vm.memory_bytes >> 20} MiB"
+        if self._vm.state is State.SHUTDOWN:
+            return f"{text}; last exit: {self._vm.last_exit.value}; Boot starts it again"
+        return text
+
+    # What the guest and controllers do
+
+    def _on_guest_events(self) -> None:
+        for event in self._events.drain():
+            try:
+                self._vm.handle(event)
+            except VmmError as error:  # a reboot in place that failed; the VM is in state shutdown
+                self._log.error(f"the guest's reset could not be carried out: {error}")
+                self._finish(error.exit_status)
+
+    def _on_change(self, changes: dict[str, object]) -> None:
+        self._log.state(self._vm)
+        if self._stop is None:
+            self._notifier.status(self._status())
+        if self._vm.state is State.SHUTDOWN and "State" in changes:
+            self._on_shutdown()
+
+    def _on_shutdown(self) -> None:
+        """The guest is gone: does the process stay for a Boot, or does it end, and with what status?"""
+        reason = self._vm.last_exit
+        if self._stop is not None:
+            self._finish(EXIT_OK)
+        elif reason is LastExit.ERROR:
+            self._finish(EXIT_BUG if self._vm.last_failure is EventKind.BUG else EXIT_HOST)
+        elif reason is LastExit.RESET:
+            self._finish(EXIT_GUEST_RESET)
+        elif reason is LastExit.POWEROFF and self._config.service.on_poweroff == "exit":
+            self._finish(EXIT_OK)
+
+    # Signals and timers
+
+    def _on_stop_signal(self) -> None:
+        if self._stop is not None:
+            self._stop.force()
+            return
+        self._stop = GracefulStop(
+            self._vm, self._log, self._notifier, self._config.service.shutdown_timeout_sec, lambda: self._finish(EXIT_OK)
+        )
+        self._stop.start()
+
+    async def _move_console(self) -> None:
+        while True:
+            await asyncio.sleep(_CONSOLE_PERIOD_SEC)
+            self._vm.drain()
+            self._console.flush()
+
+    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that nobody caught is our bug: the journal gets it whole, and the VM ends rather than limp on."""
+        error = context.get("exception")
+        text = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else context["message"]
+        self._log.error(f"internal error: {text}")
+        self._finish(EXIT_BUG)

@@ -1,0 +1,129 @@
+"""What the unit runs: configuration, machine, first instruction of the guest, and only then bus, signals and timers.
+
+Everything imported here before `serve` delays the guest; asyncio and dbus-next cost more than the rest together, so they
+are imported while the guest already runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from vmservice import config as configuration
+from vmservice.errors import VmmError
+from vmservice.service.journal import Log
+from vmservice.service.sd_notify import Notifier
+from vmservice.vm.events import EventQueue
+from vmservice.vm.lifecycle import Vm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.config import Config
+    from vmservice.host.console import Console
+    from vmservice.vm.lifecycle import Machine
+
+# machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGRTMIN + 4)
+
+# A vCPU that comes out of KVM_RUN waits for the interpreter's lock; the default of 5 ms would be its worst case.
+_SWITCH_INTERVAL_SEC = 0.0001
+
+
+class RunOptions:
+    """`vmservice run` as it was asked for. `bus` is system, session, none or an address."""
+
+    __slots__ = ("boot", "bus", "config_path", "name", "simulate")
+
+    def __init__(
+        self, name: str, *, config_path: str | None = None, bus: str = "system", boot: bool = True, simulate: bool = False
+    ) -> None:
+        self.name = name
+        self.config_path = config_path
+        self.bus = bus
+        self.boot = boot
+        self.simulate = simulate
+
+
+def run(options: RunOptions) -> int:
+    """Run one VM until it ends; the exit status of the process."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_SEC)
+    # Held back until the event loop can act on them; vCPU threads inherit this and are never bothered.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    log = Log(options.name)
+    notifier = Notifier(log.warning)
+    try:
+        return _run(options, log, notifier)
+    except VmmError as error:
+        log.error(str(error))
+        notifier.failed(str(error), getattr(error, "errno", 0))
+        return error.exit_status
+    finally:
+        notifier.close()
+
+
+def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
+    configuration.check_name(options.name)
+    path = options.config_path or configuration.config_path(options.name, user=options.bus == "session")
+    config = configuration.load_config(options.name, path)
+    closers: list[Callable[[], None]] = []
+    try:
+        events = EventQueue()
+        closers.append(events.close)
+        console = _open_console(config, log)
+        closers.append(console.close)
+        vm = _make_vm(options, config, events, console, log, closers)
+        closers.append(vm.close)
+        if options.boot:
+            vm.boot()
+        from vmservice.service.loop import serve
+
+        return serve(vm, config, events, console, log, notifier, options.bus)
+    finally:
+        for close in reversed(closers):
+            close()
+
+
+def _make_vm(
+    options: RunOptions, config: Config, events: EventQueue, console: Console, log: Log, closers: list[Callable[[], None]]
+) -> Vm:
+    if options.simulate:
+        from vmservice.vm.sim import SimMachine
+
+        def build() -> Machine:
+            return SimMachine(events, console.write, vcpus=config.cpus.boot, max_vcpus=config.cpus.max)
+    else:
+        from vmservice.kvm.system import Kvm
+        from vmservice.vm.builder import HostPorts
+        from vmservice.vm.builder import build as build_machine
+        from vmservice.vm.vcpu import install_kick_handler
+
+        install_kick_handler()
+        kvm = Kvm()
+        closers.append(kvm.close)
+        host = HostPorts(kvm, events, console.write if config.serial.mode != "off" else None, log.warning)
+
+        def build() -> Machine:
+            return build_machine(config, host)
+
+    return Vm(
+        name=options.name,
+        vcpus=config.cpus.boot,
+        max_vcpus=config.cpus.max,
+        memory_bytes=config.memory.size_bytes,
+        build=build,
+        on_reset=config.service.on_reset,
+    )
+
+
+def _open_console(config: Config, log: Log) -> Console:
+    from vmservice.host.console import open_console
+
+    return open_console(config.serial.mode or _default_mode(), config.serial.path, config.name, log)
+
+
+def _default_mode() -> str:
+    """Under systemd the journal, for a person the terminal. INVOCATION_ID is in the environment of every service."""
+    return "journal" if "INVOCATION_ID" in os.environ and not os.isatty(0) else "tty"

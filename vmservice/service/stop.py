@@ -1,0 +1,84 @@
+"""A stop that asks the guest first: SIGTERM, as the operator and systemd mean it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from vmservice.service import message_ids
+from vmservice.service.journal import WARNING
+from vmservice.vm.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.service.journal import Log
+    from vmservice.service.sd_notify import Notifier
+    from vmservice.vm.lifecycle import Vm
+
+# How often systemd hears that we are at work, and for how long it then leaves us alone.
+_REPORT_PERIOD_SEC = 1.0
+_EXTEND_SEC = 15
+
+# A guest that is still starting has no driver for the button yet; one that knows it takes a second press for the same wish.
+_PRESS_PERIOD_SEC = 10.0
+
+
+class GracefulStop:
+    """Presses the power button and waits for the guest, up to `timeout_sec`; `finish` is called once, when the VM is down.
+
+    The guest's own power-off reaches the service as an event; it must call `cancel` then.
+    """
+
+    def __init__(self, vm: Vm, log: Log, notifier: Notifier, timeout_sec: int, finish: Callable[[], None]) -> None:
+        self._vm = vm
+        self._log = log
+        self._notifier = notifier
+        self._timeout_sec = timeout_sec
+        self._finish = finish
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._notifier.stopping()
+        if self._vm.state in (State.CREATED, State.SHUTDOWN):
+            self._finish()
+            return
+        if self._vm.state is State.PAUSED:
+            # A paused guest cannot answer.
+            self._vm.resume()
+        self._vm.hold("the VM is being stopped")
+        if self._vm.state is not State.RUNNING:  # it had powered off just before it was paused
+            self._finish()
+        elif self._timeout_sec == 0:
+            self._force("shutdown_timeout is 0")
+        else:
+            self._log.info(f"asked the guest to power off; it has {self._timeout_sec} seconds")
+            self._task = asyncio.get_running_loop().create_task(self._wait())
+
+    def force(self) -> None:
+        """The second request: no more patience."""
+        self._force("it was asked for a second time")
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _wait(self) -> None:
+        begin = time.monotonic()
+        next_press = begin
+        while (elapsed := time.monotonic() - begin) < self._timeout_sec:
+            if begin + elapsed >= next_press:
+                self._vm.power_button()
+                next_press += _PRESS_PERIOD_SEC
+            self._notifier.status(f"stopping: waiting for the guest to power off ({elapsed:.0f} of {self._timeout_sec} s)")
+            self._notifier.extend_timeout(_EXTEND_SEC)
+            await asyncio.sleep(min(_REPORT_PERIOD_SEC, self._timeout_sec - elapsed))
+        self._force(f"the guest did not power off within {self._timeout_sec} seconds")
+
+    def _force(self, why: str) -> None:
+        self.cancel()
+        self._log.message(WARNING, f"forced the VM to stop: {why}", message_ids.FORCED_STOP)
+        if self._vm.state in (State.RUNNING, State.PAUSED):
+            self._vm.shutdown()
+        self._finish()

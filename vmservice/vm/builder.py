@@ -1,0 +1,162 @@
+"""The order in which a machine is built: read `build` and you know what a guest finds."""
+
+from __future__ import annotations
+
+from vmservice.arch.x86_64 import layout
+from vmservice.arch.x86_64.cpuid import vcpu_cpuid
+from vmservice.errors import ConfigError
+from vmservice.kvm import abi
+from vmservice.memory import backing
+from vmservice.vm.chipset import Chipset
+from vmservice.vm.machine import KvmMachine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.config import Config, CpusConfig, KernelConfig
+    from vmservice.kvm.system import Kvm
+    from vmservice.memory.guest_memory import GuestMemory
+    from vmservice.vm.events import EventQueue
+
+
+class HostPorts:
+    """What the host lends to a machine, and keeps when the machine goes.
+
+    `console` takes the bytes that the guest writes to its serial port, or is None for a machine without one.
+    """
+
+    __slots__ = ("console", "events", "kvm", "warn")
+
+    def __init__(
+        self, kvm: Kvm, events: EventQueue, console: Callable[[bytes], None] | None, warn: Callable[[str], None]
+    ) -> None:
+        self.kvm = kvm
+        self.events = events
+        self.console = console
+        self.warn = warn
+
+
+def build(config: Config, host: HostPorts) -> KvmMachine:
+    """A machine as `config` asks for it, stopped, with its kernel or firmware in memory. Leaves nothing behind on error."""
+    _check_host(config, host.kvm)
+    machine = KvmMachine(host.events)
+    try:
+        _create_vm(machine, config, host)
+        _create_interrupts_and_devices(machine, host)
+        _create_vcpus(machine, config, host.kvm)
+        if config.kernel is not None:
+            _boot_kernel(machine, config, config.kernel, host.kvm)
+        elif config.firmware is not None:
+            _boot_firmware(machine, config.firmware.path, host.kvm)
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def _check_host(config: Config, kvm: Kvm) -> None:
+    kvm.require()
+    if config.cpus.max > kvm.max_vcpus:
+        raise ConfigError(f"[cpus] max is {config.cpus.max}, but KVM on this host gives a VM at most {kvm.max_vcpus} vCPUs")
+
+
+def _create_vm(machine: KvmMachine, config: Config, host: HostPorts) -> None:
+    memory = config.memory
+    machine.memory = backing.allocate(
+        layout.ram_ranges(memory.size_bytes), file=memory.file, mergeable=memory.mergeable, warn=host.warn
+    )
+    vm = machine.kvm_vm = host.kvm.create_vm()
+    vm.set_tss_address(layout.TSS_ADDRESS)
+    vm.set_identity_map_address(layout.IDENTITY_MAP_ADDRESS)
+    for slot, region in enumerate(machine.memory.regions):
+        vm.set_memory(slot, region.gpa, region.mapping)
+
+
+def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts) -> None:
+    assert machine.kvm_vm is not None and machine.memory is not None
+    vm, kvm = machine.kvm_vm, host.kvm
+    tsc_deadline = kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER)
+    # Our own IOAPIC needs a way to send its messages, and comes without a PIT: the timer must then be the local APIC's.
+    split = bool(kvm.extension(abi.KVM_CAP_SPLIT_IRQCHIP) and kvm.extension(abi.KVM_CAP_SIGNAL_MSI) and tsc_deadline)
+    if split:
+        vm.enable_split_irqchip(layout.IOAPIC_PINS)
+    else:
+        vm.create_irqchip()
+        if not tsc_deadline:
+            vm.create_pit()
+    machine.chipset = Chipset(
+        vm,
+        machine.memory,
+        split_irqchip=split,
+        console=host.console,
+        on_sleep=machine.guest_poweroff,
+        on_reset=machine.guest_reset,
+    )
+
+
+def _create_vcpus(machine: KvmMachine, config: Config, kvm: Kvm) -> None:
+    assert machine.kvm_vm is not None
+    supported = kvm.supported_cpuid()
+    tsc_deadline = bool(kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
+    for index in range(config.cpus.boot):
+        vcpu = machine.kvm_vm.create_vcpu(index)
+        machine.kvm_vcpus.append(vcpu)
+        vcpu.set_cpuid(vcpu_cpuid(supported, index, tsc_deadline=tsc_deadline))
+
+
+def _boot_kernel(machine: KvmMachine, config: Config, kernel_config: KernelConfig, kvm: Kvm) -> None:
+    """What a boot loader and a PC's firmware would have done together."""
+    from vmservice.arch.x86_64 import boot_params, gdt, mptable, paging, registers, reset_vector
+    from vmservice.boot.cmdline import write_cmdline
+    from vmservice.boot.initramfs import load_initramfs
+    from vmservice.boot.loader import load_kernel
+
+    memory = machine.memory
+    assert memory is not None and machine.kvm_vm is not None
+    if machine.chipset.serial is not None and kvm.extension(abi.KVM_CAP_COALESCED_PIO):
+        # The kernel's 8250 console reads a status register for each byte that it writes: let the write wait for the read.
+        machine.kvm_vm.coalesce_pio(layout.COM1_BASE, 1)
+    kernel = load_kernel(kernel_config.path, memory)
+    initramfs = load_initramfs(kernel_config.initramfs, memory, kernel) if kernel_config.initramfs else None
+    boot_params.write_zero_page(
+        memory,
+        setup_header=kernel.setup_header,
+        cmdline_size=write_cmdline(kernel_config.cmdline, memory, kernel),
+        initramfs=(initramfs.gpa, initramfs.size_bytes) if initramfs else None,
+        rsdp=_write_acpi(memory, config.cpus, serial=machine.chipset.serial is not None),
+    )
+    mptable.write_mptable(memory, config.cpus.boot)
+    reset_vector.write_reset_vector(memory)
+    gdt.write_gdt(memory)
+    paging.write_page_tables(memory)
+    registers.set_boot_registers(machine.kvm_vcpus[0], kernel.entry)
+    for vcpu in machine.kvm_vcpus:
+        registers.set_boot_msrs(vcpu)
+        registers.set_local_interrupts(vcpu)
+
+
+def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:
+    """Nothing but the image: vCPUs start as a processor comes out of reset, at the reset vector."""
+    from vmservice.boot.firmware import load_firmware
+
+    assert machine.memory is not None and machine.kvm_vm is not None
+    image = load_firmware(path, machine.memory)
+    machine.owned.append(image.close)
+    slot = len(machine.memory.regions)
+    read_only = bool(kvm.extension(abi.KVM_CAP_READONLY_MEM))
+    machine.kvm_vm.set_memory(slot, image.gpa, image.mapping, read_only=read_only)
+
+
+def _write_acpi(memory: GuestMemory, cpus: CpusConfig, *, serial: bool) -> int:
+    """ACPI tables into guest memory; the gpa of the RSDP."""
+    from vmservice.acpi import devices_aml, tables
+
+    devices = [
+        devices_aml.real_time_clock(layout.CMOS_BASE),
+        devices_aml.power_button(),
+        devices_aml.generic_event_device(layout.GED_PORT, layout.GED_GSI, [devices_aml.power_button_pressed()]),
+    ]
+    if serial:
+        devices.insert(0, devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI))
+    return tables.write_tables(memory, vcpus=cpus.boot, max_vcpus=cpus.max, dsdt_aml=devices_aml.dsdt(devices))

@@ -1,0 +1,210 @@
+"""A machine on KVM: its vCPUs' threads, the handling of their exits, and pause, resume and stop."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+from vmservice.devices.ged import POWER_BUTTON
+from vmservice.errors import HostError, NotSupported, VmmError
+from vmservice.kvm import abi, exits
+from vmservice.vm.events import EventKind, GuestEvent
+from vmservice.vm.vcpu import VcpuThread, unhandled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.kvm.vcpu import KvmVcpu
+    from vmservice.kvm.vm import KvmVm
+    from vmservice.memory.guest_memory import GuestMemory
+    from vmservice.vm.chipset import Chipset
+    from vmservice.vm.events import EventQueue
+
+# How long the vCPUs have to leave the guest. They take microseconds; only a host in deep trouble takes longer.
+STOP_TIMEOUT_SEC = 10.0
+
+_SYSTEM_EVENT_SHUTDOWN = 1  # <linux/kvm.h> KVM_SYSTEM_EVENT_*
+_SYSTEM_EVENT_RESET = 2
+
+
+class KvmMachine:
+    """Built stopped by `builder.py`, which fills it part by part; `close` gives back whatever is there by then.
+
+    What only needs to be closed with the machine, such as a firmware's mapping, goes to `owned`.
+    """
+
+    def __init__(self, events: EventQueue) -> None:
+        self._events = events
+        self._left = False  # the guest powered off, reset or failed: no vCPU runs on
+        self._paused = False
+        self._threads: list[VcpuThread] = []
+        self.kvm_vm: KvmVm | None = None
+        self.memory: GuestMemory | None = None
+        self.chipset: Chipset
+        self.kvm_vcpus: list[KvmVcpu] = []
+        self.owned: list[Callable[[], None]] = []
+
+    @property
+    def vcpus(self) -> int:
+        return len(self.kvm_vcpus)
+
+    def start(self) -> None:
+        try:
+            for vcpu in self.kvm_vcpus:
+                thread = VcpuThread(vcpu, self._handle_exit, self._vcpu_failed)
+                thread.start()
+                self._threads.append(thread)
+        except RuntimeError as error:
+            raise HostError(f"cannot start a thread for vCPU {len(self._threads)}: {error}") from error
+
+    def pause(self) -> None:
+        self._stop_threads()
+        with self.chipset.lock:
+            self._drain(self.kvm_vcpus[0])
+            self._paused = True
+
+    def resume(self) -> None:
+        with self.chipset.lock:
+            self._paused = False
+        for vcpu in self.kvm_vcpus:
+            vcpu.tell_paused()
+        for thread in self._threads:
+            thread.release()
+
+    def press_power_button(self) -> None:
+        with self.chipset.lock:
+            self.chipset.events.raise_event(POWER_BUTTON)
+
+    def set_vcpus(self, count: int) -> None:
+        raise NotSupported(f"this machine cannot change from {self.vcpus} to {count} vCPUs while it runs")
+
+    def console_input(self, data: bytes) -> int:
+        """Give the guest what a person typed; how many bytes its UART took. A paused machine takes nothing."""
+        with self.chipset.lock:
+            if self._paused or self.chipset.serial is None:
+                return 0
+            return self.chipset.serial.receive(data)
+
+    def drain(self) -> None:
+        """Pass on output that waits in KVM's ring because the guest has had no other exit since."""
+        with self.chipset.lock:
+            if not self._paused:
+                self._drain(self.kvm_vcpus[0])
+
+    def close(self) -> None:
+        if self._threads:
+            self._stop(self._threads)
+            for thread in self._threads:
+                thread.finish()
+            self._threads = []
+            self._drain(self.kvm_vcpus[0])
+        for vcpu in self.kvm_vcpus:
+            vcpu.close()
+        self.kvm_vcpus = []
+        if self.kvm_vm is not None:
+            self.kvm_vm.close()
+        if self.memory is not None:
+            self.memory.close()
+        while self.owned:
+            self.owned.pop()()
+
+    def _stop_threads(self) -> None:
+        try:
+            self._stop(self._threads)
+        except HostError:
+            for thread in self._threads:
+                thread.release()
+            raise
+
+    @staticmethod
+    def _stop(threads: list[VcpuThread]) -> None:
+        """Returns when every thread holds: all are asked first, so they stop side by side."""
+        for thread in threads:
+            thread.request_stop()
+        deadline = time.monotonic() + STOP_TIMEOUT_SEC
+        for thread in threads:
+            if not thread.wait_stopped(max(deadline - time.monotonic(), 0)):
+                raise HostError(f"vCPU {thread.vcpu.index} did not stop within {STOP_TIMEOUT_SEC:.0f} seconds")
+
+    # In the vCPU threads
+
+    def _handle_exit(self, vcpu: KvmVcpu, reason: int) -> bool:
+        """One VM exit; False when the guest is to run no further."""
+        if reason == abi.KVM_EXIT_IO:
+            self._handle_pio(vcpu)
+        elif reason == abi.KVM_EXIT_MMIO:
+            self._handle_mmio(vcpu)
+        elif reason == abi.KVM_EXIT_IOAPIC_EOI and self.chipset.ioapic is not None:
+            with self.chipset.lock:
+                self.chipset.ioapic.end_of_interrupt(vcpu.page[abi.RUN_EXIT])
+        elif reason == abi.KVM_EXIT_SHUTDOWN:  # a triple fault, which resets a PC
+            self.guest_reset()
+        elif reason == abi.KVM_EXIT_SYSTEM_EVENT:
+            self._handle_system_event(vcpu)
+        elif reason != abi.KVM_EXIT_INTR:
+            self._fault(unhandled(vcpu, reason))
+        return not self._left
+
+    def _handle_pio(self, vcpu: KvmVcpu) -> None:
+        page = vcpu.page
+        direction, size, port, count, offset = exits.IO.unpack_from(page, abi.RUN_EXIT)
+        chipset = self.chipset
+        with chipset.lock:
+            self._drain(vcpu)
+            for start in range(offset, offset + size * count, size):
+                if direction == abi.KVM_EXIT_IO_OUT:
+                    chipset.pio.write(port, page[start : start + size])
+                else:
+                    page[start : start + size] = chipset.pio.read(port, size)
+
+    def _handle_mmio(self, vcpu: KvmVcpu) -> None:
+        page = vcpu.page
+        address, data, size, is_write = exits.MMIO.unpack_from(page, abi.RUN_EXIT)
+        chipset = self.chipset
+        with chipset.lock:
+            self._drain(vcpu)
+            if is_write:
+                chipset.mmio.write(address, data[:size])
+            else:
+                page[exits.MMIO_DATA : exits.MMIO_DATA + size] = chipset.mmio.read(address, size)
+
+    def _handle_system_event(self, vcpu: KvmVcpu) -> None:
+        (kind,) = struct.unpack_from("<I", vcpu.page, abi.RUN_EXIT)
+        if kind == _SYSTEM_EVENT_SHUTDOWN:
+            self.guest_poweroff()
+        elif kind == _SYSTEM_EVENT_RESET:
+            self.guest_reset()
+        else:
+            self._fault(f"vCPU {vcpu.index}: the guest crashed (KVM system event {kind})")
+
+    def _drain(self, vcpu: KvmVcpu) -> None:
+        """Do the writes that KVM gathered before this exit, in the order in which the guest made them."""
+        for port, data in vcpu.coalesced():
+            self.chipset.pio.write(port, data)
+
+    # What the guest does to the whole machine
+
+    def guest_poweroff(self) -> None:
+        self._leave(EventKind.POWEROFF)
+
+    def guest_reset(self) -> None:
+        self._leave(EventKind.RESET)
+
+    def _fault(self, detail: str) -> None:
+        self._leave(EventKind.ERROR, detail)
+
+    def _vcpu_failed(self, error: Exception) -> None:
+        """Whatever ended a vCPU's loop ends this guest, not the process."""
+        if isinstance(error, VmmError):
+            self._leave(EventKind.ERROR, str(error))
+            return
+        import traceback
+
+        self._leave(EventKind.BUG, "".join(traceback.format_exception(error)))
+
+    def _leave(self, kind: EventKind, detail: str = "") -> None:
+        """The first word counts: what other vCPUs do until they are stopped changes nothing any more."""
+        if not self._left:
+            self._left = True
+            self._events.post(GuestEvent(self, kind, detail))
