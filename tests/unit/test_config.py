@@ -1,0 +1,329 @@
+"""The configuration: what is taken, and the one sentence for all that is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmservice.config import Config, check_files, check_name, config_path, load_config
+from vmservice.errors import ConfigError, UsageError
+
+KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "demo.toml"
+
+
+def load(file: Path, text: str | bytes) -> Config:
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config("demo", str(file))
+
+
+def refusal(file: Path, text: str | bytes) -> str:
+    """The one sentence, without the path it begins with or holds."""
+    with pytest.raises(ConfigError) as caught:
+        load(file, text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(file) in message
+    return message.removeprefix(f"{file}: ")
+
+
+def test_everything_that_may_be_said(file: Path) -> None:
+    config = load(
+        file,
+        """
+        [kernel]
+        path = "/boot/vmlinuz"
+        initramfs = "/boot/initrd.img"
+        cmdline = "console=ttyS0 root=/dev/vda"
+        [cpus]
+        boot = 2
+        max = 4
+        [memory]
+        size = "64M"
+        file = "/dev/shm"
+        mergeable = true
+        [serial]
+        mode = "file"
+        path = "/var/log/vm.log"
+        [service]
+        on_poweroff = "stay"
+        on_reset = "exit"
+        shutdown_timeout = 0
+        """,
+    )
+    assert (config.name, config.path, config.firmware) == ("demo", str(file), None)
+    assert config.kernel is not None
+    assert (config.kernel.path, config.kernel.initramfs) == ("/boot/vmlinuz", "/boot/initrd.img")
+    assert config.kernel.cmdline == "console=ttyS0 root=/dev/vda"
+    assert (config.cpus.boot, config.cpus.max) == (2, 4)
+    assert (config.memory.size_bytes, config.memory.file, config.memory.mergeable) == (64 << 20, "/dev/shm", True)
+    assert (config.serial.mode, config.serial.path) == ("file", "/var/log/vm.log")
+    assert (config.service.on_poweroff, config.service.on_reset, config.service.shutdown_timeout_sec) == ("stay", "exit", 0)
+
+
+def test_defaults(file: Path) -> None:
+    config = load(file, KERNEL)
+    assert config.kernel is not None
+    assert (config.kernel.initramfs, config.kernel.cmdline) == (None, "")
+    assert (config.cpus.boot, config.cpus.max) == (1, 1)
+    assert (config.memory.size_bytes, config.memory.file, config.memory.mergeable) == (512 << 20, None, False)
+    assert (config.serial.mode, config.serial.path) == (None, None)
+    assert (config.service.on_poweroff, config.service.on_reset, config.service.shutdown_timeout_sec) == ("exit", "reboot", 120)
+
+
+def test_max_follows_boot(file: Path) -> None:
+    assert load(file, KERNEL + "[cpus]\nboot = 254").cpus.max == 254
+    assert load(file, KERNEL + "[cpus]\nmax = 3").cpus.boot == 1
+
+
+def test_relative_paths_start_at_the_configuration(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text('[firmware]\npath = "bios.bin"\n[serial]\nmode = "file"\npath = "../log"')
+    monkeypatch.chdir(file.parent)
+    config = load_config("demo", "demo.toml")
+    assert config.path == str(file)
+    assert config.firmware is not None
+    assert config.firmware.path == f"{file.parent}/bios.bin"
+    assert config.serial.path == f"{file.parent}/../log"
+
+
+@pytest.mark.parametrize(
+    ("value", "size_bytes"),
+    [
+        ("2097152", 2 << 20),
+        ('"2048K"', 2 << 20),
+        ('"2M"', 2 << 20),
+        ('"0002M"', 2 << 20),
+        ("0x400000", 4 << 20),
+    ],
+)
+def test_sizes(file: Path, value: str, size_bytes: int) -> None:
+    assert load(file, f"{KERNEL}[memory]\nsize = {value}").memory.size_bytes == size_bytes
+
+
+def test_file_backed_memory_may_exceed_the_hosts(file: Path) -> None:
+    assert load(file, KERNEL + '[memory]\nsize = "8T"\nfile = "/srv/ram"').memory.size_bytes == 8 << 40
+    message = refusal(file, KERNEL + '[memory]\nsize = "8T"')
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert message == f"memory.size is '8T'; expected at most the {host >> 20}M that this host has"
+
+
+SIZE_WORDS = 'a number of bytes, or a string like "512M" with K, M, G or T'
+CPU_WORDS = "a whole number from 1 to 254"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "shown", "expected"),
+    [
+        ("cpus", "boot", "0", "0", CPU_WORDS),
+        ("cpus", "boot", "255", "255", CPU_WORDS),
+        ("cpus", "boot", "-1", "-1", CPU_WORDS),
+        ("cpus", "boot", "true", "true", CPU_WORDS),
+        ("cpus", "boot", "1.0", "1.0", CPU_WORDS),
+        ("cpus", "boot", '"1"', "'1'", CPU_WORDS),
+        ("cpus", "boot", "[1]", "an array", CPU_WORDS),
+        ("cpus", "boot", "{a = 1}", "a table", CPU_WORDS),
+        ("cpus", "boot", "0x" + "f" * 5000, "a number of 20000 bits", CPU_WORDS),
+        ("cpus", "max", "0", "0", CPU_WORDS),
+        ("cpus", "max", "255", "255", CPU_WORDS),
+        ("cpus", "boot", "2\nmax = 1", "2", "at most cpus.max, which is 1"),
+        ("memory", "size", "0", "0", "a size from 2M to 8T"),
+        ("memory", "size", '"1M"', "'1M'", "a size from 2M to 8T"),
+        ("memory", "size", '"2047K"', "'2047K'", "a size from 2M to 8T"),
+        ("memory", "size", '"9T"', "'9T'", "a size from 2M to 8T"),
+        ("memory", "size", "2097153", "2097153", "a multiple of 4096 bytes"),
+        ("memory", "size", '"4097K"', "'4097K'", "a multiple of 4096 bytes"),
+        ("memory", "size", "-1", "-1", SIZE_WORDS),
+        ("memory", "size", "true", "true", SIZE_WORDS),
+        ("memory", "size", '"64m"', "'64m'", SIZE_WORDS),
+        ("memory", "size", '"64"', "'64'", SIZE_WORDS),
+        ("memory", "size", '"M"', "'M'", SIZE_WORDS),
+        ("memory", "size", '""', "''", SIZE_WORDS),
+        ("memory", "size", '"1.5G"', "'1.5G'", SIZE_WORDS),
+        ("memory", "size", '"-1M"', "'-1M'", SIZE_WORDS),
+        ("memory", "size", '"6 4M"', "'6 4M'", SIZE_WORDS),
+        ("memory", "size", '"٦٤M"', "'٦٤M'", SIZE_WORDS),  # digits, but not ASCII ones
+        ("memory", "size", '"0000000000000064M"', "'0000000000000064M'", SIZE_WORDS),
+        ("memory", "mergeable", "1", "1", "true or false"),
+        ("memory", "mergeable", '"yes"', "'yes'", "true or false"),
+        ("memory", "file", "1", "1", "a path of 1 to 4095 bytes"),
+        ("memory", "file", '""', "''", "a path of 1 to 4095 bytes"),
+        ("serial", "mode", '"ttyS0"', "'ttyS0'", '"journal", "tty", "file", "pty", "null" or "off"'),
+        ("serial", "mode", "1", "1", '"journal", "tty", "file", "pty", "null" or "off"'),
+        ("serial", "mode", '["tty"]', "an array", '"journal", "tty", "file", "pty", "null" or "off"'),
+        ("service", "on_poweroff", '"reboot"', "'reboot'", '"exit" or "stay"'),
+        ("service", "on_reset", "2026-11-25", "2026-11-25", '"reboot" or "exit"'),
+        ("service", "shutdown_timeout", "86401", "86401", "a whole number from 0 to 86400"),
+        ("service", "shutdown_timeout", "-1", "-1", "a whole number from 0 to 86400"),
+        ("service", "shutdown_timeout", "1.5", "1.5", "a whole number from 0 to 86400"),
+    ],
+)
+def test_refused_value(file: Path, section: str, key: str, value: str, shown: str, expected: str) -> None:
+    message = refusal(file, f"{KERNEL}[{section}]\n{key} = {value}\n")
+    assert message == f"{section}.{key} is {shown}; expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[kernel]", "kernel.path is missing; expected the path of a file"),
+        ("[firmware]", "firmware.path is missing; expected the path of a file"),
+        ("[kernel]\npath = 1", "kernel.path is 1; expected a path of 1 to 4095 bytes"),
+        ('[kernel]\npath = "a\\u0000b"', "kernel.path is 'a\\x00b'; expected a path of 1 to 4095 bytes"),
+        (f'[firmware]\npath = "{"a" * 5000}"', f"firmware.path is '{'a' * 59}…; expected a path of 1 to 4095 bytes"),
+        (KERNEL + "cmdline = 1", "kernel.cmdline is 1; expected a string"),
+        (
+            KERNEL + 'cmdline = "a\\nb"',
+            "kernel.cmdline is 'a\\nb'; expected one line of printable characters, at most 65535 bytes",
+        ),
+        (
+            KERNEL + f'cmdline = "{"a" * 65536}"',
+            f"kernel.cmdline is '{'a' * 59}…; expected one line of printable characters, at most 65535 bytes",
+        ),
+        (
+            KERNEL + '[firmware]\npath = "b"',
+            "both [kernel] and [firmware] is there; one of them must say what the guest starts with",
+        ),
+        ("[cpus]", "neither [kernel] nor [firmware] is there; one of them must say what the guest starts with"),
+        (
+            KERNEL + '[serial]\nmode = "file"',
+            'serial.path is missing; mode "file" needs the file that the console is written to',
+        ),
+        (
+            KERNEL + '[serial]\nmode = "tty"\npath = "/x"',
+            'serial.path is only for mode "file"; the mode here is tty',
+        ),
+        (KERNEL + '[serial]\npath = "/x"', 'serial.path is only for mode "file"; the mode here is not set'),
+        (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
+        (
+            KERNEL + "[[disk]]",
+            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [service]",
+        ),
+        (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
+        (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
+        (KERNEL + "[cpus]\nzzz = 1", "cpus.zzz is not a known key; known are boot, max"),
+        (KERNEL + '[cpus]\nsize = "1G"', "cpus.size is not a known key; did you mean memory.size?"),
+        (
+            KERNEL + '[service]\n"a\\u001bb" = 1',
+            "service.'a\\x1bb' is not a known key; known are on_poweroff, on_reset, shutdown_timeout",
+        ),
+        ("cpus = 2", "cpus is 2; expected a section, [cpus]"),
+        ("[[cpus]]", "cpus is an array; expected a section, [cpus]"),
+        ("size = 2", "size is not in a section; did you mean memory.size?"),
+        ('path = "/boot/vmlinuz"', "path is not in a section; did you mean kernel.path or firmware.path or serial.path?"),
+        ("memry = 2", "memry is not in a section; did you mean [memory]?"),
+    ],
+)
+def test_refused_text(file: Path, text: str, expected: str) -> None:
+    assert refusal(file, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[kernel\n", "(at line 1, column 8)"),
+        ('[kernel]\npath = "/boot', "(at line 2, column 14)"),
+        ('[kernel]\npath = "a"\npath = "b"', "(at line 3, column 11)"),
+        (KERNEL + "[kernel]", "(at line 3, column 8)"),
+        ("[kernel]\npath: /boot", "(at line 2, column 5)"),
+        ("", "is empty"),
+        (b"[kernel]\npath = '\xff'", "is not UTF-8: byte 0xff at offset 17"),
+        ("a = " + "9" * 5000, "is not valid TOML: "),
+        ("a = " + "[" * 5000, "is nested too deeply"),
+        ("#" * (1 << 20) + "\n", "has 1048577 bytes; at most 1048576 are allowed"),
+        ("\0", "(at line 1, column 1)"),
+    ],
+)
+def test_text_that_is_no_toml(file: Path, text: str | bytes, expected: str) -> None:
+    message = refusal(file, text)
+    assert message.startswith(f"the configuration {file} ")
+    assert expected in message
+
+
+def test_no_such_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", f"{tmp_path}/demo.toml")
+    assert str(caught.value) == f"there is no configuration for the VM demo: {tmp_path}/demo.toml does not exist"
+
+
+def test_configuration_that_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"the configuration {tmp_path} is a directory"):
+        load_config("demo", str(tmp_path))
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=f"the configuration {tmp_path}/link does not exist"):
+        load_config("demo", f"{tmp_path}/link")
+
+
+@pytest.mark.parametrize("name", ["a", "A-1_.b", "0", "x" * 64])
+def test_names_that_are_allowed(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "_a", "a/b", "..", "a b", "a\n", "é", "a\0", "x" * 65, "x" * 100000])
+def test_names_that_are_not(name: str) -> None:
+    for call in (lambda: check_name(name), lambda: config_path(name, user=False), lambda: load_config(name, "/nowhere")):
+        with pytest.raises(UsageError, match="cannot be the name of a VM; it must be 1 to 64 of") as caught:
+            call()
+        assert len(str(caught.value)) < 300
+        assert "\n" not in str(caught.value)
+
+
+def test_where_the_configuration_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/cfg")
+    assert config_path("web-1", user=False) == "/etc/vmservice/web-1.toml"
+    assert config_path("web-1", user=True) == "/cfg/vmservice/web-1.toml"
+    for unusable in ("", "relative"):
+        monkeypatch.setenv("XDG_CONFIG_HOME", unusable)
+        assert config_path("web-1", user=True) == "/home/ada/.config/vmservice/web-1.toml"
+
+
+def check(file: Path, text: str) -> str | None:
+    config = load(file, text)
+    try:
+        check_files(config)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def test_files_that_the_configuration_points_to(file: Path, tmp_path: Path) -> None:
+    kernel, initramfs = tmp_path / "vmlinuz", tmp_path / "initrd"
+    text = '[kernel]\npath = "vmlinuz"\ninitramfs = "initrd"\n'
+    assert check(file, text) == f"the kernel {kernel} does not exist"
+    kernel.write_bytes(b"")
+    assert check(file, text) == f"the kernel {kernel} is empty"
+    kernel.write_bytes(b"kernel")
+    initramfs.mkdir()
+    assert check(file, text) == f"the initramfs {initramfs} is a directory; it must be a regular file"
+    initramfs.rmdir()
+    initramfs.write_bytes(b"initramfs")
+    assert check(file, text) is None
+    assert check(file, '[firmware]\npath = "bios"') == f"the firmware image {tmp_path}/bios does not exist"
+
+
+def test_places_that_the_configuration_writes_to(file: Path, tmp_path: Path) -> None:
+    text = '[firmware]\npath = "demo.toml"\n'
+    assert check(file, text + '[memory]\nfile = "."\n[serial]\nmode = "file"\npath = "log"') is None
+    assert check(file, text + '[memory]\nfile = "none/ram"') == (
+        f"{file}: memory.file is {tmp_path}/none/ram, but there is no directory {tmp_path}/none"
+    )
+    assert check(file, text + '[memory]\nfile = "/dev/null"') == (
+        f"{file}: memory.file is /dev/null; expected a regular file or a directory"
+    )
+    assert check(file, text + '[serial]\nmode = "file"\npath = "none/log"') == (
+        f"{file}: serial.path is {tmp_path}/none/log, but there is no directory {tmp_path}/none"
+    )
+    assert check(file, text + '[serial]\nmode = "file"\npath = "/tmp"') == (
+        f"{file}: serial.path is /tmp, a directory; expected a file"
+    )

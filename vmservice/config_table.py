@@ -1,0 +1,150 @@
+"""A parsed TOML file read key by key: each value has its type and range checked, and nothing unknown gets through."""
+
+from __future__ import annotations
+
+import os
+
+from vmservice.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Sections = Mapping[str, Sequence[str]]
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+SIZE_MAX_DIGITS = 15
+PATH_MAX_BYTES = 4095  # PATH_MAX of linux/limits.h counts the NUL
+SHOWN_MAX_LENGTH = 60
+
+
+class TableReader:
+    """The sections of one configuration file. Every method raises ConfigError with the file, the key and what was expected."""
+
+    def __init__(self, path: str, table: Mapping[str, object], sections: Sections) -> None:
+        """`path` is absolute; `sections` are all that may be there, with all their keys."""
+        self.path = path
+        self._directory = os.path.dirname(path)
+        self._sections: dict[str, dict[str, object]] = {}
+        for name, section in table.items():
+            if name not in sections:
+                raise ConfigError(f"{path}: {_unknown_section(name, section, sections)}")
+            if not isinstance(section, dict):
+                raise ConfigError(f"{path}: {name} is {_shown(section)}; expected a section, [{name}]")
+            for key in section:
+                if key not in sections[name]:
+                    raise ConfigError(f"{path}: {_unknown_key(name, key, sections)}")
+            self._sections[name] = section
+
+    def has(self, section: str) -> bool:
+        return section in self._sections
+
+    def refusal(self, section: str, key: str, expected: str) -> ConfigError:
+        """The error for a value that is there and wrong; `expected` is a noun phrase."""
+        value = self._value(section, key)
+        if value is None:
+            return ConfigError(f"{self.path}: {section}.{key} is missing; expected {expected}")
+        return ConfigError(f"{self.path}: {section}.{key} is {_shown(value)}; expected {expected}")
+
+    def integer(self, section: str, key: str, lowest: int, highest: int, default: int) -> int:
+        value = self._value(section, key)
+        if value is None:
+            return default
+        if type(value) is not int or not lowest <= value <= highest:  # not isinstance: true is no number here
+            raise self.refusal(section, key, f"a whole number from {lowest} to {highest}")
+        return value
+
+    def boolean(self, section: str, key: str, default: bool) -> bool:
+        value = self._value(section, key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.refusal(section, key, "true or false")
+        return value
+
+    def text(self, section: str, key: str, default: str) -> str:
+        value = self._value(section, key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.refusal(section, key, "a string")
+        return value
+
+    def choice(self, section: str, key: str, choices: Sequence[str], default: str) -> str:
+        value = self._value(section, key)
+        if value is None:
+            return default
+        if not isinstance(value, str) or value not in choices:
+            quoted = [f'"{choice}"' for choice in choices]
+            raise self.refusal(section, key, " or ".join((", ".join(quoted[:-1]), quoted[-1])))
+        return value
+
+    def size(self, section: str, key: str, default: int) -> int:
+        """Bytes: a whole number of them, or a string with K, M, G or T."""
+        value = self._value(section, key)
+        if value is None:
+            return default
+        if type(value) is int and value >= 0:
+            return value
+        if isinstance(value, str) and value[-1:] in UNITS:
+            digits = value[:-1]
+            if digits.isascii() and digits.isdecimal() and len(digits) <= SIZE_MAX_DIGITS:
+                return int(digits) * UNITS[value[-1]]
+        raise self.refusal(section, key, 'a number of bytes, or a string like "512M" with K, M, G or T')
+
+    def file(self, section: str, key: str) -> str | None:
+        """An absolute path; a relative one starts at the folder of the configuration file."""
+        value = self._value(section, key)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value or "\0" in value or len(os.fsencode(value)) > PATH_MAX_BYTES:
+            raise self.refusal(section, key, f"a path of 1 to {PATH_MAX_BYTES} bytes")
+        return os.path.join(self._directory, value)
+
+    def required_file(self, section: str, key: str) -> str:
+        file = self.file(section, key)
+        if file is None:
+            raise self.refusal(section, key, "the path of a file")
+        return file
+
+    def _value(self, section: str, key: str) -> object:
+        return self._sections.get(section, {}).get(key)
+
+
+def _shown(value: object) -> str:
+    """The value as a sentence can hold it: one line, bounded, no control characters."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print an integer of thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "an array"
+    shown = repr(value) if isinstance(value, str) else str(value)
+    return shown if len(shown) <= SHOWN_MAX_LENGTH else f"{shown[:SHOWN_MAX_LENGTH]}…"
+
+
+def _unknown_section(name: str, section: object, sections: Sections) -> str:
+    if isinstance(section, dict | list):
+        return f"[{_shown_name(name)}] is not a known section; {_nearest(name, sections, '[{}]')}"
+    homes = [f"{home}.{name}" for home, keys in sections.items() if name in keys]
+    advice = f"did you mean {' or '.join(homes)}?" if homes else _nearest(name, sections, "[{}]")
+    return f"{_shown_name(name)} is not in a section; {advice}"
+
+
+def _unknown_key(section: str, key: str, sections: Sections) -> str:
+    wrong = f"{section}.{_shown_name(key)} is not a known key"
+    homes = [f"{home}.{key}" for home, keys in sections.items() if key in keys]
+    return f"{wrong}; did you mean {' or '.join(homes)}?" if homes else f"{wrong}; {_nearest(key, sections[section], '{}')}"
+
+
+def _nearest(name: str, known: Sequence[str] | Sections, form: str) -> str:
+    """What the operator may have meant: the nearest known name where one is near, else all of them."""
+    from difflib import get_close_matches
+
+    for near in get_close_matches(name[:SHOWN_MAX_LENGTH].lower(), list(known), n=1, cutoff=0.5):
+        return f"did you mean {form.format(near)}?"
+    return f"known are {', '.join(form.format(one) for one in known)}"
+
+
+def _shown_name(name: str) -> str:
+    return name if name.isprintable() and name and len(name) <= SHOWN_MAX_LENGTH else _shown(name)

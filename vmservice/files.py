@@ -1,0 +1,115 @@
+"""Regular files that the operator names: opened without a trap, read straight to where the bytes belong.
+
+Every refusal is a ConfigError that says which file is meant (`what`), its path, and what was expected.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from vmservice.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+class RegularFile:
+    """An open, readable, not empty regular file; `status` is its fstat(2), taken after the open. Owns its descriptor."""
+
+    __slots__ = ("fd", "path", "size_bytes", "status", "what")
+
+    def __init__(self, path: str, what: str) -> None:
+        """`what` reads as the subject of a sentence: `kernel`, `initramfs`, `configuration`."""
+        self.path = path
+        self.what = what
+        self.fd = -1
+        try:
+            self._open()
+        except ConfigError:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            # O_NONBLOCK: the open of a FIFO would wait for a writer that never comes. It changes nothing for a regular file.
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            self.status = os.fstat(self.fd)
+        except FileNotFoundError:
+            raise self._error("does not exist") from None
+        except PermissionError:
+            raise self._error(f"is not readable for user {os.geteuid()}") from None
+        except OSError as error:
+            # A socket cannot be opened at all: say what it is rather than "No such device or address".
+            raise self._error(f"cannot be opened: {self._kind_of_path() or error.strerror}") from None
+        self.size_bytes = self.status.st_size
+        if not stat.S_ISREG(self.status.st_mode):
+            raise self._error(f"is {_kind(self.status.st_mode)}; it must be a regular file")
+        if self.size_bytes == 0:
+            raise self._error("is empty")
+
+    def _kind_of_path(self) -> str:
+        try:
+            mode = os.stat(self.path).st_mode
+        except OSError:
+            return ""
+        return "" if stat.S_ISREG(mode) else f"it is {_kind(mode)}"
+
+    def read(self, size_bytes: int, offset: int = 0) -> bytes:
+        """Up to `size_bytes` from `offset`; fewer only at the end of the file."""
+        parts = []
+        while size_bytes > 0:
+            try:
+                part = os.pread(self.fd, size_bytes, offset)
+            except OSError as error:
+                raise self._error(f"cannot be read: {error.strerror}") from None
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            size_bytes -= len(part)
+        return b"".join(parts)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill all of `view` from `offset` on, with no copy in between; ConfigError where the file ends before."""
+        filled = 0
+        while filled < len(view):
+            try:
+                count = os.preadv(self.fd, [view[filled:]], offset + filled)
+            except OSError as error:
+                raise self._error(f"cannot be read: {error.strerror}") from None
+            if count == 0:
+                raise self.truncated(offset + len(view), offset + filled)
+            filled += count
+
+    def truncated(self, needed_bytes: int, present_bytes: int | None = None) -> ConfigError:
+        """The error for a file that ends too early."""
+        present = self.size_bytes if present_bytes is None else present_bytes
+        return self._error(f"is truncated: {present} of {needed_bytes} bytes are there")
+
+    def _error(self, fault: str) -> ConfigError:
+        return ConfigError(f"the {self.what} {self.path} {fault}")
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> RegularFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _kind(mode: int) -> str:
+    return KINDS.get(stat.S_IFMT(mode), "not a file")
