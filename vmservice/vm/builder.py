@@ -150,7 +150,8 @@ def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:
 
 def _write_acpi(memory: GuestMemory, cpus: CpusConfig, *, serial: bool) -> int:
     """ACPI tables into guest memory; the gpa of the RSDP."""
-    from vmservice.acpi import devices_aml, tables
+    from vmservice.acpi import devices_aml
+    from vmservice.arch.x86_64.acpi_tables import write_tables
 
     devices = [
         devices_aml.real_time_clock(layout.CMOS_BASE),
@@ -159,4 +160,4 @@ def _write_acpi(memory: GuestMemory, cpus: CpusConfig, *, serial: bool) -> int:
     ]
     if serial:
         devices.insert(0, devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI))
-    return tables.write_tables(memory, vcpus=cpus.boot, max_vcpus=cpus.max, dsdt_aml=devices_aml.dsdt(devices))
+    return write_tables(memory, vcpus=cpus.boot, max_vcpus=cpus.max, dsdt_aml=devices_aml.dsdt(devices))
