@@ -86,7 +86,12 @@ def _check_options(kvm: Kvm) -> list[Check]:
         ("irqchip", split, "split, with the IOAPIC in user space", "the in-kernel one is used instead"),
         ("timer", kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER), "TSC deadline", "a PIT is used instead"),
         ("console", kvm.extension(abi.KVM_CAP_COALESCED_PIO), "coalesced writes", "each byte is an exit of its own"),
-        ("clock", kvm.extension(abi.KVM_CAP_KVMCLOCK_CTRL), "guests are told of pauses", "a pause may alarm a guest's watchdog"),
+        (
+            "clock",
+            kvm.extension(abi.KVM_CAP_KVMCLOCK_CTRL),
+            "guests are told of pauses",
+            "a pause may alarm a guest",
+        ),
     ]
     return [Check(name, OK, good) if there else Check(name, LIMITED, bad) for name, there, good, bad in options]
 

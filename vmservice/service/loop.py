@@ -19,8 +19,8 @@ from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
-    from vmservice.control.bus import BusConnection
     from vmservice.config import Config
+    from vmservice.control.bus import BusConnection
     from vmservice.host.console import Console
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier

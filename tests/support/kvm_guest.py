@@ -1,0 +1,132 @@
+"""A firmware guest on the real /dev/kvm, driven from a test: what it prints, what it does, what it is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from vmservice.config import Config, CpusConfig, FirmwareConfig, MemoryConfig, SerialConfig, ServiceConfig
+from vmservice.kvm.system import Kvm
+from vmservice.memory.guest_memory import GuestMemory
+from vmservice.vm.builder import HostPorts, build
+from vmservice.vm.events import EventQueue, GuestEvent
+from vmservice.vm.lifecycle import Vm
+from vmservice.vm.machine import KvmMachine
+from vmservice.vm.vcpu import KICK_SIGNAL, install_kick_handler
+
+TIMEOUT_SEC = 20.0
+
+T = TypeVar("T")
+
+needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm on this machine")
+
+
+class Output:
+    """The serial console: bytes as they come, and waiting for what should."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self._changed = threading.Condition()
+
+    def write(self, data: bytes) -> None:
+        with self._changed:
+            self.data += data
+            self._changed.notify_all()
+
+    def wait_for(self, text: bytes, after: int = 0) -> int:
+        """Wait until `text` has come behind position `after`; the position behind it."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: text in self.data[after:], TIMEOUT_SEC):
+                raise AssertionError(f"the guest did not print {text!r} after {self.data[after:]!r}")
+            return self.data.index(text, after) + len(text)
+
+
+class Guest:
+    """A VM with a firmware payload, everything real; `tell` types on its console."""
+
+    def __init__(self, image: Path, *, vcpus: int = 1, memory_bytes: int = 16 << 20, masked: tuple[int, ...] = ()) -> None:
+        self.output = Output()
+        self.warnings: list[str] = []
+        self.kvm = Kvm(masked=masked)
+        self.events = EventQueue()
+        self.config = _config(image, vcpus, memory_bytes)
+        host = HostPorts(self.kvm, self.events, self.output.write, self.warnings.append)
+        self.machines: list[KvmMachine] = []
+        self.vm = Vm(
+            name="test",
+            vcpus=vcpus,
+            max_vcpus=vcpus,
+            memory_bytes=memory_bytes,
+            build=lambda: self._remember(build(self.config, host)),
+        )
+
+    def _remember(self, machine: KvmMachine) -> KvmMachine:
+        self.machines.append(machine)
+        return machine
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Of the machine that runs now."""
+        memory = self.machines[-1].memory
+        assert memory is not None
+        return memory
+
+    def tell(self, data: bytes) -> None:
+        assert self.vm.console_input(data) == len(data)
+
+    def next_event(self) -> GuestEvent:
+        """What the guest does to the machine next; the caller hands it to `vm.handle`, as the service's loop would."""
+        return wait_until(lambda: next(iter(self.events.drain()), None), "the guest did nothing to its machine")
+
+    def close(self) -> None:
+        self.vm.close()
+        self.events.close()
+        self.kvm.close()
+
+
+@contextmanager
+def running_guest(
+    image: Path, *, vcpus: int = 1, masked: tuple[int, ...] = (), memory_bytes: int = 16 << 20
+) -> Iterator[Guest]:
+    """A guest that has been booted; the kick signal's handler is put back afterwards."""
+    before = signal.getsignal(KICK_SIGNAL)
+    install_kick_handler()
+    guest = Guest(image, vcpus=vcpus, masked=masked, memory_bytes=memory_bytes)
+    try:
+        guest.vm.boot()
+        yield guest
+    finally:
+        guest.close()
+        signal.signal(KICK_SIGNAL, before)
+
+
+def wait_until(look: Callable[[], T | None], otherwise: str) -> T:
+    """The first thing that `look` returns other than None."""
+    deadline = time.monotonic() + TIMEOUT_SEC
+    while time.monotonic() < deadline:
+        found = look()
+        if found is not None:
+            return found
+        time.sleep(0.001)
+    raise AssertionError(otherwise)
+
+
+def _config(image: Path, vcpus: int, memory_bytes: int) -> Config:
+    return Config(
+        name="test",
+        path="/nowhere/test.toml",
+        kernel=None,
+        firmware=FirmwareConfig(str(image)),
+        cpus=CpusConfig(vcpus, vcpus),
+        memory=MemoryConfig(memory_bytes, None, False),
+        serial=SerialConfig("null", None),
+        service=ServiceConfig("exit", "reboot", 120),
+    )

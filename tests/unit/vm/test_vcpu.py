@@ -1,0 +1,182 @@
+"""The kick protocol, against a vCPU that is a loop in Python: no request is lost, whenever it comes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import pytest
+
+from vmservice.kvm.vcpu import INTERRUPTED, KvmVcpu
+from vmservice.vm import vcpu as vcpu_module
+from vmservice.vm.vcpu import KICK_SIGNAL, VcpuThread, install_kick_handler
+
+TIMEOUT_SEC = 10.0
+EXIT = 2
+
+
+class FakeVcpu:
+    """`run` spins in "the guest" until `immediate_exit` is set, as KVM_RUN does; no signal is needed to leave it."""
+
+    index = 7
+
+    def __init__(self) -> None:
+        self.immediate_exit = 0
+        self.runs = 0
+        self.interrupted = 0
+        self.exits: list[Callable[[], int]] = []
+
+    def set_immediate_exit(self, value: int) -> None:
+        self.immediate_exit = value
+
+    def run(self) -> int:
+        self.runs += 1
+        if self.exits:
+            return self.exits.pop(0)()
+        while not self.immediate_exit:
+            time.sleep(0)
+        self.interrupted += 1
+        return INTERRUPTED
+
+
+@pytest.fixture(autouse=True)
+def kick_handler() -> Iterator[None]:
+    before = signal.getsignal(KICK_SIGNAL)
+    install_kick_handler()
+    yield
+    signal.signal(KICK_SIGNAL, before)
+
+
+def make(vcpu: FakeVcpu, keep_running: bool = True) -> tuple[VcpuThread, list[Exception]]:
+    faults: list[Exception] = []
+    thread = VcpuThread(cast(KvmVcpu, vcpu), lambda _vcpu, _reason: keep_running, faults.append)
+    return thread, faults
+
+
+def stop_and_finish(thread: VcpuThread) -> None:
+    thread.request_stop()
+    assert thread.wait_stopped(TIMEOUT_SEC)
+    thread.finish()
+
+
+def test_a_thousand_pauses_none_lost() -> None:
+    vcpu = FakeVcpu()
+    thread, faults = make(vcpu)
+    thread.start()
+    for _ in range(1000):
+        thread.request_stop()
+        assert thread.wait_stopped(TIMEOUT_SEC)
+        runs = vcpu.runs
+        assert vcpu.immediate_exit == 0
+        time.sleep(0)
+        assert vcpu.runs == runs, "the guest ran while it was stopped"
+        thread.release()
+    stop_and_finish(thread)
+    assert faults == []
+
+
+def test_a_request_between_two_runs_is_not_lost() -> None:
+    """Cloud Hypervisor of December 2019 set a flag and sent a signal: one that came just before KVM_RUN was lost."""
+    vcpu = FakeVcpu()
+    thread, _ = make(vcpu)
+    handling, go_on = threading.Event(), threading.Event()
+
+    def exit_that_takes_long() -> int:
+        handling.set()
+        go_on.wait(TIMEOUT_SEC)
+        return EXIT
+
+    vcpu.exits.append(exit_that_takes_long)
+    thread.start()
+    assert handling.wait(TIMEOUT_SEC)
+    thread.request_stop()  # the thread is not in the guest: the signal has nothing to interrupt
+    go_on.set()
+    assert thread.wait_stopped(TIMEOUT_SEC)
+    thread.finish()
+
+
+def test_a_request_can_be_taken_back_and_leaves_no_trace() -> None:
+    vcpu = FakeVcpu()
+    thread, _ = make(vcpu)
+    handling, go_on = threading.Event(), threading.Event()
+    vcpu.exits.append(lambda: handling.set() or (go_on.wait(TIMEOUT_SEC) and EXIT) or EXIT)
+    thread.start()
+    assert handling.wait(TIMEOUT_SEC)
+    thread.request_stop()
+    assert not thread.wait_stopped(0.01)
+    thread.release()
+    go_on.set()
+    deadline = time.monotonic() + TIMEOUT_SEC
+    while vcpu.runs < 3 and time.monotonic() < deadline:
+        time.sleep(0)
+    assert vcpu.runs == 3, "out of the cancelled request the thread goes back into the guest, once"
+    stop_and_finish(thread)
+
+
+def test_a_thread_that_holds_can_be_stopped_again_and_finished() -> None:
+    """Shutdown from paused, which hung in Cloud Hypervisor of December 2019."""
+    thread, _ = make(FakeVcpu())
+    thread.start()
+    thread.request_stop()
+    assert thread.wait_stopped(TIMEOUT_SEC)
+    stop_and_finish(thread)
+
+
+def test_a_guest_that_left_off_runs_no_further_but_can_still_be_paused_and_finished() -> None:
+    vcpu = FakeVcpu()
+    thread, _ = make(vcpu, keep_running=False)
+    left = threading.Event()
+    vcpu.exits.append(lambda: (left.set(), EXIT)[1])
+    thread.start()
+    assert left.wait(TIMEOUT_SEC)
+    for _ in range(3):
+        thread.request_stop()
+        assert thread.wait_stopped(TIMEOUT_SEC)
+        thread.release()
+    stop_and_finish(thread)
+    assert vcpu.runs == 1
+
+
+def test_an_exception_in_a_handler_is_reported_once_and_ends_only_the_guest() -> None:
+    vcpu = FakeVcpu()
+    thread, faults = make(vcpu)
+    reported = threading.Event()
+
+    def fail() -> int:
+        raise ValueError("a bug")
+
+    vcpu.exits.append(fail)
+    thread._on_fault = lambda error: (faults.append(error), reported.set())[0]
+    thread.start()
+    assert reported.wait(TIMEOUT_SEC)
+    stop_and_finish(thread)
+    assert [str(fault) for fault in faults] == ["a bug"]
+    assert vcpu.runs == 1
+
+
+def test_the_thread_has_the_vcpus_name() -> None:
+    vcpu = FakeVcpu()
+    thread, _ = make(vcpu)
+    names: list[str] = []
+    named = threading.Event()
+
+    def look() -> int:
+        with open("/proc/thread-self/comm", encoding="ascii") as file:
+            names.append(file.read().strip())
+        named.set()
+        return EXIT
+
+    vcpu.exits.append(look)
+    thread.start()
+    assert named.wait(TIMEOUT_SEC)
+    stop_and_finish(thread)
+    assert names == ["vcpu7"]
+
+
+def test_the_kick_signal_is_a_real_time_signal_with_a_handler() -> None:
+    assert signal.SIGRTMIN <= KICK_SIGNAL <= signal.SIGRTMAX
+    assert callable(signal.getsignal(KICK_SIGNAL))
+    assert vcpu_module.KICK_SIGNAL not in (signal.SIGRTMIN + 4,), "SIGRTMIN+4 asks for a stop"

@@ -1,0 +1,226 @@
+"""The VM's place on the bus: a connection that is made again for as long as the VM lives.
+
+The VM never waits for the bus and never ends with it: the bus may be absent at the start, be restarted, or be stopped in the
+middle of a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from dbus_next import Message
+from dbus_next.constants import MessageType, NameFlag, RequestNameReply
+from dbus_next.errors import DBusError
+
+from vmservice.control.dbus_object import PROPERTIES_INTERFACE, VmObject
+from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Transport, checked_address
+from vmservice.control.errors import LIMITS_EXCEEDED, BusFault, describe
+from vmservice.control.names import OBJECT_PATH, bus_name
+from vmservice.errors import HostError, HostFacilityMissing, NotPermitted
+from vmservice.vm.lifecycle import Vm
+
+FIRST_RETRY_SEC = 0.1
+LAST_RETRY_SEC = 5.0
+CONNECT_TIMEOUT_SEC = 5.0
+FAREWELL_TIMEOUT_SEC = 1.0
+
+_DAEMON = "org.freedesktop.DBus"
+_ACCESS_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
+
+
+class BusNameTaken(HostFacilityMissing):
+    """Another process owns the VM's bus name."""
+
+
+def bus_address(bus: str) -> str:
+    """The D-Bus address that `bus` stands for: "system", "session", or an address as it is.
+
+    Raises UsageError where it is malformed, HostFacilityMissing where this process has no session.
+    """
+    if bus == "system":
+        return checked_address(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/dbus/system_bus_socket"))
+    if bus != "session":
+        return checked_address(bus)
+    address = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
+    if address:
+        return checked_address(address)
+    if "XDG_RUNTIME_DIR" in os.environ:
+        return "unix:runtime=yes"
+    raise HostFacilityMissing(
+        "there is no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set; use --bus system or --bus none"
+    )
+
+
+class BusConnection:
+    """Keeps `vm` on the bus, under the name that follows from its own. Made inside the running event loop.
+
+    `run` lasts until `close`. `on_acquired()` is called each time the name is owned; `on_lost(reason)` once at the beginning of
+    each outage, the absence of a bus at the start included: one of the two always comes first. `log` takes what an operator
+    should read: tracebacks of our own bugs, and why the name was not taken again.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        bus: str,
+        *,
+        on_acquired: Callable[[], None],
+        on_lost: Callable[[str], None],
+        log: Callable[[str], None],
+        connect_timeout_sec: float = CONNECT_TIMEOUT_SEC,
+    ) -> None:
+        self.name = bus_name(vm.name)
+        self.owned = False
+        self._address = bus_address(bus)
+        self._object = VmObject(vm)
+        self._on_acquired = on_acquired
+        self._on_lost = on_lost
+        self._log = log
+        self._connect_timeout_sec = connect_timeout_sec
+        self._transport: Transport | None = None
+        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended = asyncio.Event()
+        self._ended.set()
+        vm.subscribe(self._emit_changes)
+
+    async def run(self) -> None:
+        """Be on the bus until `close`.
+
+        Raises BusNameTaken or NotPermitted if that is what the first attempt meets: another process runs this VM, or the bus
+        policy forbids. Afterwards every failure is retried.
+        """
+        self._ended.clear()
+        try:
+            await self._stay()
+        finally:
+            self.owned = False
+            self._drop()
+            self._ended.set()
+
+    async def close(self) -> None:
+        """Leave the bus, and `run` with it. What was sent so far reaches the bus first, if that takes it within a second."""
+        if self.owned and self._transport is not None:
+            # The bus works through a connection's messages in order: its answer to this one means that it has all before it.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(FAREWELL_TIMEOUT_SEC):
+                    await self._transport.release_name(self.name)
+        if not self._closing.done():
+            self._closing.set_result(None)
+        await self._ended.wait()
+
+    # Coming and going
+
+    async def _stay(self) -> None:
+        delay_sec = FIRST_RETRY_SEC
+        first, outage, told = True, False, ""
+        while not self._closing.done():
+            try:
+                reason = await self._one_connection()
+                outage, told, delay_sec = False, "", FIRST_RETRY_SEC
+            except (BusNameTaken, NotPermitted) as error:
+                if first:
+                    raise
+                reason = str(error)
+                if outage and reason != told:
+                    self._log(f"{reason}; it will be tried again")
+                told = reason
+            except HostError as error:
+                reason = str(error)
+            first = False
+            if self._closing.done():
+                return
+            if not outage:
+                outage = True
+                told = told or reason
+                self._on_lost(reason)
+            await asyncio.wait({self._closing}, timeout=delay_sec)
+            delay_sec = min(delay_sec * 2, LAST_RETRY_SEC)
+
+    async def _one_connection(self) -> str:
+        """Connect, own the name, and stay until the connection is gone or we leave; returns why it went."""
+        joining = asyncio.ensure_future(self._connect())
+        try:
+            either: list[asyncio.Future[Any]] = [joining, self._closing]
+            await asyncio.wait(either, timeout=self._connect_timeout_sec, return_when=asyncio.FIRST_COMPLETED)
+            if not joining.done():
+                raise HostError(f"the bus at {self._address} did not answer within {self._connect_timeout_sec:g} seconds")
+            transport = joining.result()
+            self.owned = True
+            self._on_acquired()
+            await asyncio.wait({transport.disconnected, self._closing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.owned = False
+            joining.cancel()
+            await asyncio.wait({joining})
+            self._drop()
+        return f"the connection to the bus at {self._address} was lost"
+
+    async def _connect(self) -> Transport:
+        transport = self._transport = Transport(self._address)
+        try:
+            transport.answer_calls(self._answer)
+            await transport.connect()
+            reply = await transport.request_name(self.name, NameFlag.DO_NOT_QUEUE)
+        except HostError:
+            raise
+        except DBusError as error:
+            if error.type == _ACCESS_DENIED:
+                raise NotPermitted(
+                    f"the bus does not let this account own {self.name}; its policy allows root and members of group vmservice"
+                ) from None
+            raise HostError(f"the bus at {self._address} refused {self.name}: {error.text}") from None
+        except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
+            raise HostError(f"cannot join the bus at {self._address}: {error or type(error).__name__}") from None
+        if reply is not RequestNameReply.PRIMARY_OWNER:
+            owner = await self._owner_of(transport)
+            raise BusNameTaken(f"the bus name {self.name} is already owned{owner}: is this VM running already?")
+        return transport
+
+    async def _owner_of(self, transport: Transport) -> str:
+        """` by process 123`, or nothing where the bus does not say."""
+        with contextlib.suppress(Exception):
+            reply = await transport.call(
+                Message(
+                    destination=_DAEMON,
+                    path="/org/freedesktop/DBus",
+                    interface=_DAEMON,
+                    member="GetConnectionUnixProcessID",
+                    signature="s",
+                    body=[self.name],
+                )
+            )
+            if reply.message_type is MessageType.METHOD_RETURN:
+                return f" by process {reply.body[0]}"
+        return ""
+
+    def _drop(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    # Traffic
+
+    def _answer(self, call: Message) -> Message:
+        try:
+            if call.too_large:
+                raise BusFault(LIMITS_EXCEEDED, f"the call is too large; its arguments may take {BODY_LIMIT_BYTES} bytes")
+            signature, body = self._object.answer(call.path, call.interface, call.member, call.signature, call.body)
+            return Message.new_method_return(call, signature, body)
+        except Exception as error:
+            name, text = describe(error, self._log)
+            return Message.new_error(call, name, text)
+
+    def _emit_changes(self, changes: dict[str, object]) -> None:
+        """A listener of the VM: it runs within the verb, so the signal goes out before the verb's reply."""
+        transport = self._transport
+        if transport is None or not self.owned:
+            return
+        if transport.unsent > UNSENT_LIMIT:
+            transport.disconnect()  # a bus that takes nothing for so long is gone for us; the next connection starts afresh
+            return
+        signature, body = VmObject.changed(changes)
+        transport.send(Message.new_signal(OBJECT_PATH, PROPERTIES_INTERFACE, "PropertiesChanged", signature, body))

@@ -1,0 +1,124 @@
+"""The D-Bus object of a VM: a table of members, and one function that answers a call.
+
+The calls are answered here, from plain tables, and not through dbus-next's `ServiceInterface`: that one hides the sender, sends
+a traceback to the caller for every error it does not know, knows no annotations in introspection, takes a wrong signature for
+an unknown method, a wrong path for an unknown method too, and answers `Peer.GetMachineId` only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dbus_next import Variant
+
+from vmservice.control.errors import (
+    INVALID_ARGS,
+    PROPERTY_READ_ONLY,
+    UNKNOWN_INTERFACE,
+    UNKNOWN_METHOD,
+    UNKNOWN_OBJECT,
+    UNKNOWN_PROPERTY,
+    BusFault,
+)
+from vmservice.control.introspection import ancestor_xml, generated_xml, installed_xml
+from vmservice.control.names import INTERFACE, OBJECT_PATH
+from vmservice.errors import HostError
+from vmservice.vm.lifecycle import Vm
+
+PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
+INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
+PEER = "org.freedesktop.DBus.Peer"
+
+# Interface → member → signature of what it takes. Only Resize, Get, GetAll and Introspect look at or return anything.
+METHODS: dict[str, dict[str, str]] = {
+    INTERFACE: {"Boot": "", "Pause": "", "Resume": "", "Shutdown": "", "Resize": "y", "PowerButton": "", "Reboot": ""},
+    PROPERTIES_INTERFACE: {"Get": "ss", "GetAll": "s", "Set": "ssv"},
+    INTROSPECTABLE: {"Introspect": ""},
+    PEER: {"Ping": "", "GetMachineId": ""},
+}
+PROPERTIES: dict[str, str] = {"State": "s", "Name": "s", "VCPUs": "y", "MaxVCPUs": "y", "Memory": "t", "LastExit": "s"}
+
+# Where systemd and libdbus keep the machine id: machine-id(5).
+_MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+
+Reply = tuple[str, list[object]]
+_NOTHING: Reply = ("", [])
+
+
+class VmObject:
+    """Answers what is asked of one VM. Knows no connection, so it outlives each of them."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._xml = installed_xml() or generated_xml(METHODS, {INTERFACE: PROPERTIES})
+        self._verbs: dict[str, Callable[..., None]] = {
+            "Boot": vm.boot,
+            "Pause": vm.pause,
+            "Resume": vm.resume,
+            "Shutdown": vm.shutdown,
+            "Resize": vm.resize,
+            "PowerButton": vm.power_button,
+            "Reboot": vm.reboot,
+        }
+
+    def answer(self, path: str, interface: str | None, member: str, signature: str, body: Sequence[object]) -> Reply:
+        """The signature and body of the reply. Raises BusFault for a call that fits no member, and what the VM raises."""
+        interface = self._find(path, interface, member)
+        expected = METHODS[interface][member]
+        if signature != expected:
+            raise BusFault(INVALID_ARGS, f"{member} takes {_spelled(expected)}, not {_spelled(signature)}")
+        if interface == INTERFACE:
+            self._verbs[member](*body)
+            return _NOTHING
+        if interface == PROPERTIES_INTERFACE:
+            return self._property_call(member, *[str(argument) for argument in body[:2]])
+        if interface == INTROSPECTABLE:
+            return "s", [self._xml if path == OBJECT_PATH else ancestor_xml(path)]
+        return ("s", [_machine_id()]) if member == "GetMachineId" else _NOTHING
+
+    @staticmethod
+    def changed(changes: dict[str, object]) -> Reply:
+        """Signature and body of the PropertiesChanged signal for new values of these properties."""
+        return "sa{sv}as", [INTERFACE, {name: Variant(PROPERTIES[name], value) for name, value in changes.items()}, []]
+
+    @staticmethod
+    def _find(path: str, interface: str | None, member: str) -> str:
+        """The interface that has `member` at `path`. A call may leave the interface out: D-Bus specification, header fields."""
+        above = [PEER] if ancestor_xml(path) is None else [PEER, INTROSPECTABLE]
+        here = list(METHODS) if path == OBJECT_PATH else above
+        if interface is not None and interface not in here:
+            if path != OBJECT_PATH:
+                raise BusFault(UNKNOWN_OBJECT, f"there is no object at {path}; the VM is at {OBJECT_PATH}")
+            raise BusFault(UNKNOWN_INTERFACE, f"{path} has no interface {interface}; the VM's is {INTERFACE}")
+        found = [candidate for candidate in here if interface in (None, candidate) and member in METHODS[candidate]]
+        if not found:
+            raise BusFault(UNKNOWN_METHOD, f"{interface or path} has no method {member}")
+        return found[0]
+
+    def _property_call(self, member: str, interface: str, name: str = "") -> Reply:
+        if interface not in METHODS and interface != "":
+            raise BusFault(UNKNOWN_INTERFACE, f"{OBJECT_PATH} has no interface {interface}; the VM's is {INTERFACE}")
+        present = self._vm.properties() if interface in (INTERFACE, "") else {}
+        if member == "GetAll":
+            return "a{sv}", [{key: Variant(PROPERTIES[key], value) for key, value in present.items()}]
+        if name not in present:
+            raise BusFault(UNKNOWN_PROPERTY, f"{interface or OBJECT_PATH} has no property {name}")
+        if member == "Set":
+            raise BusFault(PROPERTY_READ_ONLY, f"property {name} is read-only")
+        return "v", [Variant(PROPERTIES[name], present[name])]
+
+
+def _spelled(signature: str) -> str:
+    return f"arguments of signature {signature}" if signature else "no arguments"
+
+
+def _machine_id() -> str:
+    for path in _MACHINE_ID_FILES:
+        try:
+            with open(path, encoding="ascii") as file:
+                text = file.read(64).strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text:
+            return text
+    raise HostError("this host has no machine id; systemd-machine-id-setup makes one")

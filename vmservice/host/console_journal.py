@@ -1,0 +1,116 @@
+"""A guest's console in the journal: bytes from the vCPU threads become lines, each an entry of its own.
+
+What a guest may cost the host here has limits: the length of a line, and lines a second. journald's own limit of a unit's rate
+would otherwise swallow the VMM's messages together with the guest's.
+"""
+
+from __future__ import annotations
+
+import _thread
+import time
+
+from vmservice.host.console_text import printable
+from vmservice.host.journal_socket import JournalSocket
+
+LINE_LIMIT_BYTES = 2048
+LINES_PER_SEC = 1000
+BURST_LINES = 10_000
+PARTIAL_LINE_SEC = 0.25
+
+# The word that journald itself uses for a line that it had to cut (systemd.journal-fields(7), _LINE_BREAK).
+_BREAK_FIELD = "VM_LINE_BREAK"
+
+
+class JournalConsole:
+    """Takes what the guest prints and never waits or raises: a vCPU calls `write`, the event loop `flush` from time to time."""
+
+    input_fd = -1
+
+    def __init__(self, vm_name: str, journal: JournalSocket | None = None) -> None:
+        self._journal = JournalSocket() if journal is None else journal
+        self._fields = {
+            "PRIORITY": "6",
+            "SYSLOG_IDENTIFIER": f"vm-{vm_name}",
+            "VM_NAME": vm_name,
+            "VM_CONSOLE": "serial",
+        }
+        self._lock = _thread.allocate_lock()
+        self._pending = bytearray()
+        self._pending_since = 0.0
+        self._tokens = float(BURST_LINES)
+        self._filled_at = time.monotonic()
+        self._dropped = 0
+
+    def write(self, data: bytes) -> None:
+        with self._lock:
+            if not self._pending:
+                self._pending_since = time.monotonic()
+            self._pending += data
+            if b"\n" in data:
+                *lines, rest = self._pending.split(b"\n")
+                self._pending = rest
+                self._pending_since = time.monotonic()
+                for line in lines:
+                    self._emit_line(line)
+            if len(self._pending) > LINE_LIMIT_BYTES:
+                self._pending = self._emit_pieces(self._pending)
+
+    def flush(self) -> None:
+        """Send a line that has waited for its end long enough, such as a prompt."""
+        with self._lock:
+            if self._pending and time.monotonic() - self._pending_since >= PARTIAL_LINE_SEC:
+                self._emit_rest("timeout")
+
+    def close(self) -> None:
+        with self._lock:
+            if self._pending:
+                self._emit_rest("eof")
+            if self._dropped:
+                self._report_dropped()
+            self._journal.close()
+
+    # With the lock held
+
+    def _emit_line(self, line: bytearray) -> None:
+        self._emit(self._emit_pieces(line), "")
+
+    def _emit_pieces(self, line: bytearray) -> bytearray:
+        """Send all of `line` but the last LINE_LIMIT_BYTES or fewer, which are returned."""
+        while len(line) > LINE_LIMIT_BYTES:
+            end = LINE_LIMIT_BYTES
+            while end > LINE_LIMIT_BYTES - 4 and line[end] & 0xC0 == 0x80:  # not in the middle of a UTF-8 character
+                end -= 1
+            self._emit(line[:end], "line-max")
+            line = line[end:]
+        return line
+
+    def _emit_rest(self, why: str) -> None:
+        rest, self._pending = self._pending, bytearray()
+        self._emit(self._emit_pieces(rest), why)
+
+    def _emit(self, line: bytearray, broken: str) -> None:
+        if not self._take_token():
+            self._dropped += 1
+            return
+        if self._dropped:
+            self._report_dropped()
+        fields = {**self._fields, "MESSAGE": printable(bytes(line.strip(b"\r")))}
+        if broken:
+            fields[_BREAK_FIELD] = broken
+        if not self._journal.send(fields):
+            self._dropped += 1
+
+    def _take_token(self) -> bool:
+        if self._tokens < 1:
+            now = time.monotonic()
+            self._tokens = min(float(BURST_LINES), self._tokens + (now - self._filled_at) * LINES_PER_SEC)
+            self._filled_at = now
+            if self._tokens < 1:
+                return False
+        self._tokens -= 1
+        return True
+
+    def _report_dropped(self) -> None:
+        text = f"{self._dropped} lines of the console are missing here: the guest printed more than the journal takes"
+        if self._journal.send({**self._fields, "PRIORITY": "4", "MESSAGE": text}):
+            self._dropped = 0

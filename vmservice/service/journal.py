@@ -1,0 +1,122 @@
+"""What the VMM says: to the journal with fields that a program can match, or to a person's terminal as a line.
+
+The journal is written to by its native protocol and never waited for (see `host/journal_socket.py`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmservice.host.console_text import printable
+from vmservice.host.journal_socket import JournalSocket, is_journal_stream
+from vmservice.service import message_ids
+from vmservice.vm.state import LastExit, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.vm.lifecycle import Changes, Vm
+
+# syslog(3) priorities
+ERROR = 3
+WARNING = 4
+NOTICE = 5
+INFO = 6
+
+MESSAGE_LIMIT_CHARS = 16 * 1024  # a traceback fits, and an entry of it fits a datagram
+
+_IDENTIFIER = "vmservice"
+_STDERR = 2
+_WORDS = {ERROR: "error: ", WARNING: "warning: "}
+
+
+class Log:
+    """The messages of the VM called `vm_name`: in the journal if standard error leads there, else on standard error."""
+
+    def __init__(self, vm_name: str, journal: JournalSocket | None = None, stderr_fd: int = _STDERR) -> None:
+        self._vm_name = vm_name
+        self._stderr_fd = stderr_fd
+        self._is_journal = is_journal_stream(stderr_fd)
+        self._journal = journal
+        if journal is None and self._is_journal:
+            self._journal = JournalSocket()
+        self._logged_state = State.CREATED
+
+    def info(self, text: str) -> None:
+        self.message(INFO, text)
+
+    def warning(self, text: str) -> None:
+        self.message(WARNING, text)
+
+    def error(self, text: str) -> None:
+        self.message(ERROR, text)
+
+    def state(self, vm: Vm, changes: Changes | None = None) -> None:
+        """Say the state that `vm` is in, if another one was said last; or that its guest was reset, if `changes` say so."""
+        before, self._logged_state = self._logged_state, vm.state
+        if vm.state is State.RUNNING:
+            if before is State.PAUSED:
+                self._transition(vm, INFO, "the VM runs on", message_ids.VM_RESUMED)
+            elif before is not State.RUNNING:
+                self._transition(vm, INFO, "the VM runs", message_ids.VM_RUNNING)
+            elif changes is not None and changes.get("LastExit") == LastExit.RESET.value:
+                self._transition(vm, NOTICE, "the guest was reset and starts anew", message_ids.GUEST_RESET)
+        elif vm.state is before:
+            return
+        elif vm.state is State.PAUSED:
+            self._transition(vm, INFO, "the VM is paused", message_ids.VM_PAUSED)
+        elif vm.last_exit is LastExit.ERROR:
+            detail = f": {vm.last_detail}" if vm.last_detail else ""
+            self._transition(vm, ERROR, f"the guest was stopped by an error{detail}", message_ids.GUEST_ERROR)
+        else:
+            self._transition(vm, INFO, f"the VM is shut down ({vm.last_exit.value})", message_ids.VM_SHUTDOWN)
+
+    def forced_stop(self, text: str) -> None:
+        self.message(WARNING, text, message_ids.FORCED_STOP)
+
+    def bus_acquired(self) -> None:
+        self.message(INFO, "the VM is on the bus", message_ids.BUS_NAME_ACQUIRED)
+
+    def bus_lost(self, text: str) -> None:
+        self.message(WARNING, text, message_ids.BUS_NAME_LOST)
+
+    def message(self, priority: int, text: str, message_id: str = "", **fields: str) -> None:
+        """One message; `fields` are journal fields beside it, and for the journal only."""
+        if len(text) > MESSAGE_LIMIT_CHARS:
+            text = text[: MESSAGE_LIMIT_CHARS - 1] + "…"
+        if self._journal is not None:
+            entry = {"MESSAGE": text, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER, "VM_NAME": self._vm_name}
+            if message_id:
+                entry["MESSAGE_ID"] = message_id
+            if self._journal.send({**entry, **fields}):
+                return
+        self._print(priority, text)
+
+    def _transition(self, vm: Vm, priority: int, text: str, message_id: str) -> None:
+        self.message(priority, text, message_id, VM_STATE=vm.state.value, VM_LAST_EXIT=vm.last_exit.value)
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _print(self, priority: int, text: str) -> None:
+        """A line for a person; on the journal's stream with the prefix of sd-daemon(3), journald's hint at the priority."""
+        start = f"<{priority}>" if self._is_journal else f"vmservice: {self._vm_name}: {_WORDS.get(priority, '')}"
+        lines = [printable(line) for line in text.encode("utf-8", "replace").split(b"\n")]
+        _write_without_waiting(self._stderr_fd, "".join(f"{start}{line}\n" for line in lines).encode())
+
+
+def _write_without_waiting(fd: int, data: bytes) -> None:
+    """Write what a terminal, pipe or stream takes now: a person who holds the terminal with Ctrl-S does not hold the VM."""
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    chunk = select.PIPE_BUF
+    while data:
+        try:
+            if not poll.poll(0):
+                return
+            data = data[os.write(fd, data[:chunk]) :]
+        except OSError:
+            return
