@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 
 from vmservice.kvm.ioctl import io, ior, iow, iowr
@@ -89,15 +90,8 @@ class kvm_msrs(ctypes.Structure):
     _fields_ = (("nmsrs", c_uint32), ("pad", c_uint32))
 
 
-class kvm_cpuid_entry2(ctypes.Structure):
-    _fields_ = (
-        *((name, c_uint32) for name in ("function", "index", "flags", "eax", "ebx", "ecx", "edx")),
-        ("padding", c_uint32 * 3),
-    )
-
-
 class kvm_cpuid2(ctypes.Structure):
-    """The head; `nent` entries follow."""
+    """The head; `nent` entries (CPUID_ENTRY) follow."""
 
     _fields_ = (("nent", c_uint32), ("padding", c_uint32))
 
@@ -150,6 +144,9 @@ class kvm_irq_routing(ctypes.Structure):
 class kvm_coalesced_mmio_zone(ctypes.Structure):
     _fields_ = (("addr", c_uint64), ("size", c_uint32), ("pio", c_uint32))
 
+
+# struct kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx; 12 bytes of padding.
+CPUID_ENTRY = struct.Struct("<7I12x")
 
 KVM_GET_API_VERSION = io(0x00)
 KVM_CREATE_VM = io(0x01)

@@ -12,7 +12,7 @@ from vmservice.kvm.vm import KvmVm
 
 _DEVICE = "/dev/kvm"
 
-# A kernel answers with fewer; E2BIG makes room for more.
+# KVM has room for 256 (KVM_MAX_CPUID_ENTRIES).
 _CPUID_ENTRIES = 256
 
 _REQUIRED = {
@@ -64,15 +64,14 @@ class Kvm:
         """The most vCPUs that one VM may have; the documentation of KVM says 4 where the kernel does not tell."""
         return self.extension(abi.KVM_CAP_MAX_VCPUS) or self.extension(abi.KVM_CAP_NR_VCPUS) or 4
 
-    def supported_cpuid(self) -> list[abi.kvm_cpuid_entry2]:
-        """Every CPUID leaf that the host and KVM can give a guest."""
-        size = ctypes.sizeof(abi.kvm_cpuid2) + _CPUID_ENTRIES * ctypes.sizeof(abi.kvm_cpuid_entry2)
-        buffer = ctypes.create_string_buffer(size)
+    def supported_cpuid(self) -> bytes:
+        """Every CPUID leaf that the host and KVM can give a guest, as consecutive struct kvm_cpuid_entry2."""
+        head_bytes, entry_bytes = ctypes.sizeof(abi.kvm_cpuid2), abi.CPUID_ENTRY.size
+        buffer = ctypes.create_string_buffer(head_bytes + _CPUID_ENTRIES * entry_bytes)
         head = abi.kvm_cpuid2.from_buffer(buffer)
         head.nent = _CPUID_ENTRIES
         ioctl.call(self.fd, abi.KVM_GET_SUPPORTED_CPUID, buffer, name="KVM_GET_SUPPORTED_CPUID")
-        entries = (abi.kvm_cpuid_entry2 * head.nent).from_buffer(buffer, ctypes.sizeof(abi.kvm_cpuid2))
-        return [abi.kvm_cpuid_entry2.from_buffer_copy(entry) for entry in entries]
+        return buffer.raw[head_bytes : head_bytes + head.nent * entry_bytes]
 
     def create_vm(self) -> KvmVm:
         return KvmVm(self, ioctl.call(self.fd, abi.KVM_CREATE_VM, name="KVM_CREATE_VM"))

@@ -93,13 +93,11 @@ class KvmVcpu:
         if taken != len(msrs):
             raise KvmError(f"KVM_SET_MSRS refused MSR {msrs[taken][0]:#x} of vCPU {self.index}")
 
-    def set_cpuid(self, entries: list[abi.kvm_cpuid_entry2]) -> None:
-        head_bytes = ctypes.sizeof(abi.kvm_cpuid2)
-        entry_bytes = ctypes.sizeof(abi.kvm_cpuid_entry2)
-        buffer = ctypes.create_string_buffer(head_bytes + len(entries) * entry_bytes)
-        abi.kvm_cpuid2.from_buffer(buffer).nent = len(entries)
-        for number, entry in enumerate(entries):
-            ctypes.memmove(ctypes.addressof(buffer) + head_bytes + number * entry_bytes, ctypes.addressof(entry), entry_bytes)
+    def set_cpuid(self, entries: bytes) -> None:
+        """`entries` are consecutive struct kvm_cpuid_entry2."""
+        buffer = ctypes.create_string_buffer(
+            bytes(abi.kvm_cpuid2(nent=len(entries) // abi.CPUID_ENTRY.size)) + entries,
+        )
         ioctl.call(self.fd, abi.KVM_SET_CPUID2, buffer, name="KVM_SET_CPUID2")
 
     def lapic(self) -> abi.kvm_lapic_state:

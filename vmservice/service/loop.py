@@ -6,13 +6,14 @@ Imported only when the guest runs already (see `main.py`), so what it imports is
 from __future__ import annotations
 
 import asyncio
-import signal
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from vmservice.errors import VmmError
+from vmservice.host import signals
 from vmservice.service import message_ids
 from vmservice.service.journal import INFO, WARNING
+from vmservice.service.keyboard import Keyboard
 from vmservice.service.main import STOP_SIGNALS
 from vmservice.service.stop import GracefulStop
 from vmservice.vm.events import EventKind
@@ -60,6 +61,7 @@ class Service:
         self._bus = bus
         self._ready = False
         self._stop: GracefulStop | None = None
+        self._keyboard = Keyboard(console.input_fd, vm.console_input, self._on_stop_signal)
         self._exit: asyncio.Future[int]
 
     async def serve(self) -> int:
@@ -71,7 +73,8 @@ class Service:
         loop.add_reader(self._events.fd, self._on_guest_events)
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_stop_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signals.unblock(*STOP_SIGNALS)
+        self._keyboard.start()
         connection = self._join_bus()
         tasks = [loop.create_task(self._move_console())]
         if connection is not None:
@@ -82,7 +85,8 @@ class Service:
             await self._leave(tasks, connection)
 
     async def _leave(self, tasks: list[asyncio.Task[None]], connection: BusConnection | None) -> None:
-        """Let replies go out, and leave nothing running."""
+        """Let replies go out, give the terminal back, and leave nothing running."""
+        self._keyboard.close()
         if self._stop is not None:
             self._stop.cancel()
         if connection is not None:
@@ -183,6 +187,7 @@ class Service:
             await asyncio.sleep(_CONSOLE_PERIOD_SEC)
             self._vm.drain()
             self._console.flush()
+            self._keyboard.retry()
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody caught is our bug: the journal gets it whole, and the VM ends rather than limp on."""

@@ -7,11 +7,11 @@ are imported while the guest already runs.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from vmservice import config as configuration
 from vmservice.errors import VmmError
+from vmservice.host import signals
 from vmservice.service.journal import Log
 from vmservice.service.sd_notify import Notifier
 from vmservice.vm.events import EventQueue
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vmservice.vm.lifecycle import Machine
 
 # machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGRTMIN + 4)
+STOP_SIGNALS = (signals.SIGTERM, signals.SIGINT, signals.SIGRTMIN + 4)
 
 # A vCPU that comes out of KVM_RUN waits for the interpreter's lock; the default of 5 ms would be its worst case.
 _SWITCH_INTERVAL_SEC = 0.0001
@@ -51,7 +51,7 @@ def run(options: RunOptions) -> int:
     """Run one VM until it ends; the exit status of the process."""
     sys.setswitchinterval(_SWITCH_INTERVAL_SEC)
     # Held back until the event loop can act on them; vCPU threads inherit this and are never bothered.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signals.block(*STOP_SIGNALS)
     log = Log(options.name)
     notifier = Notifier(log.warning)
     try:

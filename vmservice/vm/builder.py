@@ -90,6 +90,7 @@ def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts) -> None
         machine.memory,
         split_irqchip=split,
         console=host.console,
+        on_console_room=machine.feed_console,
         on_sleep=machine.guest_poweroff,
         on_reset=machine.guest_reset,
     )

@@ -38,6 +38,7 @@ class Chipset:
         *,
         split_irqchip: bool,
         console: Callable[[bytes], None] | None,
+        on_console_room: Callable[[], None],
         on_sleep: Callable[[], None],
         on_reset: Callable[[], None],
     ) -> None:
@@ -53,7 +54,7 @@ class Chipset:
 
         self.serial: Serial | None = None
         if console is not None:
-            self.serial = Serial(self._line(layout.COM1_GSI), console)
+            self.serial = Serial(self._line(layout.COM1_GSI), console, on_room=on_console_room)
             self.pio.insert(layout.COM1_BASE, layout.COM1_LEN, self.serial)
         self.events = GenericEvents(self._line(layout.GED_GSI))
         self.pio.insert(layout.GED_PORT, layout.GED_LEN, self.events)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # How long the vCPUs have to leave the guest. They take microseconds; only a host in deep trouble takes longer.
 STOP_TIMEOUT_SEC = 10.0
 
+# What may be typed ahead of the guest, whose UART holds 16 bytes.
+TYPED_LIMIT_BYTES = 4096
+
 _SYSTEM_EVENT_SHUTDOWN = 1  # <linux/kvm.h> KVM_SYSTEM_EVENT_*
 _SYSTEM_EVENT_RESET = 2
 
@@ -38,6 +41,7 @@ class KvmMachine:
         self._events = events
         self._left = False  # the guest powered off, reset or failed: no vCPU runs on
         self._paused = False
+        self._typed = bytearray()  # typed by a person, not yet in the UART
         self._threads: list[VcpuThread] = []
         self.kvm_vm: KvmVm | None = None
         self.memory: GuestMemory | None = None
@@ -80,11 +84,19 @@ class KvmMachine:
         raise NotSupported(f"this machine cannot change from {self.vcpus} to {count} vCPUs while it runs")
 
     def console_input(self, data: bytes) -> int:
-        """Give the guest what a person typed; how many bytes its UART took. A paused machine takes nothing."""
+        """Type `data` on the guest's console; how many bytes were taken. A paused machine takes nothing."""
         with self.chipset.lock:
             if self._paused or self.chipset.serial is None:
                 return 0
-            return self.chipset.serial.receive(data)
+            taken = data[: max(0, TYPED_LIMIT_BYTES - len(self._typed))]
+            self._typed += taken
+            self.feed_console()
+            return len(taken)
+
+    def feed_console(self) -> None:
+        """Move what was typed into the UART as far as it has room; called whenever it has, with the devices' lock held."""
+        if self._typed and self.chipset.serial is not None:
+            del self._typed[: self.chipset.serial.receive(bytes(self._typed))]
 
     def drain(self) -> None:
         """Pass on output that waits in KVM's ring because the guest has had no other exit since."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import _thread
 import ctypes
-import signal
 
+from vmservice.host import signals
 from vmservice.kvm import abi
 from vmservice.kvm.exits import describe
 from vmservice.kvm.vcpu import INTERRUPTED
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     # Told of an error that ended the thread's guest.
     FaultHandler = Callable[[Exception], None]
 
-KICK_SIGNAL = signal.SIGRTMIN
+KICK_SIGNAL = signals.SIGRTMIN
 
 _PR_SET_NAME = 15  # <linux/prctl.h>
 _libc = ctypes.CDLL(None)
@@ -38,7 +38,7 @@ _libc = ctypes.CDLL(None)
 
 def install_kick_handler() -> None:
     """Let the kick signal interrupt KVM_RUN and do nothing else. For the main thread, once, before any vCPU runs."""
-    signal.signal(KICK_SIGNAL, lambda _number, _frame: None)
+    signals.make_interrupting(KICK_SIGNAL)
 
 
 class VcpuThread:
@@ -67,7 +67,7 @@ class VcpuThread:
             self.vcpu.set_immediate_exit(1)
             self._wanted = True
         # The thread cannot have ended: only `finish` lets it, after the thread holds.
-        signal.pthread_kill(self._ident, KICK_SIGNAL)
+        signals.send_to_thread(self._ident, KICK_SIGNAL)
 
     def wait_stopped(self, timeout_sec: float) -> bool:
         """Whether the thread holds, waiting up to `timeout_sec`; at once if it held already."""

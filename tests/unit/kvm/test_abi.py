@@ -51,7 +51,7 @@ def test_ioctl_number(name: str) -> None:
 
 def test_entries_of_variable_structs_have_the_kernels_size() -> None:
     assert ctypes.sizeof(abi.kvm_msr_entry) == 16
-    assert ctypes.sizeof(abi.kvm_cpuid_entry2) == 40
+    assert abi.CPUID_ENTRY.size == 40
     assert ctypes.sizeof(abi.kvm_irq_routing_entry) == 48
 
 

@@ -11,7 +11,6 @@ from typing import cast
 import pytest
 
 from vmservice.kvm.vcpu import INTERRUPTED, KvmVcpu
-from vmservice.vm import vcpu as vcpu_module
 from vmservice.vm.vcpu import KICK_SIGNAL, VcpuThread, install_kick_handler
 
 TIMEOUT_SEC = 10.0
@@ -31,6 +30,18 @@ class FakeVcpu:
 
     def set_immediate_exit(self, value: int) -> None:
         self.immediate_exit = value
+
+    def slow_exit(self) -> tuple[threading.Event, threading.Event]:
+        """The next exit takes until the second event is set; the first is set when it has come."""
+        come, go_on = threading.Event(), threading.Event()
+
+        def leave() -> int:
+            come.set()
+            go_on.wait(TIMEOUT_SEC)
+            return EXIT
+
+        self.exits.append(leave)
+        return come, go_on
 
     def run(self) -> int:
         self.runs += 1
@@ -82,14 +93,7 @@ def test_a_request_between_two_runs_is_not_lost() -> None:
     """Cloud Hypervisor of December 2019 set a flag and sent a signal: one that came just before KVM_RUN was lost."""
     vcpu = FakeVcpu()
     thread, _ = make(vcpu)
-    handling, go_on = threading.Event(), threading.Event()
-
-    def exit_that_takes_long() -> int:
-        handling.set()
-        go_on.wait(TIMEOUT_SEC)
-        return EXIT
-
-    vcpu.exits.append(exit_that_takes_long)
+    handling, go_on = vcpu.slow_exit()
     thread.start()
     assert handling.wait(TIMEOUT_SEC)
     thread.request_stop()  # the thread is not in the guest: the signal has nothing to interrupt
@@ -101,8 +105,7 @@ def test_a_request_between_two_runs_is_not_lost() -> None:
 def test_a_request_can_be_taken_back_and_leaves_no_trace() -> None:
     vcpu = FakeVcpu()
     thread, _ = make(vcpu)
-    handling, go_on = threading.Event(), threading.Event()
-    vcpu.exits.append(lambda: handling.set() or (go_on.wait(TIMEOUT_SEC) and EXIT) or EXIT)
+    handling, go_on = vcpu.slow_exit()
     thread.start()
     assert handling.wait(TIMEOUT_SEC)
     thread.request_stop()
@@ -129,7 +132,12 @@ def test_a_guest_that_left_off_runs_no_further_but_can_still_be_paused_and_finis
     vcpu = FakeVcpu()
     thread, _ = make(vcpu, keep_running=False)
     left = threading.Event()
-    vcpu.exits.append(lambda: (left.set(), EXIT)[1])
+
+    def leave() -> int:
+        left.set()
+        return EXIT
+
+    vcpu.exits.append(leave)
     thread.start()
     assert left.wait(TIMEOUT_SEC)
     for _ in range(3):
@@ -149,7 +157,12 @@ def test_an_exception_in_a_handler_is_reported_once_and_ends_only_the_guest() ->
         raise ValueError("a bug")
 
     vcpu.exits.append(fail)
-    thread._on_fault = lambda error: (faults.append(error), reported.set())[0]
+
+    def report(error: Exception) -> None:
+        faults.append(error)
+        reported.set()
+
+    thread._on_fault = report
     thread.start()
     assert reported.wait(TIMEOUT_SEC)
     stop_and_finish(thread)
@@ -179,4 +192,4 @@ def test_the_thread_has_the_vcpus_name() -> None:
 def test_the_kick_signal_is_a_real_time_signal_with_a_handler() -> None:
     assert signal.SIGRTMIN <= KICK_SIGNAL <= signal.SIGRTMAX
     assert callable(signal.getsignal(KICK_SIGNAL))
-    assert vcpu_module.KICK_SIGNAL not in (signal.SIGRTMIN + 4,), "SIGRTMIN+4 asks for a stop"
+    assert KICK_SIGNAL != signal.SIGRTMIN + 4, "SIGRTMIN+4 asks for a stop"

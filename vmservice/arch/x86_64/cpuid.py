@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmservice.kvm.abi import kvm_cpuid_entry2
+from vmservice.kvm.abi import CPUID_ENTRY
 
 _FEATURES = 0x1
 _TOPOLOGY = 0xB
@@ -14,20 +14,21 @@ _ECX_HYPERVISOR = 1 << 31
 _EBX_APIC_ID_SHIFT = 24
 
 
-def vcpu_cpuid(supported: list[kvm_cpuid_entry2], apic_id: int, *, tsc_deadline: bool) -> list[kvm_cpuid_entry2]:
+def vcpu_cpuid(supported: bytes, apic_id: int, *, tsc_deadline: bool) -> bytes:
     """`supported` for the vCPU with `apic_id` (0 to 255): its own id wherever CPUID tells one, and the hypervisor bit.
 
-    `tsc_deadline` says whether the in-kernel local APIC has that timer mode; KVM_GET_SUPPORTED_CPUID never claims it.
+    Both are consecutive struct kvm_cpuid_entry2. `tsc_deadline` says whether the in-kernel local APIC has that timer mode;
+    KVM_GET_SUPPORTED_CPUID never claims it.
     """
-    leaves = []
-    for leaf in supported:
-        entry = kvm_cpuid_entry2.from_buffer_copy(leaf)
-        if entry.function == _FEATURES:
-            entry.ecx |= _ECX_HYPERVISOR
-            if tsc_deadline:
-                entry.ecx |= _ECX_TSC_DEADLINE
-            entry.ebx = entry.ebx & 0x00FFFFFF | apic_id << _EBX_APIC_ID_SHIFT
-        elif entry.function in (_TOPOLOGY, _TOPOLOGY_V2):
-            entry.edx = apic_id
-        leaves.append(entry)
-    return leaves
+    leaves = bytearray(supported)
+    for offset in range(0, len(leaves), CPUID_ENTRY.size):
+        function, index, flags, eax, ebx, ecx, edx = CPUID_ENTRY.unpack_from(leaves, offset)
+        if function == _FEATURES:
+            ecx |= _ECX_HYPERVISOR | (_ECX_TSC_DEADLINE if tsc_deadline else 0)
+            ebx = ebx & 0x00FFFFFF | apic_id << _EBX_APIC_ID_SHIFT
+        elif function in (_TOPOLOGY, _TOPOLOGY_V2):
+            edx = apic_id
+        else:
+            continue
+        CPUID_ENTRY.pack_into(leaves, offset, function, index, flags, eax, ebx, ecx, edx)
+    return bytes(leaves)

@@ -1,0 +1,265 @@
+"""Every verb in every state on machines that obey, and on machines that fail: a failed verb changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from support.machines import RecordingMachine
+
+from vmservice.errors import Busy, HostError, InvalidArgument, InvalidStateTransition
+from vmservice.vm.events import EventKind, GuestEvent
+from vmservice.vm.lifecycle import Vm
+from vmservice.vm.state import LastExit, State
+
+VERBS: dict[str, Callable[[Vm], None]] = {
+    "boot": Vm.boot,
+    "pause": Vm.pause,
+    "resume": Vm.resume,
+    "shutdown": Vm.shutdown,
+    "reboot": Vm.reboot,
+    "power_button": Vm.power_button,
+    "resize": lambda vm: vm.resize(3),
+}
+
+# State → verb → the state after it, and what the machine that the VM then has was asked for.
+OUTCOME: dict[State, dict[str, tuple[State, list[str]]]] = {
+    State.CREATED: {"boot": (State.RUNNING, ["start"])},
+    State.RUNNING: {
+        "pause": (State.PAUSED, ["start", "pause"]),
+        "shutdown": (State.SHUTDOWN, ["start", "close"]),
+        "reboot": (State.RUNNING, ["start"]),
+        "power_button": (State.RUNNING, ["start", "press_power_button"]),
+        "resize": (State.RUNNING, ["start", "set_vcpus"]),
+    },
+    State.PAUSED: {
+        "boot": (State.RUNNING, ["start", "pause", "resume"]),
+        "resume": (State.RUNNING, ["start", "pause", "resume"]),
+        "shutdown": (State.SHUTDOWN, ["start", "pause", "close"]),
+        "reboot": (State.RUNNING, ["start"]),
+    },
+    State.SHUTDOWN: {"boot": (State.RUNNING, ["start"])},
+}
+
+
+class Bench:
+    """A VM whose machines are recorded; `refuse` is what the next ones refuse."""
+
+    def __init__(self, on_reset: str = "reboot") -> None:
+        self.machines: list[RecordingMachine] = []
+        self.refuse: tuple[str, ...] = ()
+        self.build_fails = False
+        self.changes: list[dict[str, object]] = []
+        self.vm = Vm(name="demo", vcpus=1, max_vcpus=4, memory_bytes=1 << 20, build=self._build, on_reset=on_reset)
+        self.vm.subscribe(self.changes.append)
+
+    def _build(self) -> RecordingMachine:
+        if self.build_fails:
+            raise HostError("cannot create a VM: Device or resource busy (errno 16)", 16)
+        self.machines.append(RecordingMachine(refuse=self.refuse))
+        return self.machines[-1]
+
+    def bring_to(self, state: State) -> Bench:
+        if state is not State.CREATED:
+            self.vm.boot()
+        if state is State.PAUSED:
+            self.vm.pause()
+        if state is State.SHUTDOWN:
+            self.vm.shutdown()
+        self.changes.clear()
+        return self
+
+    def event(self, kind: EventKind, detail: str = "", machine: RecordingMachine | None = None) -> None:
+        self.vm.handle(GuestEvent(machine or self.machines[-1], kind, detail))
+
+
+@pytest.mark.parametrize(("state", "verb"), list(itertools.product(State, VERBS)))
+def test_verb_in_state(state: State, verb: str) -> None:
+    bench = Bench().bring_to(state)
+    before = bench.vm.properties()
+    built = len(bench.machines)
+    if verb not in OUTCOME[state]:
+        with pytest.raises(InvalidStateTransition, match=f"state {state.value}"):
+            VERBS[verb](bench.vm)
+        assert bench.vm.properties() == before
+        assert bench.changes == []
+        assert len(bench.machines) == built
+        return
+    VERBS[verb](bench.vm)
+    after, calls = OUTCOME[state][verb]
+    assert bench.vm.state is after
+    assert bench.machines[-1].calls == calls
+    assert all(machine.closed for machine in bench.machines[:-1]), "a machine that was replaced is closed"
+    now = bench.vm.properties()
+    merged = {name: value for changes in bench.changes for name, value in changes.items()}
+    assert merged == {name: value for name, value in now.items() if value != before[name]}
+
+
+@pytest.mark.parametrize(
+    ("state", "verb", "refused"),
+    [
+        (State.RUNNING, "pause", "pause"),
+        (State.PAUSED, "resume", "resume"),
+        (State.PAUSED, "boot", "resume"),
+        (State.RUNNING, "power_button", "press_power_button"),
+        (State.RUNNING, "resize", "set_vcpus"),
+    ],
+)
+def test_a_machine_that_refuses_leaves_all_as_it_was(state: State, verb: str, refused: str) -> None:
+    bench = Bench().bring_to(state)
+    bench.machines[-1].refuse.add(refused)
+    before = bench.vm.properties()
+    with pytest.raises(HostError, match="errno 28"):
+        VERBS[verb](bench.vm)
+    assert bench.vm.properties() == before
+    assert bench.changes == []
+    bench.machines[-1].refuse.clear()
+    VERBS[verb](bench.vm)
+
+
+@pytest.mark.parametrize("state", [State.CREATED, State.SHUTDOWN])
+def test_a_boot_that_fails_leaves_nothing_half_made(state: State) -> None:
+    bench = Bench().bring_to(state)
+    before = bench.vm.properties()
+    bench.build_fails = True
+    with pytest.raises(HostError, match="errno 16"):
+        bench.vm.boot()
+    bench.build_fails, bench.refuse = False, ("start",)
+    with pytest.raises(HostError, match="errno 28"):
+        bench.vm.boot()
+    assert bench.machines[-1].calls == ["start", "close"]
+    assert bench.vm.properties() == before
+    assert bench.changes == []
+    bench.refuse = ()
+    bench.vm.boot()
+    assert bench.vm.state is State.RUNNING
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
+def test_a_reboot_that_fails_ends_in_state_shutdown(state: State) -> None:
+    """The old machine is gone by then, so there is no way back; the VM says what it is."""
+    bench = Bench().bring_to(state)
+    bench.refuse = ("start",)
+    with pytest.raises(HostError, match="errno 28"):
+        bench.vm.reboot()
+    assert (bench.vm.state, bench.vm.last_exit) == (State.SHUTDOWN, LastExit.ERROR)
+    assert all(machine.closed for machine in bench.machines)
+    bench.refuse = ()
+    bench.vm.boot()
+    assert bench.vm.state is State.RUNNING
+
+
+@pytest.mark.parametrize("count", [-1, 0, 5, 255])
+def test_resize_out_of_range(count: int) -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    with pytest.raises(InvalidArgument, match="takes 1 to 4"):
+        bench.vm.resize(count)
+    assert "set_vcpus" not in bench.machines[-1].calls
+
+
+def test_resize_to_the_present_number_asks_nothing_of_the_machine() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.vm.resize(1)
+    assert bench.machines[-1].calls == ["start"]
+    assert bench.changes == []
+
+
+def test_a_reboot_starts_with_the_boot_vcpus() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.vm.resize(3)
+    bench.vm.reboot()
+    assert bench.vm.vcpus == 1
+    assert bench.changes == [{"VCPUs": 3}, {"VCPUs": 1, "LastExit": "reset"}]
+
+
+@pytest.mark.parametrize("verb", ["boot", "pause", "resume", "reboot", "resize"])
+@pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
+def test_while_held_only_the_way_down_is_open(state: State, verb: str) -> None:
+    bench = Bench().bring_to(state)
+    bench.vm.hold("the VM is being stopped")
+    with pytest.raises(Busy, match="is refused because the VM is being stopped"):
+        VERBS[verb](bench.vm)
+    assert bench.vm.state is state
+    bench.vm.shutdown()
+    assert bench.vm.last_exit is LastExit.SHUTDOWN
+
+
+# What the guest does
+
+
+def test_power_off() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.event(EventKind.POWEROFF)
+    assert bench.changes == [{"State": "shutdown", "LastExit": "poweroff"}]
+    assert bench.machines[0].closed
+
+
+@pytest.mark.parametrize("kind", [EventKind.ERROR, EventKind.BUG])
+def test_failure(kind: EventKind) -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.event(kind, "cannot run vCPU 0: Bad address (errno 14)")
+    assert bench.changes == [{"State": "shutdown", "LastExit": "error"}]
+    assert (bench.vm.last_detail, bench.vm.last_failure) == ("cannot run vCPU 0: Bad address (errno 14)", kind)
+
+
+def test_reset_in_place() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.event(EventKind.RESET)
+    assert bench.vm.state is State.RUNNING
+    assert [machine.calls for machine in bench.machines] == [["start", "close"], ["start"]]
+    assert bench.vm.last_exit is LastExit.RESET
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_reset_that_ends_the_vm(held: bool) -> None:
+    bench = Bench("reboot" if held else "exit").bring_to(State.RUNNING)
+    if held:
+        bench.vm.hold("the VM is being stopped")
+    bench.event(EventKind.RESET)
+    assert bench.changes == [{"State": "shutdown", "LastExit": "reset"}]
+    assert len(bench.machines) == 1
+
+
+def test_an_event_of_a_machine_long_gone_is_nobodys() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.vm.reboot()
+    bench.changes.clear()
+    bench.event(EventKind.POWEROFF, machine=bench.machines[0])
+    assert bench.vm.state is State.RUNNING
+    assert bench.changes == []
+
+
+def test_an_event_while_paused_waits_for_resume() -> None:
+    bench = Bench().bring_to(State.PAUSED)
+    bench.event(EventKind.POWEROFF)
+    assert bench.vm.state is State.PAUSED
+    bench.vm.resume()
+    assert bench.changes == [{"State": "running"}, {"State": "shutdown", "LastExit": "poweroff"}]
+
+
+def test_an_event_while_paused_does_not_outlive_its_machine() -> None:
+    bench = Bench().bring_to(State.PAUSED)
+    bench.event(EventKind.POWEROFF)
+    bench.vm.reboot()
+    bench.vm.pause()
+    bench.vm.resume()
+    assert bench.vm.state is State.RUNNING
+
+
+def test_console_and_drain_reach_the_machine_if_there_is_one() -> None:
+    bench = Bench()
+    assert bench.vm.console_input(b"x") == 0
+    bench.vm.drain()
+    bench.bring_to(State.RUNNING)
+    assert bench.vm.console_input(b"ls\n") == 3
+    bench.vm.drain()
+    assert bench.machines[0].calls == ["start", "console_input", "drain"]
+
+
+def test_close_from_every_state_and_twice() -> None:
+    for state in State:
+        bench = Bench().bring_to(state)
+        bench.vm.close()
+        bench.vm.close()
+        assert all(machine.calls.count("close") == 1 for machine in bench.machines)

@@ -1,0 +1,36 @@
+"""The few signal calls that a VM makes before its guest runs.
+
+From `_signal`, the C half of the standard module `signal`: the other half builds enumerations at import, which takes as long as
+building the whole machine. Here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+
+SIGTERM: int = _signal.SIGTERM
+SIGINT: int = _signal.SIGINT
+SIGRTMIN: int = _signal.SIGRTMIN
+
+
+def block(*numbers: int) -> None:
+    """Hold these signals back from the calling thread, and from threads that it starts; they wait."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers)
+
+
+def unblock(*numbers: int) -> None:
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)
+
+
+def make_interrupting(number: int) -> None:
+    """Let the signal end a system call with EINTR and do nothing else. For the main thread."""
+    _signal.signal(number, _do_nothing)
+
+
+def send_to_thread(ident: int, number: int) -> None:
+    """`ident` is what `_thread` calls the thread, which must not have ended."""
+    _signal.pthread_kill(ident, number)
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    pass
