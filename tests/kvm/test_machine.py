@@ -40,7 +40,7 @@ def test_timer_console_and_power_button_work(payloads: Payloads, masked: tuple[i
         guest.vm.power_button()
         event = guest.next_event()
         guest.output.wait_for(b"power button\n")
-        assert event.kind is EventKind.POWEROFF
+        assert event.kind == EventKind.POWEROFF
         guest.vm.handle(event)
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.POWEROFF)
 
@@ -51,7 +51,7 @@ def test_a_reset_starts_the_guest_anew(payloads: Payloads, how: bytes) -> None:
         seen = guest.output.wait_for(b"beat 2\n")
         guest.tell(how)
         event = guest.next_event()
-        assert event.kind is EventKind.RESET
+        assert event.kind == EventKind.RESET
         guest.vm.handle(event)
         assert (guest.vm.state, guest.vm.last_exit) == (State.RUNNING, LastExit.RESET)
         seen = guest.output.wait_for(BANNER, seen)
@@ -136,7 +136,7 @@ def test_an_event_from_before_the_pause_waits_for_resume(payloads: Payloads) -> 
         event = guest.next_event()
         guest.vm.pause()
         guest.vm.handle(event)
-        assert guest.vm.state is State.PAUSED
+        assert guest.vm.state == State.PAUSED
         guest.vm.resume()
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.POWEROFF)
 
@@ -148,7 +148,7 @@ def test_an_event_of_a_machine_long_gone_is_ignored(payloads: Payloads) -> None:
         event = guest.next_event()
         guest.vm.reboot()
         guest.vm.handle(event)
-        assert guest.vm.state is State.RUNNING
+        assert guest.vm.state == State.RUNNING
 
 
 def test_a_build_that_fails_leaves_the_vm_as_it_was(payloads: Payloads, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_build_that_fails_leaves_the_vm_as_it_was(payloads: Payloads, tmp_path
         image.unlink()
         with pytest.raises(ConfigError, match=r"firmware"):
             guest.vm.boot()
-        assert guest.vm.state is State.SHUTDOWN
+        assert guest.vm.state == State.SHUTDOWN
         assert sorted(os.listdir("/proc/self/fd")) == fds
 
 
@@ -176,4 +176,4 @@ def test_a_machine_of_254_vcpus_starts_and_stops(payloads: Payloads) -> None:
         guest.output.wait_for(BANNER)
         guest.vm.pause()
         guest.vm.shutdown()
-        assert guest.vm.state is State.SHUTDOWN
+        assert guest.vm.state == State.SHUTDOWN

@@ -123,9 +123,8 @@ class PatientWriter(_MessageWriter):  # type: ignore[misc]
                     data, _fds, self.fut = self.messages.get_nowait()
                     self.buf = memoryview(data)
                 self.buf = self.buf[self.sock.send(self.buf) :]
-                if not self.buf:
-                    if not self.fut.done():
-                        self.fut.set_result(None)
+                if not self.buf and not self.fut.done():
+                    self.fut.set_result(None)
             self.loop.remove_writer(self.fd)
         except BlockingIOError:
             return
@@ -187,7 +186,7 @@ class Transport(MessageBus):  # type: ignore[misc]
                 sock.connect(_socket_name(options))
             except OSError as error:
                 sock.close()
-                refusal = HostFacilityMissing(f"nothing answers at {_spelled(options)}: {os.strerror(error.errno or 0)}")
+                refusal = HostFacilityMissing(f"nothing answers at {_spelled(options)}: {error.strerror or error}")
             else:
                 self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
                 return

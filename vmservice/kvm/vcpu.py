@@ -37,8 +37,8 @@ class KvmVcpu:
         """Run the guest; the exit reason (KVM_EXIT_*), or INTERRUPTED."""
         result = ioctl.raw(self.fd, abi.KVM_RUN, 0)
         if result == 0:
-            reason: int = _U32.unpack_from(self.page, abi.RUN_EXIT_REASON)[0]
-            return reason
+            # Reasons fit a byte; one index is quicker than unpacking the u32.
+            return self.page[abi.RUN_EXIT_REASON]
         if result in (-errno.EINTR, -errno.EAGAIN):  # EAGAIN: an application processor that still waits for SIPI
             return INTERRUPTED
         raise KvmError.from_os(f"KVM_RUN failed for vCPU {self.index}", OSError(-result, ""))

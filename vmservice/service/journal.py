@@ -53,22 +53,22 @@ class Log:
     def state(self, vm: Vm, changes: Changes | None = None) -> None:
         """Say the state that `vm` is in, if another one was said last; or that its guest was reset, if `changes` say so."""
         before, self._logged_state = self._logged_state, vm.state
-        if vm.state is State.RUNNING:
-            if before is State.PAUSED:
+        if vm.state == State.RUNNING:
+            if before == State.PAUSED:
                 self._transition(vm, INFO, "the VM runs on", message_ids.VM_RESUMED)
-            elif before is not State.RUNNING:
+            elif before != State.RUNNING:
                 self._transition(vm, INFO, "the VM runs", message_ids.VM_RUNNING)
-            elif changes is not None and changes.get("LastExit") == LastExit.RESET.value:
+            elif changes is not None and changes.get("LastExit") == LastExit.RESET:
                 self._transition(vm, NOTICE, "the guest was reset and starts anew", message_ids.GUEST_RESET)
         elif vm.state is before:
             return
-        elif vm.state is State.PAUSED:
+        elif vm.state == State.PAUSED:
             self._transition(vm, INFO, "the VM is paused", message_ids.VM_PAUSED)
-        elif vm.last_exit is LastExit.ERROR:
+        elif vm.last_exit == LastExit.ERROR:
             detail = f": {vm.last_detail}" if vm.last_detail else ""
             self._transition(vm, ERROR, f"the guest was stopped by an error{detail}", message_ids.GUEST_ERROR)
         else:
-            self._transition(vm, INFO, f"the VM is shut down ({vm.last_exit.value})", message_ids.VM_SHUTDOWN)
+            self._transition(vm, INFO, f"the VM is shut down ({vm.last_exit})", message_ids.VM_SHUTDOWN)
 
     def forced_stop(self, text: str) -> None:
         self.message(WARNING, text, message_ids.FORCED_STOP)
@@ -92,7 +92,7 @@ class Log:
         self._print(priority, text)
 
     def _transition(self, vm: Vm, priority: int, text: str, message_id: str) -> None:
-        self.message(priority, text, message_id, VM_STATE=vm.state.value, VM_LAST_EXIT=vm.last_exit.value)
+        self.message(priority, text, message_id, VM_STATE=vm.state, VM_LAST_EXIT=vm.last_exit)
 
     def close(self) -> None:
         if self._journal is not None:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from vmservice.errors import VmmError
 from vmservice.host import signals
-from vmservice.service import message_ids
-from vmservice.service.journal import INFO, WARNING
 from vmservice.service.keyboard import Keyboard
 from vmservice.service.main import STOP_SIGNALS
 from vmservice.service.stop import GracefulStop
@@ -109,7 +107,7 @@ class Service:
             return None
         from vmservice.control.bus import BusConnection
 
-        return BusConnection(self._vm, self._bus, on_acquired=self._on_bus, on_lost=self._on_no_bus, log=self._log.warning)
+        return BusConnection(self._vm, self._bus, on_acquired=self._on_bus, on_lost=self._on_no_bus, log=self._log.error)
 
     async def _keep_on_bus(self, connection: BusConnection) -> None:
         """Failures that cannot mend themselves (the name is another's, the policy forbids) end the VM."""
@@ -121,11 +119,11 @@ class Service:
             self._finish(error.exit_status)
 
     def _on_bus(self) -> None:
-        self._log.message(INFO, "took the VM's name on the bus", message_ids.BUS_NAME_ACQUIRED)
+        self._log.bus_acquired()
         self._become_ready()
 
     def _on_no_bus(self, reason: str) -> None:
-        self._log.message(WARNING, f"{reason}; the VM runs on and will take its name again", message_ids.BUS_NAME_LOST)
+        self._log.bus_lost(f"{reason}; the VM runs on and will take its name again")
         if not self._ready:
             asyncio.get_running_loop().call_later(_BUS_PATIENCE_SEC, self._become_ready)
 
@@ -137,9 +135,9 @@ class Service:
 
     def _status(self) -> str:
         vcpus = f"{self._vm.vcpus} vCPU" + ("s" if self._vm.vcpus > 1 else "")
-        text = f"{self._vm.state.value}; {vcpus}, {self._vm.memory_bytes >> 20} MiB"
-        if self._vm.state is State.SHUTDOWN:
-            return f"{text}; last exit: {self._vm.last_exit.value}; Boot starts it again"
+        text = f"{self._vm.state}; {vcpus}, {self._vm.memory_bytes >> 20} MiB"
+        if self._vm.state == State.SHUTDOWN:
+            return f"{text}; last exit: {self._vm.last_exit}; Boot starts it again"
         return text
 
     # What the guest and controllers do
@@ -153,10 +151,10 @@ class Service:
                 self._finish(error.exit_status)
 
     def _on_change(self, changes: dict[str, object]) -> None:
-        self._log.state(self._vm)
+        self._log.state(self._vm, changes)
         if self._stop is None:
             self._notifier.status(self._status())
-        if self._vm.state is State.SHUTDOWN and "State" in changes:
+        if self._vm.state == State.SHUTDOWN and "State" in changes:
             self._on_shutdown()
 
     def _on_shutdown(self) -> None:
@@ -164,11 +162,11 @@ class Service:
         reason = self._vm.last_exit
         if self._stop is not None:
             self._finish(EXIT_OK)
-        elif reason is LastExit.ERROR:
-            self._finish(EXIT_BUG if self._vm.last_failure is EventKind.BUG else EXIT_HOST)
-        elif reason is LastExit.RESET:
+        elif reason == LastExit.ERROR:
+            self._finish(EXIT_BUG if self._vm.last_failure == EventKind.BUG else EXIT_HOST)
+        elif reason == LastExit.RESET:
             self._finish(EXIT_GUEST_RESET)
-        elif reason is LastExit.POWEROFF and self._config.service.on_poweroff == "exit":
+        elif reason == LastExit.POWEROFF and self._config.service.on_poweroff == "exit":
             self._finish(EXIT_OK)
 
     # Signals and timers

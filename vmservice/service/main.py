@@ -62,6 +62,7 @@ def run(options: RunOptions) -> int:
         return error.exit_status
     finally:
         notifier.close()
+        log.close()
 
 
 def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
@@ -93,7 +94,7 @@ def _make_vm(
         from vmservice.vm.sim import SimMachine
 
         def build() -> Machine:
-            return SimMachine(events, console.write, vcpus=config.cpus.boot, max_vcpus=config.cpus.max)
+            return SimMachine(events=events, console=console.write, vcpus=config.cpus.boot, max_vcpus=config.cpus.max)
     else:
         from vmservice.kvm.system import Kvm
         from vmservice.vm.builder import HostPorts

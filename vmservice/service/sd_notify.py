@@ -6,9 +6,9 @@ gone; a VM must stand neither.
 
 from __future__ import annotations
 
+import _socket  # not `socket`, which costs milliseconds before the guest runs
 import errno
 import os
-import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Notifier:
     def __init__(self, log: Callable[[str], None], address: str | None = None) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "") if address is None else address
         self._log = log
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
         self._unsent: dict[str, str] = {}
         self._told = False
         if self._address and self._address[0] not in "/@":
@@ -49,14 +49,14 @@ class Notifier:
         datagram = "\n".join(f"{name}={value}" for name, value in lines.items()).encode("utf-8", "replace")
         try:
             if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            self._socket.sendto(datagram, socket.MSG_NOSIGNAL, _sockaddr(self._address))
+                self._socket = _socket.socket(
+                    _socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+                )
+            self._socket.sendto(datagram, _socket.MSG_NOSIGNAL, _sockaddr(self._address))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.ENOBUFS):
                 self._unsent = lines
-            self._fail(
-                f"the service manager at {self._address} cannot be told {', '.join(lines)}: {os.strerror(error.errno or 0)}"
-            )
+            self._fail(f"the service manager at {self._address} cannot be told {', '.join(lines)}: {error.strerror or error}")
             return False
         self._unsent = {}
         return True

@@ -6,8 +6,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from vmservice.service import message_ids
-from vmservice.service.journal import WARNING
 from vmservice.vm.state import State
 
 if TYPE_CHECKING:
@@ -44,11 +42,11 @@ class GracefulStop:
         if self._vm.state in (State.CREATED, State.SHUTDOWN):
             self._finish()
             return
-        if self._vm.state is State.PAUSED:
+        if self._vm.state == State.PAUSED:
             # A paused guest cannot answer.
             self._vm.resume()
         self._vm.hold("the VM is being stopped")
-        if self._vm.state is not State.RUNNING:  # it had powered off just before it was paused
+        if self._vm.state != State.RUNNING:  # it had powered off just before it was paused
             self._finish()
         elif self._timeout_sec == 0:
             self._force("shutdown_timeout is 0")
@@ -78,7 +76,7 @@ class GracefulStop:
 
     def _force(self, why: str) -> None:
         self.cancel()
-        self._log.message(WARNING, f"forced the VM to stop: {why}", message_ids.FORCED_STOP)
+        self._log.forced_stop(f"forced the VM to stop: {why}")
         if self._vm.state in (State.RUNNING, State.PAUSED):
             self._vm.shutdown()
         self._finish()

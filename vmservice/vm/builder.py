@@ -117,7 +117,7 @@ def _boot_kernel(machine: KvmMachine, config: Config, kernel_config: KernelConfi
     assert memory is not None and machine.kvm_vm is not None
     if machine.chipset.serial is not None and kvm.extension(abi.KVM_CAP_COALESCED_PIO):
         # The kernel's 8250 console reads a status register for each byte that it writes: let the write wait for the read.
-        machine.kvm_vm.coalesce_pio(layout.COM1_BASE, 1)
+        machine.coalesce_console()
     kernel = load_kernel(kernel_config.path, memory)
     initramfs = load_initramfs(kernel_config.initramfs, memory, kernel) if kernel_config.initramfs else None
     boot_params.write_zero_page(

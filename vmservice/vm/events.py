@@ -6,14 +6,13 @@ The first vCPU runs before asyncio is even imported, so the queue is a list and 
 from __future__ import annotations
 
 import os
-from enum import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.vm.lifecycle import Machine
 
 
-class EventKind(str, Enum):
+class EventKind:
     """The ways in which a guest leaves off running."""
 
     POWEROFF = "poweroff"  # ACPI S5
@@ -27,7 +26,7 @@ class GuestEvent:
 
     __slots__ = ("detail", "kind", "source")
 
-    def __init__(self, source: Machine, kind: EventKind, detail: str = "") -> None:
+    def __init__(self, source: Machine, kind: str, detail: str = "") -> None:
         self.source = source
         self.kind = kind
         self.detail = detail

@@ -75,7 +75,7 @@ class Vm:
         self.state = State.CREATED
         self.last_exit = LastExit.NONE
         self.last_detail = ""
-        self.last_failure: EventKind | None = None
+        self.last_failure = ""
         self._boot_vcpus = vcpus
         self._build = build
         self._on_reset = on_reset
@@ -90,19 +90,19 @@ class Vm:
     def properties(self) -> Changes:
         """Every D-Bus property of the VM with its present value."""
         return {
-            "State": self.state.value,
+            "State": self.state,
             "Name": self.name,
             "VCPUs": self.vcpus,
             "MaxVCPUs": self.max_vcpus,
             "Memory": self.memory_bytes,
-            "LastExit": self.last_exit.value,
+            "LastExit": self.last_exit,
         }
 
     # What a controller may ask
 
     def boot(self) -> None:
         """created or shutdown → running; a paused VM is resumed."""
-        if self.state is State.PAUSED:
+        if self.state == State.PAUSED:
             self.resume()
             return
         self._refuse_if_busy("Boot")
@@ -119,9 +119,9 @@ class Vm:
     def resume(self) -> None:
         """paused → running. Boot is the way from created and shutdown, though the table has those moves too."""
         self._refuse_if_busy("Resume")
-        if self.state is not State.PAUSED:
+        if self.state != State.PAUSED:
             raise InvalidStateTransition(
-                f"a VM in state {self.state.value} cannot go to state running by Resume; Resume needs state paused"
+                f"a VM in state {self.state} cannot go to state running by Resume; Resume needs state paused"
             )
         self._running_machine().resume()
         self._changed(state=State.RUNNING)
@@ -141,9 +141,9 @@ class Vm:
         self._reset_in_place()
 
     def power_button(self) -> None:
-        if self.state is not State.RUNNING:
+        if self.state != State.RUNNING:
             raise InvalidStateTransition(
-                f"the power button of a VM in state {self.state.value} cannot be pressed; it needs state running"
+                f"the power button of a VM in state {self.state} cannot be pressed; it needs state running"
             )
         self._running_machine().press_power_button()
 
@@ -152,8 +152,8 @@ class Vm:
         self._refuse_if_busy("Resize")
         if not 1 <= desired_vcpus <= self.max_vcpus:
             raise InvalidArgument(f"Resize to {desired_vcpus} vCPUs is out of range; this VM takes 1 to {self.max_vcpus}")
-        if self.state is not State.RUNNING:
-            raise InvalidStateTransition(f"a VM in state {self.state.value} cannot be resized; it needs state running")
+        if self.state != State.RUNNING:
+            raise InvalidStateTransition(f"a VM in state {self.state} cannot be resized; it needs state running")
         if desired_vcpus != self.vcpus:
             self._running_machine().set_vcpus(desired_vcpus)
             self._changed(vcpus=desired_vcpus)
@@ -168,9 +168,9 @@ class Vm:
         """Act on what the guest did. While paused nothing happens: the event waits for Resume."""
         if event.source is not self._machine:
             return
-        if self.state is State.PAUSED:
+        if self.state == State.PAUSED:
             self._deferred.append(event)
-        elif event.kind is EventKind.POWEROFF:
+        elif event.kind == EventKind.POWEROFF:
             self._stop(LastExit.POWEROFF)
         elif event.kind in (EventKind.ERROR, EventKind.BUG):
             self.last_failure = event.kind
@@ -223,18 +223,21 @@ class Vm:
             raise
         self._changed(state=State.RUNNING, vcpus=self._boot_vcpus, last_exit=LastExit.RESET)
 
-    def _stop(self, reason: LastExit, detail: str = "") -> None:
+    def _stop(self, reason: str, detail: str = "") -> None:
         self.close()
         self._deferred.clear()
         self.last_detail = detail
         self._changed(state=State.SHUTDOWN, last_exit=reason)
 
-    def _changed(self, state: State | None = None, vcpus: int | None = None, last_exit: LastExit | None = None) -> None:
+    def _changed(self, state: str | None = None, vcpus: int | None = None, last_exit: str | None = None) -> None:
+        """Take the new values and tell the listeners. A guest that stops anew for the same reason is news all the same."""
         before = self.properties()
         self.state = self.state if state is None else state
         self.vcpus = self.vcpus if vcpus is None else vcpus
         self.last_exit = self.last_exit if last_exit is None else last_exit
         changes = {name: value for name, value in self.properties().items() if value != before[name]}
+        if last_exit is not None:
+            changes["LastExit"] = last_exit
         if changes:
             for listener in self._listeners:
                 listener(changes)

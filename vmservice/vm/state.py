@@ -1,13 +1,14 @@
-"""The states of a VM and the moves between them: the seed's table, in full."""
+"""The states of a VM and the moves between them: the seed's table, in full.
+
+States and reasons are plain strings, as the bus has them; importing `enum` takes as long as building a small machine.
+"""
 
 from __future__ import annotations
-
-from enum import Enum
 
 from vmservice.errors import InvalidStateTransition
 
 
-class State(str, Enum):
+class State:
     """What the bus property `State` says."""
 
     CREATED = "created"
@@ -16,7 +17,7 @@ class State(str, Enum):
     SHUTDOWN = "shutdown"
 
 
-class LastExit(str, Enum):
+class LastExit:
     """Why the guest last stopped: what the bus property `LastExit` says."""
 
     NONE = ""
@@ -27,7 +28,7 @@ class LastExit(str, Enum):
     ERROR = "error"
 
 
-TRANSITIONS: dict[State, tuple[State, ...]] = {
+TRANSITIONS: dict[str, tuple[str, ...]] = {
     State.CREATED: (State.RUNNING,),
     State.RUNNING: (State.PAUSED, State.SHUTDOWN),
     State.PAUSED: (State.RUNNING, State.SHUTDOWN),
@@ -35,10 +36,10 @@ TRANSITIONS: dict[State, tuple[State, ...]] = {
 }
 
 
-def check_transition(current: State, wanted: State) -> None:
+def check_transition(current: str, wanted: str) -> None:
     """Raise InvalidStateTransition, naming both states, unless the table allows the move."""
     if wanted not in TRANSITIONS[current]:
-        allowed = " or ".join(state.value for state in TRANSITIONS[current])
+        allowed = " or ".join(TRANSITIONS[current])
         raise InvalidStateTransition(
-            f"a VM in state {current.value} cannot go to state {wanted.value}; from {current.value} it can go to {allowed}"
+            f"a VM in state {current} cannot go to state {wanted}; from {current} it can go to {allowed}"
         )

@@ -100,15 +100,16 @@ class VcpuThread:
             self._ended.release()
 
     def _run(self) -> None:
+        vcpu, run, handle_exit = self.vcpu, self.vcpu.run, self._handle_exit
         while not self._quit:
             if self._wanted or self._done:
                 self._hold()
                 continue
             try:
-                reason = self.vcpu.run()
+                reason = run()
                 if reason == INTERRUPTED:
                     self._hold()
-                elif not self._handle_exit(self.vcpu, reason):
+                elif not handle_exit(vcpu, reason):
                     self._done = True
             except Exception as error:  # a thread's top: whatever went wrong ends this guest, not the process
                 self._done = True

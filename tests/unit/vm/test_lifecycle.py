@@ -11,7 +11,7 @@ from support.machines import RecordingMachine
 from vmservice.errors import Busy, HostError, InvalidArgument, InvalidStateTransition
 from vmservice.vm.events import EventKind, GuestEvent
 from vmservice.vm.lifecycle import Vm
-from vmservice.vm.state import LastExit, State
+from vmservice.vm.state import TRANSITIONS, LastExit, State
 
 VERBS: dict[str, Callable[[Vm], None]] = {
     "boot": Vm.boot,
@@ -24,7 +24,7 @@ VERBS: dict[str, Callable[[Vm], None]] = {
 }
 
 # State → verb → the state after it, and what the machine that the VM then has was asked for.
-OUTCOME: dict[State, dict[str, tuple[State, list[str]]]] = {
+OUTCOME: dict[str, dict[str, tuple[str, list[str]]]] = {
     State.CREATED: {"boot": (State.RUNNING, ["start"])},
     State.RUNNING: {
         "pause": (State.PAUSED, ["start", "pause"]),
@@ -60,27 +60,27 @@ class Bench:
         self.machines.append(RecordingMachine(refuse=self.refuse))
         return self.machines[-1]
 
-    def bring_to(self, state: State) -> Bench:
-        if state is not State.CREATED:
+    def bring_to(self, state: str) -> Bench:
+        if state != State.CREATED:
             self.vm.boot()
-        if state is State.PAUSED:
+        if state == State.PAUSED:
             self.vm.pause()
-        if state is State.SHUTDOWN:
+        if state == State.SHUTDOWN:
             self.vm.shutdown()
         self.changes.clear()
         return self
 
-    def event(self, kind: EventKind, detail: str = "", machine: RecordingMachine | None = None) -> None:
+    def event(self, kind: str, detail: str = "", machine: RecordingMachine | None = None) -> None:
         self.vm.handle(GuestEvent(machine or self.machines[-1], kind, detail))
 
 
-@pytest.mark.parametrize(("state", "verb"), list(itertools.product(State, VERBS)))
-def test_verb_in_state(state: State, verb: str) -> None:
+@pytest.mark.parametrize(("state", "verb"), list(itertools.product(TRANSITIONS, VERBS)))
+def test_verb_in_state(state: str, verb: str) -> None:
     bench = Bench().bring_to(state)
     before = bench.vm.properties()
     built = len(bench.machines)
     if verb not in OUTCOME[state]:
-        with pytest.raises(InvalidStateTransition, match=f"state {state.value}"):
+        with pytest.raises(InvalidStateTransition, match=f"state {state}"):
             VERBS[verb](bench.vm)
         assert bench.vm.properties() == before
         assert bench.changes == []
@@ -106,7 +106,7 @@ def test_verb_in_state(state: State, verb: str) -> None:
         (State.RUNNING, "resize", "set_vcpus"),
     ],
 )
-def test_a_machine_that_refuses_leaves_all_as_it_was(state: State, verb: str, refused: str) -> None:
+def test_a_machine_that_refuses_leaves_all_as_it_was(state: str, verb: str, refused: str) -> None:
     bench = Bench().bring_to(state)
     bench.machines[-1].refuse.add(refused)
     before = bench.vm.properties()
@@ -119,7 +119,7 @@ def test_a_machine_that_refuses_leaves_all_as_it_was(state: State, verb: str, re
 
 
 @pytest.mark.parametrize("state", [State.CREATED, State.SHUTDOWN])
-def test_a_boot_that_fails_leaves_nothing_half_made(state: State) -> None:
+def test_a_boot_that_fails_leaves_nothing_half_made(state: str) -> None:
     bench = Bench().bring_to(state)
     before = bench.vm.properties()
     bench.build_fails = True
@@ -133,11 +133,11 @@ def test_a_boot_that_fails_leaves_nothing_half_made(state: State) -> None:
     assert bench.changes == []
     bench.refuse = ()
     bench.vm.boot()
-    assert bench.vm.state is State.RUNNING
+    assert bench.vm.state == State.RUNNING
 
 
 @pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
-def test_a_reboot_that_fails_ends_in_state_shutdown(state: State) -> None:
+def test_a_reboot_that_fails_ends_in_state_shutdown(state: str) -> None:
     """The old machine is gone by then, so there is no way back; the VM says what it is."""
     bench = Bench().bring_to(state)
     bench.refuse = ("start",)
@@ -147,7 +147,7 @@ def test_a_reboot_that_fails_ends_in_state_shutdown(state: State) -> None:
     assert all(machine.closed for machine in bench.machines)
     bench.refuse = ()
     bench.vm.boot()
-    assert bench.vm.state is State.RUNNING
+    assert bench.vm.state == State.RUNNING
 
 
 @pytest.mark.parametrize("count", [-1, 0, 5, 255])
@@ -175,14 +175,14 @@ def test_a_reboot_starts_with_the_boot_vcpus() -> None:
 
 @pytest.mark.parametrize("verb", ["boot", "pause", "resume", "reboot", "resize"])
 @pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
-def test_while_held_only_the_way_down_is_open(state: State, verb: str) -> None:
+def test_while_held_only_the_way_down_is_open(state: str, verb: str) -> None:
     bench = Bench().bring_to(state)
     bench.vm.hold("the VM is being stopped")
     with pytest.raises(Busy, match="is refused because the VM is being stopped"):
         VERBS[verb](bench.vm)
     assert bench.vm.state is state
     bench.vm.shutdown()
-    assert bench.vm.last_exit is LastExit.SHUTDOWN
+    assert bench.vm.last_exit == LastExit.SHUTDOWN
 
 
 # What the guest does
@@ -196,7 +196,7 @@ def test_power_off() -> None:
 
 
 @pytest.mark.parametrize("kind", [EventKind.ERROR, EventKind.BUG])
-def test_failure(kind: EventKind) -> None:
+def test_failure(kind: str) -> None:
     bench = Bench().bring_to(State.RUNNING)
     bench.event(kind, "cannot run vCPU 0: Bad address (errno 14)")
     assert bench.changes == [{"State": "shutdown", "LastExit": "error"}]
@@ -206,9 +206,9 @@ def test_failure(kind: EventKind) -> None:
 def test_reset_in_place() -> None:
     bench = Bench().bring_to(State.RUNNING)
     bench.event(EventKind.RESET)
-    assert bench.vm.state is State.RUNNING
+    assert bench.vm.state == State.RUNNING
     assert [machine.calls for machine in bench.machines] == [["start", "close"], ["start"]]
-    assert bench.vm.last_exit is LastExit.RESET
+    assert bench.vm.last_exit == LastExit.RESET
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -226,14 +226,14 @@ def test_an_event_of_a_machine_long_gone_is_nobodys() -> None:
     bench.vm.reboot()
     bench.changes.clear()
     bench.event(EventKind.POWEROFF, machine=bench.machines[0])
-    assert bench.vm.state is State.RUNNING
+    assert bench.vm.state == State.RUNNING
     assert bench.changes == []
 
 
 def test_an_event_while_paused_waits_for_resume() -> None:
     bench = Bench().bring_to(State.PAUSED)
     bench.event(EventKind.POWEROFF)
-    assert bench.vm.state is State.PAUSED
+    assert bench.vm.state == State.PAUSED
     bench.vm.resume()
     assert bench.changes == [{"State": "running"}, {"State": "shutdown", "LastExit": "poweroff"}]
 
@@ -244,7 +244,7 @@ def test_an_event_while_paused_does_not_outlive_its_machine() -> None:
     bench.vm.reboot()
     bench.vm.pause()
     bench.vm.resume()
-    assert bench.vm.state is State.RUNNING
+    assert bench.vm.state == State.RUNNING
 
 
 def test_console_and_drain_reach_the_machine_if_there_is_one() -> None:
@@ -258,7 +258,7 @@ def test_console_and_drain_reach_the_machine_if_there_is_one() -> None:
 
 
 def test_close_from_every_state_and_twice() -> None:
-    for state in State:
+    for state in TRANSITIONS:
         bench = Bench().bring_to(state)
         bench.vm.close()
         bench.vm.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -74,13 +75,17 @@ def test_the_power_button() -> None:
 
 
 def test_guest_time_stands_still_while_paused() -> None:
-    with guest(poweroff_sec=0.03) as it:
+    with guest(poweroff_sec=0.1) as it:
         it.machine.start()
         it.machine.press_power_button()
+        pressed = time.monotonic()
         it.machine.pause()
-        assert not select.select([it.events.fd], [], [], 0.06)[0]
+        ran_sec = time.monotonic() - pressed
+        assert not select.select([it.events.fd], [], [], 0.15)[0]
+        resumed = time.monotonic()
         it.machine.resume()
         assert select.select([it.events.fd], [], [], TIMEOUT_SEC)[0]
+        assert time.monotonic() - resumed > 0.1 - ran_sec - 0.01
 
 
 def test_vcpus() -> None:
@@ -124,3 +129,5 @@ def test_fifty_boots_leave_nothing() -> None:
     for _ in range(50):
         with guest() as it:
             it.machine.start()
+            it.machine.close()
+            assert not it.machine._ended.locked(), "close returns when the thread has done all it does"

@@ -1,0 +1,49 @@
+"""A machine that notes what is asked of it, and refuses what it is told to refuse."""
+
+from __future__ import annotations
+
+from vmservice.errors import HostError
+
+
+class RecordingMachine:
+    """Obeys as `vmservice.vm.lifecycle.Machine` says; `refuse` names the methods that raise."""
+
+    def __init__(self, vcpus: int = 1, refuse: tuple[str, ...] = ()) -> None:
+        self.vcpus = vcpus
+        self.calls: list[str] = []
+        self.refuse = set(refuse)
+
+    def start(self) -> None:
+        self._note("start")
+
+    def pause(self) -> None:
+        self._note("pause")
+
+    def resume(self) -> None:
+        self._note("resume")
+
+    def press_power_button(self) -> None:
+        self._note("press_power_button")
+
+    def set_vcpus(self, count: int) -> None:
+        self._note("set_vcpus")
+        self.vcpus = count
+
+    def console_input(self, data: bytes) -> int:
+        self._note("console_input")
+        return len(data)
+
+    def drain(self) -> None:
+        self._note("drain")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    @property
+    def closed(self) -> bool:
+        return self.calls.count("close") > 0
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if call in self.refuse:
+            raise HostError(f"cannot {call}: No space left on device (errno 28)", 28)

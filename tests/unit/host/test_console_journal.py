@@ -1,0 +1,175 @@
+"""The console in the journal: lines, their fields, their limits, and a journal that is absent or deaf."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from support.datagrams import Listener
+
+from vmservice.host import console_journal
+from vmservice.host.console_journal import BURST_LINES, LINE_LIMIT_BYTES, LINES_PER_SEC, JournalConsole
+from vmservice.host.journal_socket import JournalSocket
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Sent(JournalSocket):
+    """The entries, with no socket; `deaf` ones are refused as a full socket does it."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, str]] = []
+        self.deaf = False
+        self.closed = False
+
+    def send(self, fields: object) -> bool:
+        if self.deaf:
+            return False
+        self.entries.append(dict(fields))  # type: ignore[call-overload]
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def messages(self) -> list[str]:
+        return [entry["MESSAGE"] for entry in self.entries]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(console_journal, "time", clock)
+    yield clock
+
+
+def test_over_a_socket() -> None:
+    with Listener() as journal:
+        console = JournalConsole("web-1", JournalSocket(journal.path))
+        console.write(b"[    0.0] Linux version 6.12\r\n")
+        assert journal.entry() == {
+            "PRIORITY": "6",
+            "SYSLOG_IDENTIFIER": "vm-web-1",
+            "VM_NAME": "web-1",
+            "VM_CONSOLE": "serial",
+            "MESSAGE": "[    0.0] Linux version 6.12",
+        }
+        console.close()
+
+
+def test_lines(clock: Clock) -> None:
+    sent = Sent()
+    console = JournalConsole("demo", sent)
+    for byte in b"one\r\ntw":
+        console.write(bytes((byte,)))
+    assert sent.messages == ["one"]
+    console.write(b"o\n\nthree\r\r\nfour \x1b[1mbold\x1b[0m")
+    assert sent.messages == ["one", "two", "", "three"]
+    console.close()
+    assert sent.messages[4:] == ["four bold"]
+    assert sent.entries[4]["VM_LINE_BREAK"] == "eof"
+    assert all("VM_LINE_BREAK" not in entry for entry in sent.entries[:4])
+    assert sent.closed
+
+
+def test_a_prompt_waits_a_moment(clock: Clock) -> None:
+    sent = Sent()
+    console = JournalConsole("demo", sent)
+    console.write(b"login: ")
+    console.flush()
+    assert sent.entries == []
+    clock.now += 1
+    console.flush()
+    assert sent.messages == ["login: "]
+    assert sent.entries[0]["VM_LINE_BREAK"] == "timeout"
+    console.flush()
+    assert len(sent.entries) == 1
+    console.write(b"root\n")
+    assert sent.messages[1:] == ["root"]
+
+
+def test_a_long_line_comes_in_pieces(clock: Clock) -> None:
+    sent = Sent()
+    console = JournalConsole("demo", sent)
+    for _ in range(5):
+        console.write(b"x" * 1000)
+    assert [len(message) for message in sent.messages] == [LINE_LIMIT_BYTES, LINE_LIMIT_BYTES]
+    console.write(b"\n")
+    assert "".join(sent.messages) == "x" * 5000
+    assert [entry.get("VM_LINE_BREAK") for entry in sent.entries] == ["line-max", "line-max", None]
+    console.write(("x" + "é" * 3000).encode() + b"\n")
+    assert "".join(sent.messages[3:]) == "x" + "é" * 3000, "no character is cut in two"
+    console.write(b"\x80" * 5000 + b"\n")
+    assert "".join(sent.messages[6:]).count("\ufffd") == 5000
+
+
+def test_a_guest_that_prints_without_end(clock: Clock) -> None:
+    sent = Sent()
+    console = JournalConsole("demo", sent)
+    extra = 5000
+    for _ in range(BURST_LINES + extra):
+        console.write(b"spam\n")
+    assert sent.messages == ["spam"] * BURST_LINES
+    clock.now += 1
+    for _ in range(LINES_PER_SEC + 7):
+        console.write(b"more\n")
+    assert sent.messages[BURST_LINES].startswith(f"{extra} lines of the console are missing here")
+    assert sent.entries[BURST_LINES]["PRIORITY"] == "4"
+    assert sent.messages[BURST_LINES + 1 :] == ["more"] * LINES_PER_SEC
+    clock.now += 3600
+    console.write(b"quiet\n")
+    assert sent.messages[-2].startswith("7 lines")
+    assert sent.messages[-1] == "quiet"
+
+
+def test_a_deaf_journal(clock: Clock) -> None:
+    sent = Sent()
+    console = JournalConsole("demo", sent)
+    sent.deaf = True
+    console.write(b"lost\nlost\n")
+    sent.deaf = False
+    console.write(b"heard\n")
+    assert sent.messages[0].startswith("2 lines")
+    assert sent.messages[1:] == ["heard"]
+
+
+def test_an_absent_journal_costs_nothing_but_the_lines() -> None:
+    journal = JournalSocket("/run/vmservice-nowhere/socket")
+    console = JournalConsole("demo", journal)
+    console.write(b"one\ntwo\n")
+    console.flush()
+    console.close()
+    assert journal.lost > 0
+
+
+def test_a_full_socket_does_not_block() -> None:
+    with Listener() as listener:
+        journal = JournalSocket(listener.path)
+        console = JournalConsole("demo", journal)
+        begin = time.monotonic()
+        for _ in range(5000):
+            console.write(b"x" * 100 + b"\n")
+        assert time.monotonic() - begin < 5
+        assert journal.lost > 0
+        heard = len(listener.waiting())
+        console.write(b"and again\n")
+        assert b"lines of the console are missing" in listener.receive()
+        assert b"and again" in listener.receive()
+        assert heard > 0
+        console.close()
+
+
+def test_an_entry_that_is_too_large_is_counted() -> None:
+    with Listener() as listener:
+        journal = JournalSocket(listener.path)
+        assert not journal.send({"MESSAGE": "x" * (8 << 20)})
+        assert journal.lost == 1
+        assert journal.send({"MESSAGE": "small"})
+        journal.close()

@@ -1,0 +1,150 @@
+"""What the VMM says: fields in the journal, or lines for people; and never a wait."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+from support.datagrams import Listener
+from support.machines import RecordingMachine
+
+from vmservice.host.journal_socket import JournalSocket
+from vmservice.service import message_ids
+from vmservice.service.journal import MESSAGE_LIMIT_CHARS, Log
+from vmservice.vm.events import EventKind, GuestEvent
+from vmservice.vm.lifecycle import Vm
+
+
+class Pipe:
+    """What a person would read on standard error."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+
+    def text(self) -> str:
+        try:
+            return os.read(self.reader, 1 << 20).decode()
+        except BlockingIOError:
+            return ""
+
+    def close(self) -> None:
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+def test_fields() -> None:
+    with Listener() as journal:
+        log = Log("web-1", JournalSocket(journal.path))
+        log.info("hello")
+        assert journal.entry() == {
+            "MESSAGE": "hello",
+            "PRIORITY": "6",
+            "SYSLOG_IDENTIFIER": "vmservice",
+            "VM_NAME": "web-1",
+        }
+        log.warning("careful")
+        assert journal.entry()["PRIORITY"] == "4"
+        log.error("two\nlines")
+        entry = journal.entry()
+        assert (entry["PRIORITY"], entry["MESSAGE"]) == ("3", "two\nlines")
+        log.forced_stop("forced")
+        assert journal.entry()["MESSAGE_ID"] == message_ids.FORCED_STOP
+        log.bus_acquired()
+        assert journal.entry()["MESSAGE_ID"] == message_ids.BUS_NAME_ACQUIRED
+        log.bus_lost("gone")
+        assert journal.entry()["MESSAGE_ID"] == message_ids.BUS_NAME_LOST
+        log.error("x" * 100_000)
+        assert journal.entry()["MESSAGE"] == "x" * (MESSAGE_LIMIT_CHARS - 1) + "…"
+        log.error("a bad path \udcff")
+        assert journal.entry()["MESSAGE"] == "a bad path ?"
+        log.close()
+
+
+def test_changes_of_state() -> None:
+    machines: list[RecordingMachine] = []
+
+    def build() -> RecordingMachine:
+        machines.append(RecordingMachine())
+        return machines[-1]
+
+    vm = Vm(name="demo", vcpus=1, max_vcpus=2, memory_bytes=1 << 20, build=build)
+    with Listener() as journal:
+        log = Log("demo", JournalSocket(journal.path))
+        log.state(vm)
+        vm.subscribe(lambda changes: log.state(vm, changes))
+
+        def said() -> tuple[Any, ...]:
+            entry = journal.entry()
+            return entry["MESSAGE_ID"], entry["VM_STATE"], entry["PRIORITY"], entry["MESSAGE"]
+
+        vm.boot()
+        assert said() == (message_ids.VM_RUNNING, "running", "6", "the VM runs")
+        vm.pause()
+        assert said() == (message_ids.VM_PAUSED, "paused", "6", "the VM is paused")
+        vm.resume()
+        assert said() == (message_ids.VM_RESUMED, "running", "6", "the VM runs on")
+        vm.reboot()
+        assert said() == (message_ids.GUEST_RESET, "running", "5", "the guest was reset and starts anew")
+        vm.resize(2)
+        vm.shutdown()
+        assert said() == (message_ids.VM_SHUTDOWN, "shutdown", "6", "the VM is shut down (shutdown)"), (
+            "Resize is no change of state"
+        )
+        vm.boot()
+        said()
+        vm.handle(GuestEvent(machines[-1], EventKind.ERROR, "cannot run vCPU 0: Bad address (errno 14)"))
+        assert said() == (
+            message_ids.GUEST_ERROR,
+            "shutdown",
+            "3",
+            "the guest was stopped by an error: cannot run vCPU 0: Bad address (errno 14)",
+        )
+        assert journal.waiting() == []
+        log.close()
+
+
+def test_for_people() -> None:
+    pipe = Pipe()
+    log = Log("demo", None, pipe.writer)
+    log.info("hello")
+    log.warning("careful")
+    log.error("two\nlines \x1b[31mred\x07")
+    assert pipe.text() == (
+        "vmservice: demo: hello\n"
+        "vmservice: demo: warning: careful\n"
+        "vmservice: demo: error: two\n"
+        "vmservice: demo: error: lines red^G\n"
+    )
+    log.close()
+    pipe.close()
+
+
+def test_on_the_journals_stream_without_its_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error leads to the journal, but its native socket is not there: a container with a mounted stream."""
+    pipe = Pipe()
+    status = os.fstat(pipe.writer)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    log = Log("demo", JournalSocket("/run/vmservice-nowhere"), pipe.writer)
+    log.warning("careful")
+    assert pipe.text() == "<4>careful\n"
+    log.close()
+    monkeypatch.setenv("JOURNAL_STREAM", "0:0")
+    log = Log("demo", None, pipe.writer)
+    log.warning("careful")
+    assert pipe.text() == "vmservice: demo: warning: careful\n"
+    log.close()
+    pipe.close()
+
+
+def test_nobody_reads_standard_error() -> None:
+    pipe = Pipe()
+    log = Log("demo", None, pipe.writer)
+    begin = time.monotonic()
+    for _ in range(200):
+        log.info("x" * 1000)
+    assert time.monotonic() - begin < 5
+    pipe.close()
+    log.info("nobody at all")
