@@ -35,6 +35,10 @@ def _is_unit_command(words: list[str]) -> bool:
 
 
 def _run_as_unit(words: list[str]) -> int:
+    import gc
+
+    gc.disable()  # until the guest runs: a start makes a million objects and no garbage
+
     from vmservice.service.main import RunOptions, run
 
     return run(RunOptions(words[-1], bus="session" if len(words) > 2 else "system"))

@@ -11,7 +11,6 @@ import os
 import stat
 
 from vmservice.errors import ConfigError, HostError
-from vmservice.host.console_journal import JournalConsole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ WAITING_LIMIT_BYTES = 64 * 1024
 def open_console(mode: str, path: str | None, vm_name: str, log: Warner) -> Console:
     """The console of `[serial] mode`. Raises ConfigError for a file that cannot be written, HostError for a terminal."""
     if mode == "journal":
+        from vmservice.host.console_journal import JournalConsole
+
         return JournalConsole(vm_name)
     if mode == "file":
         if path is None:

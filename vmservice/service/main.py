@@ -6,8 +6,10 @@ are imported while the guest already runs.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import time
 
 from vmservice import config as configuration
 from vmservice.errors import VmmError
@@ -30,6 +32,9 @@ STOP_SIGNALS = (signals.SIGTERM, signals.SIGINT, signals.SIGRTMIN + 4)
 
 # A vCPU that comes out of KVM_RUN waits for the interpreter's lock; the default of 5 ms would be its worst case.
 _SWITCH_INTERVAL_SEC = 0.0001
+
+# Importing holds the interpreter's lock for milliseconds at a stretch; the guest's first exits shall not wait for that.
+_HEAD_START_SEC = 0.004
 
 
 class RunOptions:
@@ -79,6 +84,8 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
         closers.append(vm.close)
         if options.boot:
             vm.boot()
+            time.sleep(_HEAD_START_SEC)
+        gc.enable()
         from vmservice.service.loop import serve
 
         return serve(vm, config, events, console, log, notifier, options.bus)
