@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_unit_command(words: list[str]) -> bool:
     """Whether this is the very command of the units. Only argparse may judge any other; its import takes as long as half a
     start, so the units do without."""
-    return words[:1] == ["run"] and words[1:-1] in ([], ["--bus", "session"]) and not words[-1].startswith("-")
+    return words[:-1] in (["run"], ["run", "--bus", "session"]) and not words[-1].startswith("-")
 
 
 def _run_as_unit(words: list[str]) -> int:

@@ -1,0 +1,211 @@
+"""The whole process, with a simulated machine: what it tells the service manager, what it makes of signals, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.bus_client import client
+from support.private_bus import PrivateBus
+from support.process import SIM_CONFIG, Manager, VmProcess
+
+Start = Callable[..., VmProcess]
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    manager = Manager()
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "demo.toml"
+    path.write_text(SIM_CONFIG)
+    return path
+
+
+@pytest.fixture
+def start(config: Path, manager: Manager) -> Iterator[Start]:
+    processes: list[VmProcess] = []
+
+    def start(*options: str, service: str = "", **keywords: Manager | None) -> VmProcess:
+        if service:
+            config.write_text(f"{SIM_CONFIG}[service]\n{service}\n")
+        processes.append(VmProcess(config, "--sim", *options, **{"manager": manager, **keywords}))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()
+
+
+def call(address: str, member: str) -> None:
+    async def ask() -> None:
+        async with client(address) as caller:
+            await caller.call("demo", member)
+
+    asyncio.run(ask())
+
+
+def state(address: str) -> str:
+    async def ask() -> str:
+        async with client(address) as caller:
+            return str(await caller.get("demo", "State"))
+
+    return asyncio.run(ask())
+
+
+def test_ready_means_running_and_on_the_bus(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    process = start("--bus", bus.address)
+    message = manager.wait_for("READY", "1")
+    assert message["STATUS"] == "running; 1 vCPU, 512 MiB"
+    assert state(bus.address) == "running"
+    assert process.running()
+
+
+def test_the_status_follows_the_state(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    call(bus.address, "Pause")
+    manager.wait_for("STATUS", "paused; 1 vCPU")
+    call(bus.address, "Shutdown")
+    manager.wait_for("STATUS", "shutdown; 1 vCPU, 512 MiB; last exit: shutdown; Boot starts it again")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGRTMIN + 4], ids=["TERM", "INT", "RTMIN+4"])
+@pytest.mark.parametrize("pause", [False, True], ids=["running", "paused"])
+def test_a_stop_asks_the_guest(start: Start, manager: Manager, bus: PrivateBus, number: int, pause: bool) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    if pause:
+        call(bus.address, "Pause")
+    process.send(number)
+    manager.wait_for("STOPPING", "1")
+    manager.wait_for("EXTEND_TIMEOUT_USEC")
+    assert process.wait() == 0
+    assert "asked the guest to power off; it has 120 seconds" in process.messages
+    assert "the VM is shut down (poweroff)" in process.messages
+    assert "forced" not in process.messages
+
+
+@pytest.mark.parametrize("options", [("--no-boot",), ()], ids=["created", "shutdown"])
+def test_a_stop_without_a_guest_is_immediate(start: Start, manager: Manager, bus: PrivateBus, options: tuple[str, ...]) -> None:
+    process = start("--bus", bus.address, *options)
+    manager.wait_for("READY", "1")
+    if not options:
+        call(bus.address, "Shutdown")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_a_guest_that_takes_too_long_is_forced(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    process = start("--bus", bus.address, service="shutdown_timeout = 0")
+    manager.wait_for("READY", "1")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "warning: forced the VM to stop: shutdown_timeout is 0" in process.messages
+
+
+def test_a_second_signal_forces_at_once(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    process.send(signal.SIGTERM)
+    manager.wait_for("STOPPING", "1")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "warning: forced the VM to stop: it was asked for a second time" in process.messages
+
+
+@pytest.mark.parametrize(("service", "ends"), [("", True), ('on_poweroff = "stay"', False)], ids=["exit", "stay"])
+def test_the_guest_powers_off(start: Start, manager: Manager, bus: PrivateBus, service: str, ends: bool) -> None:
+    process = start("--bus", bus.address, service=service)
+    manager.wait_for("READY", "1")
+    call(bus.address, "PowerButton")
+    if ends:
+        assert process.wait() == 0
+    else:
+        manager.wait_for("STATUS", "last exit: poweroff")
+        call(bus.address, "Boot")
+        manager.wait_for("STATUS", "running")
+
+
+def test_shutdown_over_the_bus_answers_and_the_process_stays(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    call(bus.address, "Shutdown")
+    assert state(bus.address) == "shutdown"
+    assert process.running()
+
+
+def test_the_same_vm_twice(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    first = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    second = start("--bus", bus.address, manager=None)
+    assert second.wait() == 69
+    assert f"the bus name org.vmservice.VM1.demo is already owned by process {first.pid}" in second.messages
+    assert state(bus.address) == "running"
+
+
+def test_no_bus_at_all(start: Start, manager: Manager, tmp_path: Path) -> None:
+    """The VM runs, is called ready after a while, and says why nobody can reach it."""
+    process = start("--bus", f"unix:path={tmp_path}/nothing")
+    manager.wait_for("READY", "1")
+    assert "the VM runs on and will take its name again" in process.messages
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_the_bus_goes_and_comes_back(start: Start, manager: Manager, own_bus: PrivateBus) -> None:
+    own_bus.start()
+    process = start("--bus", own_bus.address)
+    manager.wait_for("READY", "1")
+    call(own_bus.address, "Pause")
+    own_bus.kill()
+    own_bus.start()
+
+    async def wait_for_name() -> None:
+        async with client(own_bus.address) as caller, asyncio.timeout(20):
+            while not await caller.has_owner("demo"):
+                await asyncio.sleep(0.05)
+
+    asyncio.run(wait_for_name())
+    assert state(own_bus.address) == "paused"
+    assert process.running()
+
+
+def test_a_manager_that_is_gone_does_not_matter(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    manager.vanish()
+    call(bus.address, "Pause")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert process.messages.count("cannot be told") == 1
+
+
+def test_a_wrong_configuration_is_told_to_the_manager(start: Start, manager: Manager, config: Path) -> None:
+    config.write_text("[kernel]\n")
+    process = start("--bus", "none")
+    message = manager.wait_for("STATUS")
+    assert process.wait() == 78
+    assert str(config) in message["STATUS"]
+
+
+def test_a_malformed_bus_address(start: Start, manager: Manager) -> None:
+    process = start("--bus", "elsewhere")
+    assert process.wait() == 64
+    assert "elsewhere" in process.messages
+    assert "Traceback" not in process.messages
+
+
+def test_signals_before_the_loop_are_not_lost(start: Start) -> None:
+    """The first one comes while Python still imports: it ends the process by itself, or asks the guest; never nothing."""
+    process = start("--bus", "none", manager=None)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() in (0, -signal.SIGTERM)

@@ -1,0 +1,108 @@
+"""`vmservice run` as a process of its own, with a service manager and a bus that the test controls."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+TIMEOUT_SEC = 20.0
+
+SIM_CONFIG = """
+[kernel]
+path = "/nowhere/vmlinuz"
+[cpus]
+boot = 1
+max = 4
+"""
+
+
+def vmservice(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "vmservice", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SEC,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        env=_environment(environment or {}),
+    )
+
+
+class Manager:
+    """A service manager's notification socket."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vmservice-notify-")
+        self.address = os.path.join(self._folder.name, "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.address)
+        self.messages: list[dict[str, str]] = []
+
+    def wait_for(self, field: str, value: str = "") -> dict[str, str]:
+        """The first message from now on that has `field`, with `value` in its value."""
+        deadline = time.monotonic() + TIMEOUT_SEC
+        while (left := deadline - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            lines = self._socket.recv(4096).decode().splitlines()
+            message = dict(line.split("=", 1) for line in lines)
+            self.messages.append(message)
+            if value in message.get(field, "\0"):
+                return message
+        raise AssertionError(f"no {field}={value}; there were {self.messages}")
+
+    def vanish(self) -> None:
+        os.unlink(self.address)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._folder.cleanup()
+
+
+class VmProcess:
+    """One `vmservice run`; standard error is kept."""
+
+    def __init__(self, config: Path, *options: str, manager: Manager | None = None, name: str = "demo") -> None:
+        environment = {"NOTIFY_SOCKET": manager.address} if manager else {}
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vmservice", "run", "--config", str(config), *options, name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            env=_environment(environment),
+        )
+        self.pid = self._process.pid
+
+    @property
+    def messages(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode()
+
+    def send(self, number: signal.Signals | int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        return self._process.wait(TIMEOUT_SEC)
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        if self.running():
+            self._process.kill()
+        self._process.wait()
+        self._stderr.close()
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "INVOCATION_ID")}
+    return {**kept, "PYTHONPATH": str(CHECKOUT), "PYTHONWARNINGS": "ignore::DeprecationWarning", **more}

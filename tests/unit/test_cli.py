@@ -1,0 +1,113 @@
+"""The command line: what a person sees who got something wrong, and the status that a program sees."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.images import bzimage, pattern
+from support.process import vmservice
+
+
+def refused(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Status and the one sentence on standard error."""
+    done = vmservice(*arguments, environment=environment)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in lines[0]
+    return done.returncode, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("fly",), "invalid choice: 'fly'"),
+        (("run",), "the following arguments are required: NAME"),
+        (("run", "--bus"), "argument --bus: expected one argument"),
+        (("run", "demo", "--colour"), "unrecognized arguments: --colour"),
+        (("run", "-demo"), "the following arguments are required: NAME"),
+        (("run", "../demo"), "'../demo' cannot be the name of a VM"),
+        (("run", "de mo"), "'de mo' cannot be the name of a VM"),
+        (("run", ""), "'' cannot be the name of a VM"),
+        (("run", "x" * 65), "cannot be the name of a VM"),
+        (("check-config", ".hidden"), "'.hidden' cannot be the name of a VM"),
+    ],
+)
+def test_usage(arguments: tuple[str, ...], sentence: str) -> None:
+    status, line = refused(*arguments)
+    assert status == 64
+    assert sentence in line
+    assert line.startswith("vmservice: ")
+
+
+def test_no_such_configuration() -> None:
+    status, line = refused("run", "nobody")
+    assert status == 78
+    assert "there is no configuration for the VM nobody: /etc/vmservice/nobody.toml does not exist" in line
+
+
+def test_a_users_configuration_is_looked_for_in_the_users_folder(tmp_path: Path) -> None:
+    status, line = refused("run", "--bus", "session", "nobody", environment={"XDG_CONFIG_HOME": str(tmp_path)})
+    assert status == 78
+    assert f"{tmp_path}/vmservice/nobody.toml does not exist" in line
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+BROKEN = {
+    "not TOML": ("[kernel\n", "line 1, column 8"),
+    "unknown key": ('[kernel]\npath = "x"\ninitrmfs = "y"\n', "initramfs"),
+    "wrong type": ('[kernel]\npath = "x"\n[cpus]\nboot = "two"\n', "cpus.boot"),
+    "no vCPU": ('[kernel]\npath = "x"\n[cpus]\nboot = 0\n', "from 1 to 254"),
+    "255 vCPUs": ('[kernel]\npath = "x"\n[cpus]\nboot = 255\n', "from 1 to 254"),
+    "more vCPUs than the ceiling": ('[kernel]\npath = "x"\n[cpus]\nboot = 4\nmax = 2\n', "cpus.max"),
+    "no memory": ('[kernel]\npath = "x"\n[memory]\nsize = 0\n', "memory.size"),
+    "1 MiB": ('[kernel]\npath = "x"\n[memory]\nsize = "1M"\n', "memory.size"),
+    "more than the host has": ('[kernel]\npath = "x"\n[memory]\nsize = "7T"\n', "memory.size"),
+    "nothing to boot": ("[cpus]\nboot = 1\n", "[kernel]"),
+}
+
+
+@pytest.mark.parametrize(("text", "named"), BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("command", ["run", "check-config"])
+def test_broken_configuration(tmp_path: Path, command: str, text: str, named: str) -> None:
+    path = write(tmp_path / "demo.toml", text)
+    arguments = ("run", "--config", str(path), "--bus", "none", "demo") if command == "run" else ("check-config", str(path))
+    status, line = refused(*arguments)
+    assert status == 78
+    assert named in line
+    assert str(path) in line
+    assert os.listdir(tmp_path) == ["demo.toml"]
+
+
+def test_check_config_tries_the_kernel(tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(bzimage(pattern(4096)))
+    config = write(tmp_path / "demo.toml", f'[kernel]\npath = "{kernel}"\n[memory]\nsize = "128M"\n')
+    good = vmservice("check-config", str(config))
+    assert (good.returncode, good.stdout, good.stderr) == (0, f"{config}: no problem found\n", "")
+    kernel.write_bytes(bzimage(pattern(4096))[:700])
+    status, line = refused("check-config", str(config))
+    assert status == 78
+    assert str(kernel) in line
+
+
+def test_check_host_as_json_is_what_it_prints_for_people() -> None:
+    machine, people = vmservice("check-host", "--json"), vmservice("check-host")
+    checks = json.loads(machine.stdout)
+    assert machine.returncode == people.returncode == (69 if any(check["result"] == "missing" for check in checks) else 0)
+    results = [line.split()[0] for line in people.stdout.splitlines() if not line.startswith(" ")]
+    assert results == [check["result"] for check in checks]
+    assert set(results) <= {"ok", "missing", "limited"}
+
+
+def test_version_and_help() -> None:
+    assert vmservice("--version").stdout == "vmservice 0.1.0\n"
+    assert "check-host" in vmservice("--help").stdout
