@@ -34,10 +34,10 @@ def config(tmp_path: Path) -> Path:
 def start(config: Path, manager: Manager) -> Iterator[Start]:
     processes: list[VmProcess] = []
 
-    def start(*options: str, service: str = "", **keywords: Manager | None) -> VmProcess:
+    def start(*options: str, service: str = "", told: bool = True) -> VmProcess:
         if service:
             config.write_text(f"{SIM_CONFIG}[service]\n{service}\n")
-        processes.append(VmProcess(config, "--sim", *options, **{"manager": manager, **keywords}))
+        processes.append(VmProcess(config, "--sim", *options, manager=manager if told else None))
         return processes[-1]
 
     yield start
@@ -146,7 +146,7 @@ def test_shutdown_over_the_bus_answers_and_the_process_stays(start: Start, manag
 def test_the_same_vm_twice(start: Start, manager: Manager, bus: PrivateBus) -> None:
     first = start("--bus", bus.address)
     manager.wait_for("READY", "1")
-    second = start("--bus", bus.address, manager=None)
+    second = start("--bus", bus.address, told=False)
     assert second.wait() == 69
     assert f"the bus name org.vmservice.VM1.demo is already owned by process {first.pid}" in second.messages
     assert state(bus.address) == "running"
@@ -206,6 +206,6 @@ def test_a_malformed_bus_address(start: Start, manager: Manager) -> None:
 
 def test_signals_before_the_loop_are_not_lost(start: Start) -> None:
     """The first one comes while Python still imports: it ends the process by itself, or asks the guest; never nothing."""
-    process = start("--bus", "none", manager=None)
+    process = start("--bus", "none", told=False)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() in (0, -signal.SIGTERM)
