@@ -10,10 +10,11 @@ import ctypes
 
 from vmservice.errors import KvmError
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_ioctl = _libc.ioctl
-_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
-_ioctl.restype = ctypes.c_int
+# The bare function: -1 for failure, and then get_errno() says why. For KVM_RUN, where each call in between counts.
+ioctl = ctypes.CDLL(None, use_errno=True).ioctl
+ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+ioctl.restype = ctypes.c_int
+get_errno = ctypes.get_errno
 
 _KVMIO = 0xAE
 
@@ -43,9 +44,9 @@ def iowr(number: int, size_bytes: int) -> int:
 
 
 def raw(fd: int, request: int, argument: int) -> int:
-    """The bare system call: its result, or minus errno. For KVM_RUN and for questions whose refusal is an answer."""
-    result: int = _ioctl(fd, request, argument)
-    return result if result >= 0 else -ctypes.get_errno()
+    """The system call's result, or minus errno: for questions whose refusal is an answer."""
+    result: int = ioctl(fd, request, argument)
+    return result if result >= 0 else -get_errno()
 
 
 def call(fd: int, request: int, argument: int | ctypes.Structure | ctypes.Array[ctypes.c_char] = 0, *, name: str) -> int:

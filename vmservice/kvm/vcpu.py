@@ -35,10 +35,10 @@ class KvmVcpu:
 
     def run(self) -> int:
         """Run the guest; the exit reason (KVM_EXIT_*), or INTERRUPTED."""
-        result = ioctl.raw(self.fd, abi.KVM_RUN, 0)
-        if result == 0:
+        if ioctl.ioctl(self.fd, abi.KVM_RUN, 0) == 0:
             # Reasons fit a byte; one index is quicker than unpacking the u32.
             return self.page[abi.RUN_EXIT_REASON]
+        result = -ioctl.get_errno()
         if result in (-errno.EINTR, -errno.EAGAIN):  # EAGAIN: an application processor that still waits for SIPI
             return INTERRUPTED
         raise KvmError.from_os(f"KVM_RUN failed for vCPU {self.index}", OSError(-result, ""))

@@ -84,12 +84,11 @@ class Keyboard:
             self._stop_reading()
             self._reading = False
             return
-        if self._saved is not None and self._is_escape(data):
-            self._on_escape()
-            return
         self._waiting = data[self._on_input(data) :]
         if self._waiting:
             self._stop_reading()
+        if self._saved is not None and self._is_escape(data):
+            self._on_escape()
 
     def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 # How long the vCPUs have to leave the guest. They take microseconds; only a host in deep trouble takes longer.
 STOP_TIMEOUT_SEC = 10.0
 
+# Looked up at each exit: globals of this module are one step nearer than those of another.
+_EXIT_IO = abi.KVM_EXIT_IO
+_EXIT_DATA = abi.RUN_EXIT
+_unpack_pio = exits.IO.unpack_from
+
 # What may be typed ahead of the guest, whose UART holds 16 bytes.
 TYPED_LIMIT_BYTES = 4096
 
@@ -151,7 +156,7 @@ class KvmMachine:
 
     def _handle_exit(self, vcpu: KvmVcpu, reason: int) -> bool:
         """One VM exit; False when the guest is to run no further."""
-        if reason == abi.KVM_EXIT_IO:
+        if reason == _EXIT_IO:
             self._handle_pio(vcpu)
         elif reason == abi.KVM_EXIT_MMIO:
             self._handle_mmio(vcpu)
@@ -169,16 +174,16 @@ class KvmMachine:
     def _handle_pio(self, vcpu: KvmVcpu) -> None:
         """The path of nearly every exit: kept short rather than split up."""
         page = vcpu.page
-        direction, size, port, count, offset = exits.IO.unpack_from(page, abi.RUN_EXIT)
-        pio = self.chipset.pio
-        with self.chipset.lock:
+        direction, size, port, count, offset = _unpack_pio(page, _EXIT_DATA)
+        chipset = self.chipset
+        with chipset.lock:
             if self._coalescing:
                 self._drain(vcpu)
             for start in range(offset, offset + size * count, size):
                 if direction:  # KVM_EXIT_IO_OUT
-                    pio.write(port, page[start : start + size])
+                    chipset.pio.write(port, page[start : start + size])
                 else:
-                    page[start : start + size] = pio.read(port, size)
+                    page[start : start + size] = chipset.pio.read(port, size)
 
     def _handle_mmio(self, vcpu: KvmVcpu) -> None:
         page = vcpu.page

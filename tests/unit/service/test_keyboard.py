@@ -1,0 +1,177 @@
+"""What a person types: the terminal is raw while the VM runs and itself again afterwards, and there is a way out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import termios
+from collections.abc import Callable, Coroutine, Iterator
+
+import pytest
+from support.process import CHECKOUT
+
+from vmservice.service.keyboard import Keyboard
+
+TIMEOUT_SEC = 10.0
+
+
+class Typed:
+    """A guest that takes up to `room` bytes in all."""
+
+    def __init__(self, room: int = 1 << 20) -> None:
+        self.data = b""
+        self.room = room
+        self.escapes = 0
+
+    def take(self, data: bytes) -> int:
+        taken = data[: self.room - len(self.data)]
+        self.data += taken
+        return len(taken)
+
+    def escape(self) -> None:
+        self.escapes += 1
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """(what a person has, what the VM has) of a pseudoterminal that is nobody's job."""
+    controller, terminal = os.openpty()
+    yield controller, terminal
+    os.close(controller)
+    os.close(terminal)
+
+
+def run(coroutine: Coroutine[None, None, None]) -> None:
+    asyncio.run(asyncio.wait_for(coroutine, TIMEOUT_SEC))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_bytes_of_a_pipe_reach_the_guest_and_its_end_is_quiet() -> None:
+    reader, writer = os.pipe()
+
+    async def check() -> None:
+        typed = Typed()
+        keyboard = Keyboard(reader, typed.take, typed.escape)
+        keyboard.start()
+        os.write(writer, b"ls\n")
+        await until(lambda: typed.data == b"ls\n")
+        os.close(writer)
+        await asyncio.sleep(0.05)
+        keyboard.close()
+        assert typed.escapes == 0
+
+    run(check())
+    os.close(reader)
+
+
+def test_what_the_guest_does_not_take_is_offered_again() -> None:
+    reader, writer = os.pipe()
+
+    async def check() -> None:
+        typed = Typed(room=3)
+        keyboard = Keyboard(reader, typed.take, typed.escape)
+        keyboard.start()
+        os.write(writer, b"abcdef")
+        await until(lambda: typed.data == b"abc")
+        keyboard.retry()
+        assert typed.data == b"abc"
+        typed.room = 5
+        keyboard.retry()
+        typed.room = 100
+        keyboard.retry()
+        os.write(writer, b"gh")
+        await until(lambda: typed.data == b"abcdefgh")
+        keyboard.close()
+
+    run(check())
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", __file__])
+def test_what_cannot_be_waited_for_is_left_alone(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+
+    async def check() -> None:
+        typed = Typed()
+        keyboard = Keyboard(fd, typed.take, typed.escape)
+        keyboard.start()
+        await asyncio.sleep(0.01)
+        keyboard.close()
+        assert typed.data == b""
+
+    run(check())
+    os.close(fd)
+
+
+def test_a_terminal_of_another_job_is_left_alone(terminal: tuple[int, int]) -> None:
+    controller, fd = terminal
+    before = termios.tcgetattr(fd)
+
+    async def check() -> None:
+        typed = Typed()
+        keyboard = Keyboard(fd, typed.take, typed.escape)
+        keyboard.start()
+        assert termios.tcgetattr(fd) == before
+        os.write(controller, b"x\n")
+        await asyncio.sleep(0.01)
+        keyboard.close()
+        assert typed.data == b""
+
+    run(check())
+
+
+# Runs as the leader of its own session, whose terminal is standard input; says what it saw on standard output.
+JOB = """
+import asyncio, os, sys, termios, time
+from vmservice.service.keyboard import Keyboard
+
+async def main():
+    before = termios.tcgetattr(0)
+    typed, escaped = bytearray(), asyncio.Event()
+    keyboard = Keyboard(0, lambda data: typed.extend(data) or len(data), escaped.set)
+    keyboard.start()
+    raw = termios.tcgetattr(0)
+    print("raw", not raw[3] & (termios.ECHO | termios.ICANON | termios.ISIG), bool(raw[1] & termios.OPOST), flush=True)
+    await asyncio.wait_for(escaped.wait(), 10)
+    keyboard.close()
+    print("typed", bytes(typed), flush=True)
+    print("restored", termios.tcgetattr(0) == before, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_the_terminal_is_raw_and_given_back_and_three_presses_lead_out() -> None:
+    controller, terminal = os.openpty()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.login_tty(terminal) if hasattr(os, "login_tty") else _make_controlling(terminal)
+        os.dup2(writer, 1)
+        os.execve(sys.executable, [sys.executable, "-c", JOB], {**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    os.close(writer)
+    os.close(terminal)
+    with os.fdopen(reader, encoding="utf-8") as output:
+        assert output.readline() == "raw True True\n"
+        os.write(controller, b"a\x03b\x1dc\x1d\x1d")  # Ctrl-C is the guest's; two presses and another key are no escape
+        os.write(controller, b"d")
+        os.write(controller, b"\x1d\x1d\x1d")
+        lines = output.read().splitlines()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(controller)
+    assert lines[0].startswith("typed b'a\\x03b\\x1dc\\x1d\\x1d")
+    assert lines[1] == "restored True"
+
+
+def _make_controlling(terminal: int) -> None:
+    import fcntl
+
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    os.dup2(terminal, 0)
