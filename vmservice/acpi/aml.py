@@ -25,17 +25,24 @@ _MULTI_NAME_PREFIX = b"\x2f"
 _OP_REGION_OP = b"\x5b\x80"
 _FIELD_OP = b"\x5b\x81"
 _DEVICE_OP = b"\x5b\x82"
+_MUTEX_OP = b"\x5b\x01"
+_ACQUIRE_OP = b"\x5b\x23"
+_RELEASE_OP = b"\x5b\x27"
 _STORE_OP = b"\x70"
+_ADD_OP = b"\x72"
 _AND_OP = b"\x7b"
 _NOTIFY_OP = b"\x86"
 _LEQUAL_OP = b"\x93"
+_LLESS_OP = b"\x95"
 _IF_OP = b"\xa0"
+_WHILE_OP = b"\xa2"
 _RETURN_OP = b"\xa4"
 _ONES_OP = b"\xff"
 _NULL_NAME = b"\x00"
 
 LOCAL0 = b"\x60"
 ARG0 = b"\x68"
+ARG1 = b"\x69"
 
 # --- values of fields ----------------------------------------------------------------------------------------------------
 SYSTEM_MEMORY, SYSTEM_IO = range(2)  # operation region spaces, §20.2.5.2
@@ -186,6 +193,11 @@ def field(region: str, access: int, update: int, *units: tuple[str | None, int])
     return _package(_FIELD_OP, body)
 
 
+def mutex(path: str, sync_level: int) -> bytes:
+    """`sync_level`, 0 to 15, orders mutexes that are held together (§19.6.89)."""
+    return _MUTEX_OP + name_string(path) + bytes((sync_level,))
+
+
 # --- statements and expressions ------------------------------------------------------------------------------------------
 def store(source: bytes, target: bytes) -> bytes:
     return _STORE_OP + source + target
@@ -196,16 +208,46 @@ def and_(left: bytes, right: bytes) -> bytes:
     return _AND_OP + left + right + _NULL_NAME
 
 
+def add(left: bytes, right: bytes, target: bytes) -> bytes:
+    return _ADD_OP + left + right + target
+
+
 def equal(left: bytes, right: bytes) -> bytes:
     return _LEQUAL_OP + left + right
+
+
+def less(left: bytes, right: bytes) -> bytes:
+    return _LLESS_OP + left + right
+
+
+def call(path: str, *arguments: bytes) -> bytes:
+    """A method with as many arguments as it takes; the interpreter knows how many from its definition (§20.2.5.4)."""
+    return name_string(path) + b"".join(arguments)
+
+
+def acquire(path: str, timeout_ms: int) -> bytes:
+    return _ACQUIRE_OP + name_string(path) + timeout_ms.to_bytes(2, "little")
+
+
+def release(path: str) -> bytes:
+    return _RELEASE_OP + name_string(path)
 
 
 def if_(condition: bytes, *statements: bytes) -> bytes:
     return _package(_IF_OP, condition + b"".join(statements))
 
 
+def while_(condition: bytes, *statements: bytes) -> bytes:
+    return _package(_WHILE_OP, condition + b"".join(statements))
+
+
 def notify(path: str, value: int) -> bytes:
-    return _NOTIFY_OP + name_string(path) + integer(value)
+    return notify_value(path, integer(value))
+
+
+def notify_value(path: str, value: bytes) -> bytes:
+    """As `notify`, with a value that is worked out: an argument or a local variable."""
+    return _NOTIFY_OP + name_string(path) + value
 
 
 def return_(value: bytes) -> bytes:
