@@ -106,7 +106,7 @@ class Served:
         self.lost: list[str] = []
         self.news = asyncio.Event()
         make = build or (lambda served: SimMachine(served.events, served.console.append, vcpus=1, max_vcpus=max_vcpus))
-        self.vm = Vm(name=name, vcpus=1, max_vcpus=max_vcpus, memory_bytes=64 << 20, build=lambda: make(self))
+        self.vm = Vm(name=name, vcpus=1, max_vcpus=max_vcpus, memory_bytes=64 << 20, build=lambda _vcpus: make(self))
 
     def connection(self, address: str, **options: Any) -> BusConnection:
         return BusConnection(

@@ -52,20 +52,20 @@ class Output:
 class Guest:
     """A VM with a firmware payload, everything real; `tell` types on its console."""
 
-    def __init__(self, image: Path, *, vcpus: int = 1, memory_bytes: int = 16 << 20, masked: tuple[int, ...] = ()) -> None:
+    def __init__(self, image: Path, *, vcpus: int, max_vcpus: int, memory_bytes: int, masked: tuple[int, ...]) -> None:
         self.output = Output()
         self.warnings: list[str] = []
         self.kvm = Kvm(masked=masked)
         self.events = EventQueue()
-        self.config = _config(image, vcpus, memory_bytes)
+        self.config = _config(image, CpusConfig(vcpus, max_vcpus), memory_bytes)
         host = HostPorts(self.kvm, self.events, self.output.write, self.warnings.append)
         self.machines: list[KvmMachine] = []
         self.vm = Vm(
             name="test",
             vcpus=vcpus,
-            max_vcpus=vcpus,
+            max_vcpus=max_vcpus,
             memory_bytes=memory_bytes,
-            build=lambda: self._remember(build(self.config, host)),
+            build=lambda count: self._remember(build(self.config, host, count)),
         )
 
     def _remember(self, machine: KvmMachine) -> KvmMachine:
@@ -94,12 +94,12 @@ class Guest:
 
 @contextmanager
 def running_guest(
-    image: Path, *, vcpus: int = 1, masked: tuple[int, ...] = (), memory_bytes: int = 16 << 20
+    image: Path, *, vcpus: int = 1, max_vcpus: int = 0, masked: tuple[int, ...] = (), memory_bytes: int = 16 << 20
 ) -> Iterator[Guest]:
     """A guest that has been booted; the kick signal's handler is put back afterwards."""
     before = signal.getsignal(KICK_SIGNAL)
     install_kick_handler()
-    guest = Guest(image, vcpus=vcpus, masked=masked, memory_bytes=memory_bytes)
+    guest = Guest(image, vcpus=vcpus, max_vcpus=max_vcpus or vcpus, masked=masked, memory_bytes=memory_bytes)
     try:
         guest.vm.boot()
         yield guest
@@ -119,13 +119,13 @@ def wait_until(look: Callable[[], T | None], otherwise: str) -> T:
     raise AssertionError(otherwise)
 
 
-def _config(image: Path, vcpus: int, memory_bytes: int) -> Config:
+def _config(image: Path, cpus: CpusConfig, memory_bytes: int) -> Config:
     return Config(
         name="test",
         path="/nowhere/test.toml",
         kernel=None,
         firmware=FirmwareConfig(str(image)),
-        cpus=CpusConfig(vcpus, vcpus),
+        cpus=cpus,
         memory=MemoryConfig(memory_bytes, None, False),
         serial=SerialConfig("null", None),
         service=ServiceConfig("exit", "reboot", 120),

@@ -6,10 +6,12 @@ from vmservice.errors import HostError
 
 
 class RecordingMachine:
-    """Obeys as `vmservice.vm.lifecycle.Machine` says; `refuse` names the methods that raise."""
+    """Obeys as `vmservice.vm.lifecycle.Machine` says; `refuse` names the methods that raise; the guest of a `slow` one does
+    not answer `set_vcpus` at once."""
 
-    def __init__(self, vcpus: int = 1, refuse: tuple[str, ...] = ()) -> None:
+    def __init__(self, vcpus: int = 1, refuse: tuple[str, ...] = (), slow: bool = False) -> None:
         self.vcpus = vcpus
+        self.slow = slow
         self.calls: list[str] = []
         self.refuse = set(refuse)
 
@@ -27,7 +29,13 @@ class RecordingMachine:
 
     def set_vcpus(self, count: int) -> None:
         self._note("set_vcpus")
-        self.vcpus = count
+        self.vcpus = self.vcpus if self.slow else count
+
+    def settle_vcpus(self) -> None:
+        self._note("settle_vcpus")
+
+    def cancel_set_vcpus(self) -> None:
+        self._note("cancel_set_vcpus")
 
     def console_input(self, data: bytes) -> int:
         self._note("console_input")

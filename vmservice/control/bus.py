@@ -10,18 +10,19 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dbus_next import Message
-from dbus_next.constants import MessageType, NameFlag, RequestNameReply
+from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameReply
 from dbus_next.errors import DBusError
 
 from vmservice.control.dbus_object import PROPERTIES_INTERFACE, VmObject
 from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Transport, checked_address
 from vmservice.control.errors import LIMITS_EXCEEDED, BusFault, describe
 from vmservice.control.names import OBJECT_PATH, bus_name
-from vmservice.errors import HostError, HostFacilityMissing, NotPermitted
-from vmservice.vm.lifecycle import Vm
+from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError
+from vmservice.vm.lifecycle import Resizing, Vm
 
 FIRST_RETRY_SEC = 0.1
 LAST_RETRY_SEC = 5.0
@@ -204,15 +205,27 @@ class BusConnection:
 
     # Traffic
 
-    def _answer(self, call: Message) -> Message:
+    def _answer(self, call: Message) -> Message | None:
+        """The reply; None where it comes later, when the guest has answered."""
         try:
             if call.too_large:
                 raise BusFault(LIMITS_EXCEEDED, f"the call is too large; its arguments may take {BODY_LIMIT_BYTES} bytes")
-            signature, body = self._object.answer(call.path, call.interface, call.member, call.signature, call.body)
-            return Message.new_method_return(call, signature, body)
+            answer = self._object.answer(call.path, call.interface, call.member, call.signature, call.body)
+            if isinstance(answer, Resizing):
+                answer.on_end = partial(self._send_late, call, self._transport)
+                return None
+            return Message.new_method_return(call, *answer)
         except Exception as error:
-            name, text = describe(error, self._log)
-            return Message.new_error(call, name, text)
+            return self._error(call, error)
+
+    def _error(self, call: Message, error: Exception) -> Message:
+        name, text = describe(error, self._log)
+        return Message.new_error(call, name, text)
+
+    def _send_late(self, call: Message, transport: Transport | None, error: VmmError | None) -> None:
+        """The reply to a call whose work is done now; a caller whose connection is gone gets none."""
+        if transport is not None and transport is self._transport and not call.flags & MessageFlag.NO_REPLY_EXPECTED:
+            transport.send(Message.new_method_return(call) if error is None else self._error(call, error))
 
     def _emit_changes(self, changes: dict[str, object]) -> None:
         """A listener of the VM: it runs within the verb, so the signal goes out before the verb's reply."""

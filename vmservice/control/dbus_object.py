@@ -23,7 +23,7 @@ from vmservice.control.errors import (
 from vmservice.control.introspection import ancestor_xml, generated_xml, installed_xml
 from vmservice.control.names import INTERFACE, OBJECT_PATH
 from vmservice.errors import HostError
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.lifecycle import Resizing, Vm
 
 PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
@@ -41,6 +41,7 @@ PROPERTIES: dict[str, str] = {"State": "s", "Name": "s", "VCPUs": "y", "MaxVCPUs
 # Where systemd and libdbus keep the machine id: machine-id(5).
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
+# Signature and body, or the Resizing whose end is to be waited for; then the reply has no body.
 Reply = tuple[str, list[object]]
 _NOTHING: Reply = ("", [])
 
@@ -51,7 +52,7 @@ class VmObject:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._xml = installed_xml() or generated_xml(METHODS, {INTERFACE: PROPERTIES})
-        self._verbs: dict[str, Callable[..., None]] = {
+        self._verbs: dict[str, Callable[..., Resizing | None]] = {
             "Boot": vm.boot,
             "Pause": vm.pause,
             "Resume": vm.resume,
@@ -61,15 +62,17 @@ class VmObject:
             "Reboot": vm.reboot,
         }
 
-    def answer(self, path: str, interface: str | None, member: str, signature: str, body: Sequence[object]) -> Reply:
-        """The signature and body of the reply. Raises BusFault for a call that fits no member, and what the VM raises."""
+    def answer(self, path: str, interface: str | None, member: str, signature: str, body: Sequence[object]) -> Reply | Resizing:
+        """The signature and body of the reply, or the work that it waits for.
+
+        Raises BusFault for a call that fits no member, and what the VM raises.
+        """
         interface = self._find(path, interface, member)
         expected = METHODS[interface][member]
         if signature != expected:
             raise BusFault(INVALID_ARGS, f"{member} takes {_spelled(expected)}, not {_spelled(signature)}")
         if interface == INTERFACE:
-            self._verbs[member](*body)
-            return _NOTHING
+            return self._verbs[member](*body) or _NOTHING
         if interface == PROPERTIES_INTERFACE:
             return self._property_call(member, *[str(argument) for argument in body[:2]])
         if interface == INTROSPECTABLE:

@@ -140,14 +140,17 @@ class Transport(MessageBus):  # type: ignore[misc]
         super().__init__(bus_address=address)
         self._writer = PatientWriter(self)
 
-    def answer_calls(self, handler: Callable[[Message], Message]) -> None:
-        """`handler` gives the reply to every method call. It must not raise: dbus-next would send the caller a traceback."""
+    def answer_calls(self, handler: Callable[[Message], Message | None]) -> None:
+        """`handler` gives the reply to every method call, or None where it is sent later.
+
+        It must not raise: dbus-next would send the caller a traceback.
+        """
 
         def handle(message: Message) -> Message | bool | None:
             if message.message_type is not MessageType.METHOD_CALL:
                 return None
             reply = handler(message)
-            return True if message.flags & MessageFlag.NO_REPLY_EXPECTED else reply
+            return True if reply is None or message.flags & MessageFlag.NO_REPLY_EXPECTED else reply
 
         self.add_message_handler(handle)
 

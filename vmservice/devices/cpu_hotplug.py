@@ -61,11 +61,23 @@ class CpuHotplug:
         self.state.flags[vcpu] |= REMOVING
         self.state.wanted_back.append(vcpu)
 
-    def withdraw(self) -> None:
-        """Take back wishes that the guest has not granted: those vCPUs stay. One that it has not seen stays announced."""
+    def withdraw(self) -> list[int]:
+        """Take back all that the guest has not answered: who was to go stays, who was to come is absent again. Returns the latter."""
+        flags = self.state.flags
         for vcpu in self.state.wanted_back:
-            self.state.flags[vcpu] &= ~REMOVING
+            flags[vcpu] &= ~REMOVING
         self.state.wanted_back = []
+        unnoticed = [vcpu for vcpu, flag in enumerate(flags) if flag & INSERTING]
+        for vcpu in unnoticed:
+            flags[vcpu] = 0
+        return unnoticed
+
+    def taken(self) -> list[int]:
+        """The vCPUs that the guest has."""
+        return [vcpu for vcpu, flag in enumerate(self.state.flags) if flag & ENABLED and not flag & INSERTING]
+
+    def absent(self) -> list[int]:
+        return [vcpu for vcpu, flag in enumerate(self.state.flags) if not flag & ENABLED]
 
     # The guest's side
 

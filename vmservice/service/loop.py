@@ -183,7 +183,7 @@ class Service:
     async def _move_console(self) -> None:
         while True:
             await asyncio.sleep(_CONSOLE_PERIOD_SEC)
-            self._vm.drain()
+            self._vm.tick()
             self._console.flush()
             self._keyboard.retry()
 

@@ -100,8 +100,8 @@ def _make_vm(
     if options.simulate:
         from vmservice.vm.sim import SimMachine
 
-        def build() -> Machine:
-            return SimMachine(events=events, console=console.write, vcpus=config.cpus.boot, max_vcpus=config.cpus.max)
+        def build(vcpus: int) -> Machine:
+            return SimMachine(events=events, console=console.write, vcpus=vcpus, max_vcpus=config.cpus.max)
     else:
         from vmservice.kvm.system import Kvm
         from vmservice.vm.builder import HostPorts
@@ -113,8 +113,8 @@ def _make_vm(
         closers.append(kvm.close)
         host = HostPorts(kvm, events, console.write if config.serial.mode != "off" else None, log.warning)
 
-        def build() -> Machine:
-            return build_machine(config, host)
+        def build(vcpus: int) -> Machine:
+            return build_machine(config, host, vcpus)
 
     return Vm(
         name=options.name,

@@ -14,8 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config import Config, CpusConfig, KernelConfig
+    from vmservice.config import Config, KernelConfig
+    from vmservice.devices.cpu_hotplug import CpuHotplug
     from vmservice.kvm.system import Kvm
+    from vmservice.kvm.vcpu import KvmVcpu
     from vmservice.memory.guest_memory import GuestMemory
     from vmservice.vm.events import EventQueue
 
@@ -37,16 +39,19 @@ class HostPorts:
         self.warn = warn
 
 
-def build(config: Config, host: HostPorts) -> KvmMachine:
-    """A machine as `config` asks for it, stopped, with its kernel or firmware in memory. Leaves nothing behind on error."""
+def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
+    """A machine as `config` asks for it, with `vcpus` vCPUs, stopped, its kernel or firmware in memory.
+
+    Leaves nothing behind on error.
+    """
     _check_host(config, host.kvm)
     machine = KvmMachine(host.events)
     try:
         _create_vm(machine, config, host)
-        _create_interrupts_and_devices(machine, host)
-        _create_vcpus(machine, config, host.kvm)
+        _create_interrupts_and_devices(machine, host, vcpus, config.cpus.max)
+        _create_vcpus(machine, host.kvm, vcpus, from_kernel=config.kernel is not None)
         if config.kernel is not None:
-            _boot_kernel(machine, config, config.kernel, host.kvm)
+            _boot_kernel(machine, config.kernel, host.kvm, config.cpus.max)
         elif config.firmware is not None:
             _boot_firmware(machine, config.firmware.path, host.kvm)
     except BaseException:
@@ -73,7 +78,7 @@ def _create_vm(machine: KvmMachine, config: Config, host: HostPorts) -> None:
         vm.set_memory(slot, region.gpa, region.mapping)
 
 
-def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts) -> None:
+def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts, vcpus: int, max_vcpus: int) -> None:
     assert machine.kvm_vm is not None and machine.memory is not None
     vm, kvm = machine.kvm_vm, host.kvm
     tsc_deadline = kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER)
@@ -90,23 +95,46 @@ def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts) -> None
         machine.memory,
         split_irqchip=split,
         console=host.console,
+        cpu_hotplug=_cpu_hotplug(machine, vcpus, max_vcpus) if max_vcpus > 1 else None,
         on_console_room=machine.feed_console,
         on_sleep=machine.guest_poweroff,
         on_reset=machine.guest_reset,
     )
 
 
-def _create_vcpus(machine: KvmMachine, config: Config, kvm: Kvm) -> None:
-    assert machine.kvm_vm is not None
+def _cpu_hotplug(machine: KvmMachine, vcpus: int, max_vcpus: int) -> CpuHotplug:
+    from vmservice.devices.cpu_hotplug import CpuHotplug, CpuHotplugState
+
+    return CpuHotplug(CpuHotplugState(vcpus, max_vcpus), machine.vcpu_taken, machine.vcpu_ejected)
+
+
+def _create_vcpus(machine: KvmMachine, kvm: Kvm, vcpus: int, *, from_kernel: bool) -> None:
+    """The boot vCPUs, and the way in which the machine makes more of them."""
+    vm = machine.kvm_vm
+    assert vm is not None
     supported = kvm.supported_cpuid()
     tsc_deadline = bool(kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
-    for index in range(config.cpus.boot):
-        vcpu = machine.kvm_vm.create_vcpu(index)
-        machine.kvm_vcpus.append(vcpu)
-        vcpu.set_cpuid(vcpu_cpuid(supported, index, tsc_deadline=tsc_deadline))
+
+    def create_vcpu(index: int) -> KvmVcpu:
+        vcpu = vm.create_vcpu(index)
+        try:
+            vcpu.set_cpuid(vcpu_cpuid(supported, index, tsc_deadline=tsc_deadline))
+            if from_kernel:  # a firmware does this itself
+                from vmservice.arch.x86_64 import registers
+
+                registers.set_boot_msrs(vcpu)
+                registers.set_local_interrupts(vcpu)
+        except BaseException:
+            vcpu.close()
+            raise
+        return vcpu
+
+    machine.create_vcpu = create_vcpu
+    for index in range(vcpus):
+        machine.kvm_vcpus[index] = create_vcpu(index)
 
 
-def _boot_kernel(machine: KvmMachine, config: Config, kernel_config: KernelConfig, kvm: Kvm) -> None:
+def _boot_kernel(machine: KvmMachine, kernel_config: KernelConfig, kvm: Kvm, max_vcpus: int) -> None:
     """What a boot loader and a PC's firmware would have done together."""
     from vmservice.arch.x86_64 import boot_params, gdt, mptable, paging, registers, reset_vector
     from vmservice.boot.cmdline import write_cmdline
@@ -125,16 +153,13 @@ def _boot_kernel(machine: KvmMachine, config: Config, kernel_config: KernelConfi
         setup_header=kernel.setup_header,
         cmdline_size=write_cmdline(kernel_config.cmdline, memory, kernel),
         initramfs=(initramfs.gpa, initramfs.size_bytes) if initramfs else None,
-        rsdp=_write_acpi(memory, config.cpus, serial=machine.chipset.serial is not None),
+        rsdp=_write_acpi(memory, machine.vcpus, max_vcpus, serial=machine.chipset.serial is not None),
     )
-    mptable.write_mptable(memory, config.cpus.boot)
+    mptable.write_mptable(memory, machine.vcpus)
     reset_vector.write_reset_vector(memory)
     gdt.write_gdt(memory)
     paging.write_page_tables(memory)
     registers.set_boot_registers(machine.kvm_vcpus[0], kernel.entry)
-    for vcpu in machine.kvm_vcpus:
-        registers.set_boot_msrs(vcpu)
-        registers.set_local_interrupts(vcpu)
 
 
 def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:
@@ -149,16 +174,17 @@ def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:
     machine.kvm_vm.set_memory(slot, image.gpa, image.mapping, read_only=read_only)
 
 
-def _write_acpi(memory: GuestMemory, cpus: CpusConfig, *, serial: bool) -> int:
+def _write_acpi(memory: GuestMemory, vcpus: int, max_vcpus: int, *, serial: bool) -> int:
     """ACPI tables into guest memory; the gpa of the RSDP."""
-    from vmservice.acpi import devices_aml
+    from vmservice.acpi import cpu_aml, devices_aml
     from vmservice.arch.x86_64.acpi_tables import write_tables
 
-    devices = [
-        devices_aml.real_time_clock(layout.CMOS_BASE),
-        devices_aml.power_button(),
-        devices_aml.generic_event_device(layout.GED_PORT, layout.GED_GSI, [devices_aml.power_button_pressed()]),
-    ]
+    devices = [devices_aml.real_time_clock(layout.CMOS_BASE), devices_aml.power_button()]
+    handlers = [devices_aml.power_button_pressed()]
     if serial:
-        devices.insert(0, devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI))
-    return write_tables(memory, vcpus=cpus.boot, max_vcpus=cpus.max, dsdt_aml=devices_aml.dsdt(devices))
+        devices.append(devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI))
+    if max_vcpus > 1:
+        devices.append(cpu_aml.cpu_hotplug(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, max_vcpus))
+        handlers.append(cpu_aml.cpus_changed())
+    devices.append(devices_aml.generic_event_device(layout.GED_PORT, layout.GED_GSI, handlers))
+    return write_tables(memory, vcpus=vcpus, max_vcpus=max_vcpus, dsdt_aml=devices_aml.dsdt(devices))

@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmservice.devices.cpu_hotplug import CpuHotplug
     from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
 
@@ -28,7 +29,8 @@ _MSI_LEVEL_TRIGGERED = 1 << 15  # Intel SDM vol. 3, 11.11.2: message data regist
 class Chipset:
     """Devices, the PIO and MMIO buses that they are on, and `lock`: every access to a device is made while holding it.
 
-    `ioapic` is None where the in-kernel irqchip has taken its place; `serial` is None where the configuration has it off.
+    `ioapic` is None where the in-kernel irqchip has taken its place, `serial` where the configuration has it off, `cpu_hotplug`
+    where the number of vCPUs is fixed.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Chipset:
         *,
         split_irqchip: bool,
         console: Callable[[bytes], None] | None,
+        cpu_hotplug: CpuHotplug | None,
         on_console_room: Callable[[], None],
         on_sleep: Callable[[], None],
         on_reset: Callable[[], None],
@@ -58,6 +61,9 @@ class Chipset:
             self.pio.insert(layout.COM1_BASE, layout.COM1_LEN, self.serial)
         self.events = GenericEvents(self._line(layout.GED_GSI))
         self.pio.insert(layout.GED_PORT, layout.GED_LEN, self.events)
+        self.cpu_hotplug = cpu_hotplug
+        if cpu_hotplug is not None:
+            self.pio.insert(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, cpu_hotplug)
         self.pio.insert(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(on_sleep, on_reset))
         self.pio.insert(layout.I8042_BASE, layout.I8042_LEN, I8042(on_reset))
         self.pio.insert(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory))

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 class EventKind:
-    """The ways in which a guest leaves off running."""
+    """What there is to act on; all but VCPUS end the guest's run."""
 
     POWEROFF = "poweroff"  # ACPI S5
     RESET = "reset"  # reset register, keyboard controller, triple fault
     ERROR = "error"  # KVM failed; the detail says how
+    VCPUS = "vcpus"  # the guest took a new vCPU, or gave one back
     BUG = "bug"  # we failed; the detail is a traceback, for the journal only
 
 

@@ -6,7 +6,9 @@ the main thread; each returns when the work is done and either succeeds or leave
 
 from __future__ import annotations
 
-from vmservice.errors import Busy, InvalidArgument, InvalidStateTransition
+import time
+
+from vmservice.errors import Busy, GuestError, InvalidArgument, InvalidStateTransition, VmmError
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State, check_transition
 
@@ -35,7 +37,16 @@ if TYPE_CHECKING:
         def press_power_button(self) -> None: ...
 
         def set_vcpus(self, count: int) -> None:
-            """Add or remove vCPUs until there are `count`; NotSupported where that cannot be done."""
+            """Ask the guest to take or give back vCPUs until there are `count`; NotSupported where that cannot be done.
+
+            The guest answers in its own time, with an event EventKind.VCPUS each time that `vcpus` has changed.
+            """
+
+        def settle_vcpus(self) -> None:
+            """In answer to that event: end what belonged to vCPUs that were given back."""
+
+        def cancel_set_vcpus(self) -> None:
+            """Take back what the guest has not answered; `vcpus` stays what it is now."""
 
         def console_input(self, data: bytes) -> int:
             """Give the guest what a person typed; how many bytes it took."""
@@ -49,11 +60,24 @@ if TYPE_CHECKING:
     Changes = dict[str, object]
     Listener = Callable[[Changes], None]
 
+# How long a guest has to take vCPUs or to give them back; Linux does so in well under a second.
+RESIZE_TIMEOUT_SEC = 30.0
+
+
+class Resizing:
+    """A Resize that waits for the guest; `on_end` is called once, with None or with what went wrong."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.deadline = time.monotonic() + RESIZE_TIMEOUT_SEC
+        self.on_end: Callable[[VmmError | None], None] = lambda _error: None
+
 
 class Vm:
     """One virtual machine: name, size, state, and what may be done with it.
 
-    `build` makes a fresh, stopped machine; it is called at each boot, so a reboot starts from clean memory and devices.
+    `build` makes a fresh, stopped machine with so many vCPUs; it is called at each boot, so a reboot starts from clean memory
+    and devices.
     `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
     """
@@ -65,7 +89,7 @@ class Vm:
         vcpus: int,
         max_vcpus: int,
         memory_bytes: int,
-        build: Callable[[], Machine],
+        build: Callable[[int], Machine],
         on_reset: str = "reboot",
     ) -> None:
         self.name = name
@@ -81,6 +105,7 @@ class Vm:
         self._on_reset = on_reset
         self._machine: Machine | None = None
         self._deferred: list[GuestEvent] = []
+        self._resizing: Resizing | None = None
         self._busy = ""
         self._listeners: list[Listener] = []
 
@@ -107,7 +132,7 @@ class Vm:
             return
         self._refuse_if_busy("Boot")
         check_transition(self.state, State.RUNNING)
-        self._start_machine()
+        self._start_machine(self._boot_vcpus)
         self._changed(state=State.RUNNING, vcpus=self._boot_vcpus)
 
     def pause(self) -> None:
@@ -147,16 +172,25 @@ class Vm:
             )
         self._running_machine().press_power_button()
 
-    def resize(self, desired_vcpus: int) -> None:
-        """Change the number of vCPUs of a running VM."""
+    def resize(self, desired_vcpus: int) -> Resizing | None:
+        """Change the number of vCPUs of a running VM: None when that is done, else what waits for the guest.
+
+        A guest that has not answered after RESIZE_TIMEOUT_SEC ends it with a GuestError, which says how many there are.
+        """
         self._refuse_if_busy("Resize")
         if not 1 <= desired_vcpus <= self.max_vcpus:
             raise InvalidArgument(f"Resize to {desired_vcpus} vCPUs is out of range; this VM takes 1 to {self.max_vcpus}")
         if self.state != State.RUNNING:
             raise InvalidStateTransition(f"a VM in state {self.state} cannot be resized; it needs state running")
-        if desired_vcpus != self.vcpus:
-            self._running_machine().set_vcpus(desired_vcpus)
-            self._changed(vcpus=desired_vcpus)
+        if desired_vcpus == self.vcpus:
+            return None
+        machine = self._running_machine()
+        machine.set_vcpus(desired_vcpus)
+        self._changed(vcpus=machine.vcpus)
+        if self.vcpus == desired_vcpus:
+            return None
+        self._resizing = Resizing(desired_vcpus)
+        return self._resizing
 
     # What the service tells it
 
@@ -170,6 +204,8 @@ class Vm:
             return
         if self.state == State.PAUSED:
             self._deferred.append(event)
+        elif event.kind == EventKind.VCPUS:
+            self._settle_vcpus()
         elif event.kind == EventKind.POWEROFF:
             self._stop(LastExit.POWEROFF)
         elif event.kind in (EventKind.ERROR, EventKind.BUG):
@@ -184,9 +220,12 @@ class Vm:
         """What a person typed, for the guest; how many bytes it took, 0 unless it runs."""
         return self._machine.console_input(data) if self._machine is not None else 0
 
-    def drain(self) -> None:
+    def tick(self) -> None:
+        """Several times a second: move on console output that waits, and give up on a guest that does not answer."""
         if self._machine is not None:
             self._machine.drain()
+        if self._resizing is not None and time.monotonic() > self._resizing.deadline:
+            self._give_up_resizing()
 
     def close(self) -> None:
         """Give everything back to the host, whatever the state."""
@@ -199,13 +238,15 @@ class Vm:
     def _refuse_if_busy(self, verb: str) -> None:
         if self._busy:
             raise Busy(f"{verb} is refused because {self._busy}")
+        if self._resizing is not None:
+            raise Busy(f"{verb} is refused because a Resize to {self._resizing.target} vCPUs is under way")
 
     def _running_machine(self) -> Machine:
         assert self._machine is not None, "a VM that is running or paused has a machine"
         return self._machine
 
-    def _start_machine(self) -> None:
-        machine = self._build()
+    def _start_machine(self, vcpus: int) -> None:
+        machine = self._build(vcpus)
         try:
             machine.start()
         except BaseException:
@@ -214,20 +255,43 @@ class Vm:
         self._machine = machine
 
     def _reset_in_place(self) -> None:
+        """The vCPUs are those that the VM has now: a Resize outlives a reset."""
         self.close()
         self._deferred.clear()
+        self._end_resizing(GuestError("the VM was reset while it was being resized"))
         try:
-            self._start_machine()
+            self._start_machine(self.vcpus)
         except BaseException:
             self._changed(state=State.SHUTDOWN, last_exit=LastExit.ERROR)
             raise
-        self._changed(state=State.RUNNING, vcpus=self._boot_vcpus, last_exit=LastExit.RESET)
+        self._changed(state=State.RUNNING, last_exit=LastExit.RESET)
 
     def _stop(self, reason: str, detail: str = "") -> None:
         self.close()
         self._deferred.clear()
+        self._end_resizing(GuestError("the VM was shut down while it was being resized"))
         self.last_detail = detail
         self._changed(state=State.SHUTDOWN, last_exit=reason)
+
+    def _settle_vcpus(self) -> None:
+        machine = self._running_machine()
+        machine.settle_vcpus()
+        self._changed(vcpus=machine.vcpus)
+        if self._resizing is not None and self._resizing.target == self.vcpus:
+            self._end_resizing(None)
+
+    def _give_up_resizing(self) -> None:
+        machine = self._running_machine()
+        machine.cancel_set_vcpus()
+        self._changed(vcpus=machine.vcpus)
+        assert self._resizing is not None
+        asked = f"a Resize to {self._resizing.target} vCPUs within {RESIZE_TIMEOUT_SEC:.0f} seconds"
+        self._end_resizing(GuestError(f"the guest did not answer {asked}; it has {self.vcpus}"))
+
+    def _end_resizing(self, error: VmmError | None) -> None:
+        resizing, self._resizing = self._resizing, None
+        if resizing is not None:
+            resizing.on_end(error)
 
     def _changed(self, state: str | None = None, vcpus: int | None = None, last_exit: str | None = None) -> None:
         """Take the new values and tell the listeners. A guest that stops anew for the same reason is news all the same."""

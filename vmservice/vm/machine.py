@@ -6,7 +6,7 @@ import struct
 import time
 
 from vmservice.arch.x86_64 import layout
-from vmservice.devices.ged import POWER_BUTTON
+from vmservice.devices.ged import CPU, POWER_BUTTON
 from vmservice.errors import HostError, NotSupported, VmmError
 from vmservice.kvm import abi, exits
 from vmservice.vm.events import EventKind, GuestEvent
@@ -49,25 +49,33 @@ class KvmMachine:
         self._paused = False
         self._coalescing = False  # KVM gathers writes to COM1 in its ring
         self._typed = bytearray()  # typed by a person, not yet in the UART
-        self._threads: list[VcpuThread] = []
+        self._threads: dict[int, VcpuThread] = {}  # by vCPU; those of the vCPUs that are there now
+        self._ejected: list[int] = []  # given back by the guest, their threads not yet ended
         self.kvm_vm: KvmVm | None = None
         self.memory: GuestMemory | None = None
         self.chipset: Chipset
-        self.kvm_vcpus: list[KvmVcpu] = []
+        self.kvm_vcpus: dict[int, KvmVcpu] = {}  # by vCPU; KVM has no way to give one back while the VM lives
+        self.create_vcpu: Callable[[int], KvmVcpu]
         self.owned: list[Callable[[], None]] = []
 
     @property
     def vcpus(self) -> int:
-        return len(self.kvm_vcpus)
+        """Those that the guest has; one that it has not noticed yet does not count."""
+        if self.chipset.cpu_hotplug is None:
+            return len(self.kvm_vcpus)
+        return len(self.chipset.cpu_hotplug.taken())
 
     def start(self) -> None:
+        for vcpu in self.kvm_vcpus.values():
+            self._start_thread(vcpu)
+
+    def _start_thread(self, vcpu: KvmVcpu) -> None:
+        thread = VcpuThread(vcpu, self._handle_exit, self._vcpu_failed)
         try:
-            for vcpu in self.kvm_vcpus:
-                thread = VcpuThread(vcpu, self._handle_exit, self._vcpu_failed)
-                thread.start()
-                self._threads.append(thread)
+            thread.start()
         except RuntimeError as error:
-            raise HostError(f"cannot start a thread for vCPU {len(self._threads)}: {error}") from error
+            raise HostError(f"cannot start a thread for vCPU {vcpu.index}: {error}") from error
+        self._threads[vcpu.index] = thread
 
     def pause(self) -> None:
         self._stop_threads()
@@ -78,9 +86,9 @@ class KvmMachine:
     def resume(self) -> None:
         with self.chipset.lock:
             self._paused = False
-        for vcpu in self.kvm_vcpus:
-            vcpu.tell_paused()
-        for thread in self._threads:
+        for thread in self._threads.values():
+            thread.vcpu.tell_paused()
+        for thread in self._threads.values():
             thread.release()
 
     def press_power_button(self) -> None:
@@ -88,7 +96,53 @@ class KvmMachine:
             self.chipset.events.raise_event(POWER_BUTTON)
 
     def set_vcpus(self, count: int) -> None:
-        raise NotSupported(f"this machine cannot change from {self.vcpus} to {count} vCPUs while it runs")
+        hotplug = self.chipset.cpu_hotplug
+        if hotplug is None:
+            raise NotSupported(f"this machine cannot change from {self.vcpus} to {count} vCPUs while it runs")
+        with self.chipset.lock:
+            absent, present = hotplug.absent(), hotplug.taken()
+        added = absent[: max(count - len(present), 0)]
+        try:
+            for index in added:
+                self._add_vcpu(index)
+        except BaseException:
+            self._remove_vcpus([index for index in added if index in self._threads])
+            raise
+        with self.chipset.lock:
+            for index in added:
+                hotplug.insert(index)
+            for index in reversed(present[count:]):
+                hotplug.request_removal(index)
+            self.chipset.events.raise_event(CPU)
+
+    def settle_vcpus(self) -> None:
+        with self.chipset.lock:
+            ejected, self._ejected = self._ejected, []
+        self._remove_vcpus(ejected)
+
+    def cancel_set_vcpus(self) -> None:
+        assert self.chipset.cpu_hotplug is not None
+        with self.chipset.lock:
+            unnoticed = self.chipset.cpu_hotplug.withdraw()
+        self._remove_vcpus(unnoticed)
+
+    def _add_vcpu(self, index: int) -> None:
+        """A vCPU that waits for the guest to start it.
+
+        One that was here before is as the guest left it: halted for good, until the guest sends INIT, which resets it
+        (Intel SDM vol. 3, 9.4).
+        """
+        vcpu = self.kvm_vcpus.get(index)
+        if vcpu is None:
+            vcpu = self.kvm_vcpus[index] = self.create_vcpu(index)
+        self._start_thread(vcpu)
+
+    def _remove_vcpus(self, indexes: list[int]) -> None:
+        threads = [self._threads[index] for index in indexes]
+        self._stop(threads)
+        for index, thread in zip(indexes, threads, strict=True):
+            thread.finish()
+            del self._threads[index]
 
     def console_input(self, data: bytes) -> int:
         """Type `data` on the guest's console; how many bytes were taken. A paused machine takes nothing."""
@@ -119,14 +173,14 @@ class KvmMachine:
 
     def close(self) -> None:
         if self._threads:
-            self._stop(self._threads)
-            for thread in self._threads:
+            self._stop(list(self._threads.values()))
+            for thread in self._threads.values():
                 thread.finish()
-            self._threads = []
+            self._threads = {}
             self._drain(self.kvm_vcpus[0])
-        for vcpu in self.kvm_vcpus:
+        for vcpu in self.kvm_vcpus.values():
             vcpu.close()
-        self.kvm_vcpus = []
+        self.kvm_vcpus = {}
         if self.kvm_vm is not None:
             self.kvm_vm.close()
         if self.memory is not None:
@@ -136,9 +190,9 @@ class KvmMachine:
 
     def _stop_threads(self) -> None:
         try:
-            self._stop(self._threads)
+            self._stop(list(self._threads.values()))
         except HostError:
-            for thread in self._threads:
+            for thread in self._threads.values():
                 thread.release()
             raise
 
@@ -218,6 +272,14 @@ class KvmMachine:
 
     def guest_reset(self) -> None:
         self._leave(EventKind.RESET)
+
+    def vcpu_taken(self, _index: int) -> None:
+        self._events.post(GuestEvent(self, EventKind.VCPUS))
+
+    def vcpu_ejected(self, index: int) -> None:
+        """The guest gave a vCPU back. Its thread is ended by the main thread: this one is another vCPU's."""
+        self._ejected.append(index)
+        self._events.post(GuestEvent(self, EventKind.VCPUS))
 
     def _fault(self, detail: str) -> None:
         self._leave(EventKind.ERROR, detail)

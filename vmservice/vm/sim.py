@@ -92,6 +92,12 @@ class SimMachine:
             self.vcpus = count
             self._console(f"simulated guest: {count} vCPUs\r\n".encode())
 
+    def settle_vcpus(self) -> None:
+        """The simulated guest answers at once, so nothing is ever left to do."""
+
+    def cancel_set_vcpus(self) -> None:
+        """Nor to take back."""
+
     def console_input(self, data: bytes) -> int:
         """The simulated guest echoes what is typed, as a line discipline would."""
         with self._lock:

@@ -26,13 +26,16 @@ def dsdt(max_vcpus: int) -> bytes:
     return devices_aml.dsdt(devices)
 
 
+def iasl(*arguments: str) -> str:
+    return subprocess.run(["iasl", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
 @pytest.mark.parametrize("max_vcpus", [1, 4, 254])
 def test_iasl_takes_it_apart_and_puts_it_together_without_a_remark(tmp_path: Path, max_vcpus: int) -> None:
     table = tables.dsdt(dsdt(max_vcpus))
     (tmp_path / "dsdt.dat").write_bytes(table)
-    subprocess.run(["iasl", "-p", tmp_path / "dsdt", "-d", tmp_path / "dsdt.dat"], check=True, capture_output=True, timeout=60)
-    command = ["iasl", "-oa", "-p", tmp_path / "again", tmp_path / "dsdt.dsl"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    iasl("-p", f"{tmp_path}/dsdt", "-d", f"{tmp_path}/dsdt.dat")
+    said = iasl("-oa", "-p", f"{tmp_path}/again", f"{tmp_path}/dsdt.dsl")
     assert "0 Errors, 0 Warnings, 0 Remarks" in said, said
     assert (tmp_path / "again.aml").read_bytes()[36:] == table[36:]
 
@@ -64,6 +67,6 @@ def test_the_methods_run(tmp_path: Path) -> None:
         pytest.skip("acpiexec (acpica-tools) is not installed")
     (tmp_path / "dsdt.aml").write_bytes(tables.dsdt(dsdt(4)))
     command = ["acpiexec", "-b", r"execute \_SB.CPUS.CSCN; execute \_SB.CPUS.C001._STA; execute \_SB.CPUS.C002._EJ0 1"]
-    done = subprocess.run([*command, tmp_path / "dsdt.aml"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*command, str(tmp_path / "dsdt.aml")], capture_output=True, text=True, timeout=60, check=True)
     assert r"Evaluation of \_SB.CPUS.C001._STA returned object" in done.stdout, done.stdout
     assert "Exception" not in done.stdout

@@ -105,3 +105,26 @@ def test_neighbours_do_not_overlap() -> None:
 def test_an_impossible_range_is_refused(base: int, length: int) -> None:
     with pytest.raises(ValueError, match="Recorder wants"):
         Bus().insert(base, length, Recorder())
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_removed_device_leaves_its_range_free(length: int) -> None:
+    bus, device, neighbour = Bus(), Recorder(), Recorder()
+    bus.insert(0x1000, length, device)
+    bus.insert(0x1000 + length, length, neighbour)
+    bus.remove(0x1000)
+    assert bus.read(0x1000, 1) == bus.read(0x1000 + length - 1, 1) == b"\xff"
+    bus.write(0x1000, b"x")
+    assert (device.reads, device.writes) == ([], [])
+    assert bus.read(0x1000 + length, 1) == b"\x00"
+    bus.insert(0x1000, length, Other())
+    assert bus.read(0x1000, 1) == b"\x00"
+
+
+@pytest.mark.parametrize("base", [0, 0xFFF, 0x1001, 0x1008])
+def test_only_a_device_that_starts_there_is_removed(base: int) -> None:
+    bus, device = Bus(), Recorder()
+    bus.insert(0x1000, 8, device)
+    with pytest.raises(ValueError, match=f"no device starts at {base:#x}"):
+        bus.remove(base)
+    assert bus.read(0x1000, 1) == b"\x00"

@@ -83,10 +83,20 @@ def test_what_nobody_wants_back_stays(vcpu: int) -> None:
 def test_a_withdrawn_wish_cannot_be_granted() -> None:
     host = Host()
     host.device.request_removal(1)
-    host.device.withdraw()
+    assert host.device.withdraw() == []
     assert host.flags(1) == ENABLED
     host.set_flag(1, EJECT)
     assert host.ejected == []
+
+
+def test_a_vcpu_that_the_guest_did_not_notice_is_taken_back() -> None:
+    host = Host()
+    host.device.insert(2)
+    assert (host.device.taken(), host.device.absent()) == ([0, 1], [3])
+    assert host.device.withdraw() == [2]
+    assert (host.device.taken(), host.device.absent()) == ([0, 1], [2, 3])
+    host.set_flag(2, INSERTING)
+    assert host.taken == []
 
 
 @pytest.mark.parametrize("vcpu", [0, 2])

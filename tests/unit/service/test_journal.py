@@ -66,7 +66,7 @@ def test_fields() -> None:
 def test_changes_of_state() -> None:
     machines: list[RecordingMachine] = []
 
-    def build() -> RecordingMachine:
+    def build(_vcpus: int) -> RecordingMachine:
         machines.append(RecordingMachine())
         return machines[-1]
 

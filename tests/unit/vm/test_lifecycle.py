@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 
 import pytest
 from support.machines import RecordingMachine
 
-from vmservice.errors import Busy, HostError, InvalidArgument, InvalidStateTransition
+from vmservice.errors import Busy, HostError, InvalidArgument, InvalidStateTransition, VmmError
 from vmservice.vm.events import EventKind, GuestEvent
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.lifecycle import RESIZE_TIMEOUT_SEC, Vm
 from vmservice.vm.state import TRANSITIONS, LastExit, State
 
-VERBS: dict[str, Callable[[Vm], None]] = {
+VERBS: dict[str, Callable[[Vm], object]] = {
     "boot": Vm.boot,
     "pause": Vm.pause,
     "resume": Vm.resume,
@@ -50,14 +51,15 @@ class Bench:
         self.machines: list[RecordingMachine] = []
         self.refuse: tuple[str, ...] = ()
         self.build_fails = False
+        self.slow = False
         self.changes: list[dict[str, object]] = []
         self.vm = Vm(name="demo", vcpus=1, max_vcpus=4, memory_bytes=1 << 20, build=self._build, on_reset=on_reset)
         self.vm.subscribe(self.changes.append)
 
-    def _build(self) -> RecordingMachine:
+    def _build(self, vcpus: int) -> RecordingMachine:
         if self.build_fails:
             raise HostError("cannot create a VM: Device or resource busy (errno 16)", 16)
-        self.machines.append(RecordingMachine(refuse=self.refuse))
+        self.machines.append(RecordingMachine(vcpus, refuse=self.refuse, slow=self.slow))
         return self.machines[-1]
 
     def bring_to(self, state: str) -> Bench:
@@ -165,12 +167,69 @@ def test_resize_to_the_present_number_asks_nothing_of_the_machine() -> None:
     assert bench.changes == []
 
 
-def test_a_reboot_starts_with_the_boot_vcpus() -> None:
+def test_a_resize_outlives_a_reset_and_not_a_shutdown() -> None:
     bench = Bench().bring_to(State.RUNNING)
     bench.vm.resize(3)
-    bench.vm.reboot()
+    bench.event(EventKind.RESET)
+    assert (bench.vm.vcpus, bench.machines[-1].vcpus) == (3, 3)
+    bench.vm.shutdown()
+    bench.vm.boot()
+    assert (bench.vm.vcpus, bench.machines[-1].vcpus) == (1, 1)
+
+
+def slow_resize(desired: int) -> tuple[Bench, list[VmmError | None]]:
+    """A Resize whose guest has not answered yet, and how it ended."""
+    bench = Bench()
+    bench.slow = True
+    bench.bring_to(State.RUNNING)
+    resizing = bench.vm.resize(desired)
+    assert resizing is not None
+    ends: list[VmmError | None] = []
+    resizing.on_end = ends.append
+    return bench, ends
+
+
+def test_a_resize_ends_when_the_guest_has_answered_in_full() -> None:
+    bench, ends = slow_resize(3)
+    for vcpus in (2, 3):
+        assert ends == []
+        bench.machines[-1].vcpus = vcpus
+        bench.event(EventKind.VCPUS)
+    assert ends == [None]
+    assert bench.changes == [{"VCPUs": 2}, {"VCPUs": 3}]
+    bench.vm.pause()
+
+
+def test_a_guest_that_does_not_answer_ends_a_resize_with_the_number_that_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, ends = slow_resize(3)
+    bench.machines[-1].vcpus = 2
+    bench.event(EventKind.VCPUS)
+    bench.vm.tick()
+    assert ends == []
+    late = time.monotonic() + RESIZE_TIMEOUT_SEC
+    monkeypatch.setattr("time.monotonic", lambda: late + 0.1)
+    bench.vm.tick()
+    assert [str(end) for end in ends] == ["the guest did not answer a Resize to 3 vCPUs within 30 seconds; it has 2"]
+    assert "cancel_set_vcpus" in bench.machines[-1].calls
+    assert bench.vm.vcpus == 2
+    bench.vm.resize(3)
+
+
+@pytest.mark.parametrize("verb", ["boot", "pause", "resume", "reboot", "resize"])
+def test_while_a_resize_is_under_way_others_are_refused(verb: str) -> None:
+    bench, ends = slow_resize(4)
+    with pytest.raises(Busy, match="because a Resize to 4 vCPUs is under way"):
+        VERBS[verb](bench.vm)
+    bench.vm.power_button()
+    bench.vm.shutdown()
+    assert [str(end) for end in ends] == ["the VM was shut down while it was being resized"]
+
+
+def test_a_reset_ends_a_resize() -> None:
+    bench, ends = slow_resize(4)
+    bench.event(EventKind.RESET)
+    assert [str(end) for end in ends] == ["the VM was reset while it was being resized"]
     assert bench.vm.vcpus == 1
-    assert bench.changes == [{"VCPUs": 3}, {"VCPUs": 1, "LastExit": "reset"}]
 
 
 @pytest.mark.parametrize("verb", ["boot", "pause", "resume", "reboot", "resize"])
@@ -250,10 +309,10 @@ def test_an_event_while_paused_does_not_outlive_its_machine() -> None:
 def test_console_and_drain_reach_the_machine_if_there_is_one() -> None:
     bench = Bench()
     assert bench.vm.console_input(b"x") == 0
-    bench.vm.drain()
+    bench.vm.tick()
     bench.bring_to(State.RUNNING)
     assert bench.vm.console_input(b"ls\n") == 3
-    bench.vm.drain()
+    bench.vm.tick()
     assert bench.machines[0].calls == ["start", "console_input", "drain"]
 
 
