@@ -1,0 +1,94 @@
+"""One nested host for all tests of the lab, with the package installed.
+
+A host that dies under a test is not the test's fault: it is started once more, that test runs again, and the summary says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab.channel import HostDied
+from lab.host import LabHost
+from lab.prepare import guest_config, install, payload
+from support.unit_vm import UnitVm
+
+_NUMBERS = itertools.count(1)
+_DEATHS = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.lab)
+            # The first one boots the host and may have to build it.
+            item.add_marker(pytest.mark.timeout(900))
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="only root can boot the nested host"))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHost]:
+    host = LabHost(tmp_path_factory.mktemp("lab") / "host")
+    try:
+        host.start(payload())
+        install(host)
+        yield host
+    finally:
+        host.stop()
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, lab: LabHost) -> Iterator[UnitVm]:
+    """A VM of the Debian 13 guest, configured and not started, under a name of its own. It is gone afterwards."""
+    vm = UnitVm(lab, f"vm{next(_NUMBERS)}")
+    try:
+        vm.configure(guest_config())
+    except HostDied as death:
+        _revive(request.node, lab, death)
+        vm.configure(guest_config())
+    yield vm
+    with contextlib.suppress(HostDied):
+        vm.remove()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> None:
+    """In place of the check of all other tests: under one of these, the host may be started anew."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test of the lab, and once more if the host died under it."""
+    lab = pyfuncitem.funcargs.get("lab") or getattr(pyfuncitem.funcargs.get("vm"), "host", None)
+    if not isinstance(lab, LabHost):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    try:
+        pyfuncitem.obj(**arguments)
+    except HostDied as death:
+        _revive(pyfuncitem, lab, death)
+        if isinstance(vm := arguments.get("vm"), UnitVm):
+            vm.configure(guest_config())
+        pyfuncitem.obj(**arguments)
+    return True
+
+
+def _revive(item: pytest.Item, lab: LabHost, death: HostDied) -> None:
+    item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {death}")
+    lab.stop()
+    lab.start(payload())
+    install(lab)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    deaths = config.stash.get(_DEATHS, [])
+    if deaths:
+        terminalreporter.section("the lab's host died and was started once more", yellow=True)
+        for death in deaths:
+            terminalreporter.line(death)

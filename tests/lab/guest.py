@@ -1,0 +1,62 @@
+"""What the lab boots as guests: stock Debian kernels with an initramfs of busybox and the two modules of the power button."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from lab.cpio import CpioArchive
+from lab.kernel import KernelPackage
+from lab.root_tree import root_tree
+from support.cache import cached, recipe_hash
+from support.extract_vmlinux import extract_vmlinux
+
+_HERE = Path(__file__).parent
+
+
+def guest_images() -> Path:
+    """A folder with NAME.vmlinuz (a bzImage), NAME.vmlinux (its ELF) and NAME.initramfs for each of trixie and bookworm."""
+    root = root_tree()
+    recipe = recipe_hash(
+        root.name, *((_HERE / name).read_bytes() for name in ("guest.py", "guest_init.sh", "cpio.py", "kernel.py"))
+    )
+    return cached("guests", recipe, lambda target: _build(target, root))
+
+
+def _build(target: Path, root: Path) -> None:
+    busybox = (root / "usr/bin/busybox").read_bytes()
+    target.mkdir()
+    _add_guest(target, "trixie", KernelPackage(root), busybox)
+    _add_guest(target, "bookworm", KernelPackage(bookworm_kernel()), busybox)
+
+
+def bookworm_kernel() -> Path:
+    """Debian 12's cloud kernel, unpacked."""
+
+    def build(target: Path) -> None:
+        command = ["mmdebstrap", "--quiet", "--variant=extract", "--format=directory", "--include=linux-image-cloud-amd64"]
+        subprocess.run([*command, "bookworm", target], check=True, stdin=subprocess.DEVNULL)
+
+    return cached("bookworm-kernel", recipe_hash("1"), build)
+
+
+def _add_guest(target: Path, name: str, kernel: KernelPackage, busybox: bytes) -> None:
+    shutil.copy(kernel.image, target / f"{name}.vmlinuz")
+    extract_vmlinux(kernel.image, target / f"{name}.vmlinux")
+    modules = kernel.modules("button", "evdev")
+    initramfs(target / f"{name}.initramfs", busybox, (_HERE / "guest_init.sh").read_bytes(), modules)
+
+
+def initramfs(target: Path, busybox: bytes, init: bytes, modules: list[tuple[str, bytes]]) -> None:
+    """busybox, /init and /modules/NN-NAME.ko in the order to load them. Not compressed: unpacking costs more than copying."""
+    archive = CpioArchive()
+    for directory in ("bin", "dev", "modules", "proc", "root", "sys"):
+        archive.add_directory(directory)
+    # /init's standard streams, before devtmpfs is there.
+    archive.add_character_device("dev/console", 5, 1)
+    archive.add_file("bin/busybox", busybox, 0o755)
+    archive.add_file("init", init, 0o755)
+    for index, (name, data) in enumerate(modules):
+        archive.add_file(f"modules/{index:02}-{name}", data)
+    archive.write(target)

@@ -1,0 +1,74 @@
+#!/bin/busybox sh
+# The guest's /init: says that it is there, beats once a second, and powers off when its power button is pressed.
+# vmtest=NAME on the kernel's command line makes it do something else in between.
+
+# The first thing is the line that start-up is measured by.
+echo "vmservice guest: /init reached"
+
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox --install -s /bin
+export PATH=/bin
+
+echo "vmservice guest: Linux $(uname -r), $(nproc) CPUs, $(awk '/MemTotal/ { print $2 }' /proc/meminfo) KiB"
+
+for word in $(cat /proc/cmdline); do
+    case "$word" in
+        vmtest=*) vmtest=${word#vmtest=} ;;
+    esac
+done
+
+case "$vmtest" in
+    poweroff) poweroff -f ;;
+    reboot) reboot -f ;;
+    panic) echo c > /proc/sysrq-trigger ;;
+    tables)
+        for table in /sys/firmware/acpi/tables/[A-Z]*; do
+            [ -f "$table" ] || continue
+            echo "vmservice guest: table ${table##*/}"
+            base64 "$table"
+        done
+        echo "vmservice guest: tables end"
+        poweroff -f
+        ;;
+    busy)
+        for processor in $(seq "$(nproc)"); do
+            (while :; do :; done) &
+        done
+        ;;
+esac
+
+for module in /modules/*.ko; do
+    insmod "$module"
+done
+
+# A key event is 24 bytes (struct input_event): type 1 (EV_KEY) at 16, code 116 (KEY_POWER) at 18, value 1 at 20, little-endian.
+watch_button() {
+    while :; do
+        event=$(dd if="$1" bs=24 count=1 2> /dev/null | hexdump -v -e '24/1 "%02x"')
+        case "$event" in
+            "") return ;;
+            *0100740001000000)
+                echo "vmservice guest: power button"
+                poweroff -f
+                ;;
+        esac
+    done
+}
+for device in /dev/input/event*; do
+    [ -c "$device" ] && watch_button "$device" &
+done
+echo "vmservice guest: ready, $(ls /dev/input 2> /dev/null | grep -c event) buttons"
+
+# Lines typed on the console are commands.
+while read -r line; do
+    sh -c "$line"
+done < /dev/console &
+
+beat=0
+while :; do
+    beat=$((beat + 1))
+    echo "vmservice guest: beat $beat"
+    sleep 1
+done

@@ -1,0 +1,69 @@
+"""The disks and the initramfs of the lab's own host, made from the root tree without mounting anything."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from lab.guest import initramfs
+from lab.kernel import KernelPackage
+from lab.root_tree import root_tree
+from support.cache import cached, recipe_hash
+
+_HERE = Path(__file__).parent
+# virtio_pci is built into the cloud kernel; ext4 asks the crypto API for crc32c.
+_HOST_MODULES = ("virtio_blk", "crc32c_generic", "crc32c_intel", "ext4")
+# Sparse: room for the package, the journal and the guests' files.
+_ROOT_SIZE = "3G"
+
+
+def host_disk() -> Path:
+    """The root file system of the nested host, ext4. Start it with snapshot=on: every run uses the same file."""
+    root = root_tree()
+
+    def build(target: Path) -> None:
+        subprocess.run(
+            ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", root, target, _ROOT_SIZE],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    return cached("host-disk", recipe_hash(root.name, _ROOT_SIZE), build)
+
+
+def host_initramfs() -> Path:
+    """Enough to mount the root disk: a tenth of what Debian's initramfs takes to unpack under emulation."""
+    root = root_tree()
+    recipe = recipe_hash(
+        root.name, *((_HERE / name).read_bytes() for name in ("images.py", "host_init.sh", "cpio.py", "kernel.py"))
+    )
+
+    def build(target: Path) -> None:
+        busybox = (root / "usr/bin/busybox").read_bytes()
+        modules = KernelPackage(root).modules(*_HOST_MODULES)
+        initramfs(target, busybox, (_HERE / "host_init.sh").read_bytes(), modules)
+
+    return cached("host-initramfs", recipe, build)
+
+
+def payload_disk(target: Path, files: Mapping[str, Path], scratch: Path) -> None:
+    """An ext4 image at `target` that holds `files` (name in the image → source), laid out in the new folder `scratch`."""
+    size = 0
+    for name, source in files.items():
+        place = scratch / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.hardlink_to(source) if _same_device(source, scratch) else place.write_bytes(source.read_bytes())
+        size += source.stat().st_size
+    megabytes = size * 11 // 10 // 2**20 + 8
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", scratch, target, f"{megabytes}M"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _same_device(source: Path, folder: Path) -> bool:
+    return source.stat().st_dev == folder.stat().st_dev

@@ -1,0 +1,43 @@
+"""What a host of the lab holds besides Debian: the package of this checkout, installed, and configurations of guests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lab.guest import guest_images
+from lab.host import LabHost
+from support.package import INSTALLED_FROM, debian_package
+
+_SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def payload() -> dict[str, Path]:
+    """The files of /lab: guests, the package, and what tests run there."""
+    return {
+        **{image.name: image for image in guest_images().iterdir()},
+        "vmservice.deb": debian_package(),
+        "journal_wait.py": _SUPPORT / "journal_wait.py",
+    }
+
+
+def install(host: LabHost) -> None:
+    """Installs the package as an operator would."""
+    host.run(f"apt-get install -y -qq {INSTALLED_FROM}", timeout=180, check=True)
+
+
+def guest_config(
+    *,
+    kernel: str = "trixie.vmlinuz",
+    initramfs: str = "trixie.initramfs",
+    cpus: int = 1,
+    memory: str = "256M",
+    cmdline: str = "console=ttyS0 quiet",
+    service: str = "",
+) -> str:
+    """A VM's configuration: one of the lab's guests; `service` holds lines of that section."""
+    return (
+        f'[kernel]\npath = "/lab/{kernel}"\ninitramfs = "/lab/{initramfs}"\ncmdline = "{cmdline}"\n\n'
+        f"[cpus]\nboot = {cpus}\n\n"
+        f'[memory]\nsize = "{memory}"\n\n'
+        f"[service]\n{service}\n"
+    )

@@ -1,0 +1,168 @@
+"""Real Linux guests as systemd services, on a real systemd host: Debian kernels, unmodified."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+from lab.host import LabHost
+from lab.prepare import guest_config
+from support.unit_vm import UnitVm
+
+BOOT_TIMEOUT_SEC = 120
+
+
+def test_the_host_can_run_guests(lab: LabHost) -> None:
+    """check-host agrees, and the account of the unit may use /dev/kvm."""
+    report = lab.run("vmservice check-host", check=True).stdout
+    assert "missing" not in report
+    assert "limited" not in report
+    assert "b'5\\n'" in report
+
+
+def test_the_demo_guest_from_start_to_stop(vm: UnitVm) -> None:
+    vm.start()
+    assert vm.state == "running"
+    console = vm.wait_for("beat 2$", BOOT_TIMEOUT_SEC)
+    assert "vmservice guest: /init reached" in console
+    assert "1 buttons" in console
+
+    vm.stop()
+    assert "vmservice guest: power button" in vm.journal()
+    assert vm.show("Result") == "success"
+    assert vm.show("ActiveState") == "inactive"
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+@pytest.mark.parametrize(
+    ("kernel", "initramfs"),
+    [
+        ("trixie.vmlinuz", "trixie.initramfs"),
+        ("trixie.vmlinux", "trixie.initramfs"),
+        ("bookworm.vmlinuz", "bookworm.initramfs"),
+        ("bookworm.vmlinux", "bookworm.initramfs"),
+    ],
+)
+def test_kernels(vm: UnitVm, kernel: str, initramfs: str, cpus: int) -> None:
+    """A bzImage and the ELF inside it, of two Debian releases, each with one vCPU and with four."""
+    vm.configure(guest_config(kernel=kernel, initramfs=initramfs, cpus=cpus))
+    vm.start()
+    console = vm.wait_for("beat 1$", BOOT_TIMEOUT_SEC)
+
+    assert f", {cpus} CPUs," in console
+    assert not re.search(r"BUG|WARNING|Oops|Call Trace|ACPI Error|ACPI Exception", console)
+    vm.stop()
+    assert "vmservice guest: power button" in vm.journal()
+
+
+def test_the_whole_console_of_a_boot_is_in_the_journal(vm: UnitVm) -> None:
+    """Without `quiet`: some three hundred lines, the first and the last of them and none out of order."""
+    vm.configure(guest_config(cmdline="console=ttyS0 vmtest=poweroff"))
+    vm.start()
+    vm.wait_inactive(BOOT_TIMEOUT_SEC)
+    console = vm.journal("--output=cat", f"SYSLOG_IDENTIFIER=vm-{vm.name}")
+
+    assert "Linux version 6" in console
+    assert "Command line: console=ttyS0 vmtest=poweroff" in console
+    stamps = [float(stamp) for stamp in re.findall(r"^\[ *(\d+\.\d+)\]", console, re.MULTILINE)]
+    assert len(stamps) > 200
+    assert stamps == sorted(stamps)
+    assert not re.search(r"BUG|WARNING|Oops|Call Trace|ACPI Error|ACPI Exception", console)
+    assert vm.show("Result") == "success"
+
+
+def test_pause_stops_the_guest_and_resume_continues_it(vm: UnitVm) -> None:
+    vm.start()
+    vm.wait_for("beat 2$", BOOT_TIMEOUT_SEC)
+    vm.call("Pause")
+    vm.host.run("journalctl --sync")
+    beats = vm.journal().count("beat ")
+
+    # Three seconds on the host's own clock.
+    vm.host.run("sleep 3; journalctl --sync")
+    assert vm.journal().count("beat ") == beats
+    vm.call("Resume")
+    vm.wait_for(f"beat {beats + 2}$")
+    assert not re.search(r"soft lockup|rcu.*stall|clocksource.*unstable", vm.journal())
+
+
+def test_two_hundred_pauses_of_a_busy_guest(vm: UnitVm) -> None:
+    vm.configure(guest_config(cpus=2, cmdline="console=ttyS0 quiet vmtest=busy"))
+    vm.start()
+    vm.wait_for("beat 2$", BOOT_TIMEOUT_SEC)
+    before = _belongings(vm)
+    vm.host.run(
+        f"set -e; for i in $(seq 200); do for method in Pause Resume; do"
+        f" busctl call {vm.bus_name} /org/vmservice/VM1 org.vmservice.VM1 $method; done; done",
+        timeout=600,
+        check=True,
+    )
+
+    assert vm.state == "running"
+    beats = vm.journal().count("beat ")
+    vm.wait_for(f"beat {beats + 2}$")
+    assert _belongings(vm) == before
+    vm.stop()
+    assert vm.show("Result") == "success"
+
+
+def test_twenty_restarts(vm: UnitVm) -> None:
+    vm.start()
+    for _ in range(20):
+        vm.wait_for("ready, 1 buttons", BOOT_TIMEOUT_SEC)
+        vm.restart()
+    assert vm.state == "running"
+    assert vm.journal().count("vmservice guest: power button") == 20
+    assert "forced" not in vm.journal()
+
+
+def test_a_guest_that_reboots_is_reset_in_place(vm: UnitVm) -> None:
+    vm.configure(guest_config(cmdline="console=ttyS0 quiet vmtest=reboot"))
+    vm.start()
+    pid = vm.main_pid()
+    boots = f"journalctl --unit={vm.unit} --output=cat | grep -c /init.reached"
+    vm.host.run(f"timeout 120 sh -c 'until [ $({boots}) -ge 3 ]; do sleep 1; done'", timeout=150, check=True)
+    assert vm.main_pid() == pid
+
+
+def test_a_panic_that_reboots_is_a_reset(vm: UnitVm) -> None:
+    vm.configure(guest_config(cmdline="console=ttyS0 quiet panic=-1 vmtest=panic", service='on_reset = "exit"'))
+    vm.host.run(f"systemctl start --no-block {vm.unit}", check=True)
+    restarts = f"timeout 120 sh -c 'until [ $(systemctl show -P NRestarts {vm.unit}) -ge 1 ]; do sleep 0.5; done'"
+    vm.host.run(restarts, timeout=150, check=True)
+    assert "sysrq triggered crash" in vm.journal()
+
+
+def test_a_guest_has_the_memory_and_cpus_it_was_given(vm: UnitVm) -> None:
+    vm.configure(guest_config(cpus=2, memory="1G"))
+    vm.start()
+    console = vm.wait_for("vmservice guest: Linux", BOOT_TIMEOUT_SEC)
+    found = re.search(r"(\d+) CPUs, (\d+) KiB", console)
+    assert found is not None
+    assert int(found[1]) == 2
+    assert 900_000 < int(found[2]) < 1_048_576
+    assert vm.get("Memory") == 2**30
+
+
+def test_the_tables_a_guest_sees_are_sound(vm: UnitVm) -> None:
+    """As the guest's kernel found them in its memory: iasl takes each apart and puts it together again without a complaint."""
+    vm.configure(guest_config(cpus=2, cmdline="console=ttyS0 quiet vmtest=tables"))
+    vm.start()
+    vm.wait_inactive(BOOT_TIMEOUT_SEC)
+    console = vm.journal("--output=cat", f"SYSLOG_IDENTIFIER=vm-{vm.name}")
+    tables = dict(re.findall(r"vmservice guest: table (\w+)\n((?:[A-Za-z0-9+/=]+\n)+)", console))
+
+    assert {"APIC", "DSDT", "FACP"} <= tables.keys()
+    for name, text in tables.items():
+        folder = f"/tmp/{vm.name}-{name}"
+        vm.host.run(f"mkdir {folder}; cat > {folder}/{name}.dat", stdin=base64.b64decode(text), check=True)
+        taken_apart = vm.host.run(f"cd {folder} && iasl -d {name}.dat 2>&1 && iasl -we {name}.dsl 2>&1", check=True).stdout
+        assert "0 Errors, 0 Warnings" in taken_apart, taken_apart
+
+
+def _belongings(vm: UnitVm) -> tuple[int, int]:
+    """How many threads and file descriptors the VMM has."""
+    counted = vm.host.run(f"ls /proc/{vm.main_pid()}/task | wc -l; ls /proc/{vm.main_pid()}/fd | wc -l", check=True).stdout
+    threads, fds = counted.split()
+    return int(threads), int(fds)

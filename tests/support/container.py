@@ -1,0 +1,140 @@
+"""A container with systemd as PID 1, booted from the lab's root tree in about a second.
+
+The tree is the lower layer of an overlay that lives in memory and in a mount namespace of its own: nothing is written to the
+tree, any number run side by side, and all of it is gone with the process.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from lab.root_tree import root_tree
+
+# A device node of its own: the container's systemd sets mode and group of /dev/kvm, and this machine's must stay as it is.
+_ENTER = """\
+set -e
+mount -t tmpfs -o mode=755 container {scratch}
+mkdir {scratch}/upper {scratch}/work {scratch}/root
+mount -t overlay -o lowerdir={tree},upperdir={scratch}/upper,workdir={scratch}/work overlay {scratch}/root
+ln -s /usr/lib/systemd/system/{bus} {scratch}/root/etc/systemd/system/dbus.service
+{make_kvm}
+exec systemd-nspawn --quiet --directory={scratch}/root --machine=lab --register=no --keep-unit --boot \
+    --console=pipe --notify-ready=yes --private-network --bind-ro={shared}:/lab {bind_kvm}
+"""
+
+
+class Container:
+    """One container. `/lab` in it shows the folder `shared`, read-only; `bus` is the unit of its bus daemon."""
+
+    _BOOT_TIMEOUT_SEC = 90.0
+    _STOP_TIMEOUT_SEC = 30.0
+
+    def __init__(self, bus: str = "dbus.service") -> None:
+        self._bus = bus
+        self._directory = Path(tempfile.mkdtemp(prefix="vmservice-"))
+        self.shared = self._directory / "shared"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leader = 0
+
+    def start(self) -> None:
+        """Boots, and returns when its systemd says that it is up."""
+        scratch = self._directory / "scratch"
+        scratch.mkdir()
+        self.shared.mkdir()
+        kvm = _kvm_numbers()
+        script = _ENTER.format(
+            scratch=shlex.quote(str(scratch)),
+            tree=shlex.quote(str(root_tree())),
+            shared=shlex.quote(str(self.shared)),
+            bus=self._bus,
+            make_kvm=f"mknod {scratch}/kvm c {kvm[0]} {kvm[1]}" if kvm else "",
+            bind_kvm=f"--bind={scratch}/kvm:/dev/kvm" if kvm else "",
+        )
+        address = self._directory / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, (self._directory / "console.log").open("wb") as log:
+            notify.bind(str(address))
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+            )
+            self._wait_ready(notify)
+
+    def run(
+        self, command: str, *, timeout: float = 60, check: bool = False, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a shell command line as root in the container. With `check` it must end with 0."""
+        completed = subprocess.run(
+            ["nsenter", "--target", str(self._leader), "--all", "--", "/bin/bash", "-c", f"cd /root; {command}"],
+            capture_output=True,
+            input=stdin,
+            timeout=timeout,
+            check=False,
+            env={
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": "/root",
+                "LANG": "C.UTF-8",
+                "DEBIAN_FRONTEND": "noninteractive",
+                "PAGER": "cat",
+                "SYSTEMD_COLORS": "0",
+                "COLUMNS": "160",
+            },
+        )
+        stdout, stderr = completed.stdout.decode(errors="replace"), completed.stderr.decode(errors="replace")
+        if check and completed.returncode != 0:
+            raise AssertionError(f"`{command}`: exit status {completed.returncode}\n{stdout}{stderr}")
+        return subprocess.CompletedProcess(command, completed.returncode, stdout, stderr)
+
+    def stop(self) -> None:
+        """Asks its systemd to power off, as a host that shuts down does; ends it by force when that takes too long."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(self._STOP_TIMEOUT_SEC)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _wait_ready(self, notify: socket.socket) -> None:
+        """Takes sd_notify(3) messages: first the leader's pid, then READY=1."""
+        deadline = time.monotonic() + self._BOOT_TIMEOUT_SEC
+        notify.settimeout(0.5)
+        while time.monotonic() < deadline:
+            try:
+                lines = notify.recv(4096).decode().splitlines()
+            except TimeoutError:
+                assert self._process is not None
+                if self._process.poll() is not None:
+                    break
+                continue
+            for line in lines:
+                if line.startswith("X_NSPAWN_LEADER_PID="):
+                    self._leader = int(line.partition("=")[2])
+            if "READY=1" in lines:
+                return
+        console = (self._directory / "console.log").read_text(errors="replace")
+        self.stop()
+        raise RuntimeError(f"the container did not come up:\n{console[-3000:]}")
+
+
+def _kvm_numbers() -> tuple[int, int] | None:
+    """Major and minor number of this machine's /dev/kvm, if it has one."""
+    try:
+        status = os.stat("/dev/kvm")
+    except OSError:
+        return None
+    return (os.major(status.st_rdev), os.minor(status.st_rdev)) if stat.S_ISCHR(status.st_mode) else None

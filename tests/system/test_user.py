@@ -1,0 +1,35 @@
+"""The user instance: `systemctl --user` of a plain account, its session bus and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.container import Container
+from support.unit_vm import OBJECT, firmware_config
+
+
+@pytest.fixture
+def alice(container: Container) -> Iterator[str]:
+    """The start of a command line that runs as alice, in her session."""
+    container.run("usermod --append --groups kvm alice && loginctl enable-linger alice", check=True)
+    container.run("timeout 30 sh -c 'until [ -S /run/user/1000/bus ]; do sleep 0.1; done'", check=True)
+    yield "runuser --user alice -- env XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus"
+    container.run("loginctl disable-linger alice; loginctl terminate-user alice; rm -rf /home/alice/.config", check=True)
+
+
+def test_a_user_runs_a_vm_of_their_own(container: Container, alice: str) -> None:
+    container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
+    container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=firmware_config().encode(), check=True)
+    name = f"org.vmservice.VM1.mine {OBJECT} org.vmservice.VM1"
+
+    container.run(f"{alice} systemctl --user start vm@mine", check=True)
+    assert container.run(f"{alice} busctl --user get-property {name} State", check=True).stdout == 's "running"\n'
+    container.run(f"{alice} busctl --user call {name} Pause", check=True)
+    assert container.run(f"{alice} busctl --user get-property {name} State", check=True).stdout == 's "paused"\n'
+    container.run(f"{alice} systemctl --user stop vm@mine", check=True)
+
+    result = container.run(f"{alice} systemctl --user show --property=Result --value vm@mine", check=True).stdout
+    assert result == "success\n"
+    journal = container.run("journalctl --output=cat _SYSTEMD_USER_UNIT=vm@mine.service", check=True).stdout
+    assert "power button" in journal
