@@ -62,7 +62,7 @@ class CpuHotplug:
         self.state.wanted_back.append(vcpu)
 
     def withdraw(self) -> list[int]:
-        """Take back all that the guest has not answered: who was to go stays, who was to come is absent again. Returns the latter."""
+        """Take back what the guest has not answered: who was to go stays; who was to come, and is returned, is absent again."""
         flags = self.state.flags
         for vcpu in self.state.wanted_back:
             flags[vcpu] &= ~REMOVING

@@ -13,6 +13,7 @@ from vmservice.errors import VmmError
 from vmservice.host import signals
 from vmservice.service.keyboard import Keyboard
 from vmservice.service.main import STOP_SIGNALS
+from vmservice.service.sd_notify import watchdog_sec
 from vmservice.service.stop import GracefulStop
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
@@ -75,6 +76,8 @@ class Service:
         self._keyboard.start()
         connection = self._join_bus()
         tasks = [loop.create_task(self._move_console())]
+        if (period_sec := watchdog_sec()) is not None:
+            tasks.append(loop.create_task(self._feed_watchdog(period_sec / 2)))
         if connection is not None:
             tasks.append(loop.create_task(self._keep_on_bus(connection)))
         try:
@@ -179,6 +182,12 @@ class Service:
             self._vm, self._log, self._notifier, self._config.service.shutdown_timeout_sec, lambda: self._finish(EXIT_OK)
         )
         self._stop.start()
+
+    async def _feed_watchdog(self, period_sec: float) -> None:
+        """A sign of life to systemd, from the loop: a loop that hangs gives none."""
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(period_sec)
 
     async def _move_console(self) -> None:
         while True:
