@@ -73,7 +73,7 @@ def _play(stage: _Stage) -> None:
     stage.tell("Install the package, and say what the VM is")
     install = f"apt-get install -y -q=2 {INSTALLED_FROM} | grep -v 'Reading database'"
     stage.show("apt-get install ./vmservice.deb", "Setting up vmservice", really=install)
-    text = guest_config(cmdline="console=ttyS0 quiet")
+    text = guest_config(max_cpus=4)
     stage.show("cat /etc/vmservice/demo.toml", "trixie", really=f"tee /etc/vmservice/demo.toml << 'EOF'\n{text}EOF")
 
     stage.tell("Start it: one unit, one process")
@@ -100,6 +100,15 @@ def _play(stage: _Stage) -> None:
         "journalctl -fu vm@demo -o cat", f"beat {paused_at + 2}", really=_FOLLOW.format(pattern=f"beat {paused_at + 2}$")
     )
     stage.show(f"busctl get-property {_OBJECT} org.vmservice.VM1 State", '"running"')
+
+    stage.tell("Resize: three vCPUs come, and go again; each call returns when the guest has done its part")
+    for count in (4, 1):
+        stage.show(f"busctl call {_OBJECT} org.vmservice.VM1 Resize y {count}")
+        stage.show(f"busctl get-property {_OBJECT} org.vmservice.VM1 VCPUs", f"y {count}")
+        stage.show(
+            "journalctl -fu vm@demo -o cat | grep --line-buffered nproc",
+            really=f"{_FOLLOW.format(pattern=f'nproc is now {count}$')} | grep nproc",
+        )
 
     stage.tell("Stop it: the guest sees its power button and powers off")
     stage.show("systemctl stop vm@demo")

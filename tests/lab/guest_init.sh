@@ -66,9 +66,23 @@ while read -r line; do
     sh -c "$line"
 done < /dev/console &
 
+# A vCPU that has come is there, but the kernel leaves it to user space to use it. A full system has a udev rule for this:
+# SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}=="0", ATTR{online}="1"
+use_all_processors() {
+    for switch in /sys/devices/system/cpu/cpu*/online; do
+        [ -f "$switch" ] && [ "$(cat "$switch")" = 0 ] && echo 1 > "$switch"
+    done
+}
+
 beat=0
+processors=$(nproc)
 while :; do
     beat=$((beat + 1))
     echo "vmservice guest: beat $beat"
+    use_all_processors
+    if [ "$(nproc)" != "$processors" ]; then
+        processors=$(nproc)
+        echo "vmservice guest: nproc is now $processors"
+    fi
     sleep 1
 done

@@ -30,14 +30,15 @@ def guest_config(
     kernel: str = "trixie.vmlinuz",
     initramfs: str = "trixie.initramfs",
     cpus: int = 1,
+    max_cpus: int = 0,
     memory: str = "256M",
     cmdline: str = "console=ttyS0 quiet",
     service: str = "",
 ) -> str:
-    """A VM's configuration: one of the lab's guests; `service` holds lines of that section."""
+    """A VM's configuration: one of the guests. `max_cpus` is `cpus` unless given; `service` holds lines of that section."""
     return (
         f'[kernel]\npath = "/lab/{kernel}"\ninitramfs = "/lab/{initramfs}"\ncmdline = "{cmdline}"\n\n'
-        f"[cpus]\nboot = {cpus}\n\n"
+        f"[cpus]\nboot = {cpus}\nmax = {max_cpus or cpus}\n\n"
         f'[memory]\nsize = "{memory}"\n\n'
         f"[service]\n{service}\n"
     )

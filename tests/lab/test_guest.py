@@ -87,6 +87,24 @@ def test_pause_stops_the_guest_and_resume_continues_it(vm: UnitVm) -> None:
     assert not re.search(r"soft lockup|rcu.*stall|clocksource.*unstable", vm.journal())
 
 
+@pytest.mark.parametrize("release", ["trixie", "bookworm"])
+def test_resize_up_and_down(vm: UnitVm, release: str) -> None:
+    vm.configure(guest_config(kernel=f"{release}.vmlinuz", initramfs=f"{release}.initramfs", max_cpus=4))
+    vm.start()
+    vm.wait_for("ready, 1 buttons", BOOT_TIMEOUT_SEC)
+    threads, fds = _belongings(vm)
+    for count in (4, 2, 1, 3, 1):
+        vm.call("Resize", "y", str(count))
+        assert vm.get("VCPUs") == count
+        vm.wait_for(f"nproc is now {count}$")
+    # KVM keeps a vCPU once made: the three that came and went are used again.
+    assert _belongings(vm) == (threads, fds + 3)
+    assert "InvalidArgument" in vm.refusal("Resize", "y", "5")
+    assert not re.search(r"BUG|WARNING|Oops|Call Trace|ACPI Error|ACPI Exception", vm.journal())
+    vm.stop()
+    assert vm.show("Result") == "success"
+
+
 def test_two_hundred_pauses_of_a_busy_guest(vm: UnitVm) -> None:
     vm.configure(guest_config(cpus=2, cmdline="console=ttyS0 quiet vmtest=busy"))
     vm.start()
