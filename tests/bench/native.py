@@ -177,6 +177,7 @@ def main(runs: int) -> None:
             "peer": lambda: pause_resume_ms(qemu("smp.bin", *qmp_option, vcpus=8), over_qmp),
         },
     }
+    time.sleep(3)  # a file that has just been written is not taken into the cache of parsed configurations
     samples: Samples = {}
     for name, sides in measures.items():
         count = runs * 3 if name == "first byte, ms" else runs

@@ -293,6 +293,11 @@ def qword_address_space(kind: int, minimum: int, maximum: int) -> bytes:
     return _address_space(0x8A, "Q", kind, minimum, maximum)
 
 
+def word_address_space(kind: int, minimum: int, maximum: int) -> bytes:
+    """As `dword_address_space`, for 16-bit bus numbers and ports; the length has 16 bits too."""
+    return _address_space(0x88, "H", kind, minimum, maximum)
+
+
 def _address_space(tag: int, width: str, kind: int, minimum: int, maximum: int) -> bytes:
     if minimum > maximum:
         raise ValueError(f"the address space {minimum:#x} to {maximum:#x} is empty")

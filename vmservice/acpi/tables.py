@@ -126,3 +126,9 @@ def local_apic(apic_id: int, *, enabled: bool) -> bytes:
     """
     flags = _LAPIC_ENABLED if enabled else _LAPIC_ONLINE_CAPABLE
     return struct.pack("<BBBBI", _MADT_LOCAL_APIC, 8, apic_id, apic_id, flags)
+
+
+def mcfg(ecam_base: int, buses: int) -> bytes:
+    """Where PCI's configuration space lies in memory, for buses 0 to `buses` - 1 of segment 0 (PCI Firmware 3.3 §4.1.2)."""
+    segment = 0
+    return table(b"MCFG", 1, bytes(8) + struct.pack("<QHBBI", ecam_base, segment, 0, buses - 1, 0))

@@ -54,6 +54,18 @@ class Bus:
         else:
             self._long.append(claim)
 
+    def remove(self, base: int) -> None:
+        """Take away the device whose range starts at `base`; ValueError when none does."""
+        claim = next((claim for claim in self._claims if claim[1] == base), None)
+        if claim is None:
+            raise ValueError(f"no device starts at {base:#x}")
+        self._claims.remove(claim)
+        if claim in self._long:
+            self._long.remove(claim)
+        else:
+            for address in range(base, claim[2]):
+                del self._by_address[address]
+
     def read(self, address: int, size: int) -> bytes:
         claim = self._by_address.get(address) or self._find_long(address)
         if claim is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmservice.arch.x86_64.cpuid import vcpu_cpuid
+from vmservice.arch.x86_64.cpuid import physical_address_bits, vcpu_cpuid
 from vmservice.kvm.abi import CPUID_ENTRY
 
 Leaf = tuple[int, int, int, int, int, int, int]
@@ -43,3 +43,23 @@ def test_every_other_leaf_is_the_hosts() -> None:
     assert leaves[0x0, 0] == HOST[0]
     assert leaves[0x40000000, 0] == HOST[5]
     assert len(leaves) == len(HOST)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "bits"),
+    [
+        ([], 36),
+        ([(0x80000008, 0, 0, 0x3027, 0, 0, 0)], 39),
+        ([(0x80000008, 0, 0, 0x3930, 0, 0, 0)], 48),
+        # KVM's page tables reach 48 bits of the 52, or as far as all of them
+        ([(0x80000008, 0, 0, 0x30_3934, 0, 0, 0)], 48),
+        ([(0x80000008, 0, 0, 0x34_3930, 0, 0, 0)], 48),
+        # memory encryption: not there, there, and counted by KVM already
+        ([(0x80000008, 0, 0, 0x3030, 0, 0, 0), (0x8000001F, 0, 0, 0, 5 << 6 | 47, 0, 0)], 48),
+        ([(0x80000008, 0, 0, 0x3030, 0, 0, 0), (0x8000001F, 0, 0, 1, 5 << 6 | 47, 0, 0)], 43),
+        ([(0x80000008, 0, 0, 0x3030, 0, 0, 0), (0x8000001F, 0, 0, 0xF, 1 << 12 | 1 << 6, 0, 0)], 47),
+        ([(0x80000008, 0, 0, 0x302B, 0, 0, 0), (0x8000001F, 0, 0, 1, 47, 0, 0)], 43),
+    ],
+)
+def test_physical_address_bits(leaves: list[Leaf], bits: int) -> None:
+    assert physical_address_bits(b"".join(CPUID_ENTRY.pack(*leaf) for leaf in [*HOST, *leaves])) == bits

@@ -1,0 +1,39 @@
+"""Guest memory for the tests of this room: closing it fails if a device has kept a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.guest_ram import MIB, guest_ram
+from support.virtqueue import Driver
+
+from vmservice.memory.guest_memory import GuestMemory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from support.virtqueue import MakeDriver
+
+    from vmservice.devices.virtio.device import VirtioDevice
+
+
+@pytest.fixture
+def ram() -> Iterator[GuestMemory]:
+    """8 MiB at 0, then a hole."""
+    memory = guest_ram((0, 8 * MIB))
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def make_driver(ram: GuestMemory) -> Iterator[MakeDriver]:
+    """A driver of a device in `ram`."""
+    drivers: list[Driver] = []
+
+    def make(device: VirtioDevice) -> Driver:
+        drivers.append(Driver(device, ram))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        driver.transport.close()

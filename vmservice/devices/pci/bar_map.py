@@ -1,0 +1,86 @@
+"""Which BARs answer on the MMIO bus, and where: the guest may move them anywhere, and none may do harm there."""
+
+from __future__ import annotations
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from vmservice.devices.bus import Bus
+    from vmservice.devices.pci.function import Bar, PciFunction
+
+    Reserved = tuple[int, int, str]
+
+# A guest may move BARs in a loop; so often it is told of.
+WARNING_INTERVAL_SEC = 10.0
+
+
+class BarMap:
+    """`reserved` are ranges (base, size in bytes, name) that are not on the bus and yet taken: RAM, and what KVM answers.
+
+    A BAR that the guest puts on something else does not answer there, nor anywhere: whoever was there first stays. It answers
+    as soon as it is moved away, or the other one is.
+    """
+
+    def __init__(
+        self,
+        mmio: Bus,
+        reserved: Sequence[Reserved],
+        warn: Callable[[str], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mmio = mmio
+        self._reserved = tuple(reserved)
+        self._warn = warn
+        self._monotonic = monotonic
+        self._mapped: dict[Bar, int] = {}
+        self._blocked: dict[Bar, int] = {}
+        self._next_warning = monotonic()
+        self._unsaid = 0
+
+    def update(self, functions: Iterable[tuple[str, PciFunction]]) -> None:
+        """Bring the bus to what the guest wants of all `functions`, each with its name for messages."""
+        wanted = [(name, bar, function.decoded(bar)) for name, function in functions for bar in function.bars]
+        # First all that go, so that two BARs may change places.
+        for _, bar, base in wanted:
+            if bar in self._mapped and self._mapped[bar] != base:
+                self._mmio.remove(self._mapped.pop(bar))
+                bar.on_mapped(None)
+        for name, bar, base in wanted:
+            if base is None:
+                self._blocked.pop(bar, None)
+            elif bar not in self._mapped:
+                self._map(name, bar, base)
+
+    def _map(self, name: str, bar: Bar, base: int) -> None:
+        obstacle = self._obstacle(bar, base)
+        if obstacle is None:
+            self._blocked.pop(bar, None)
+            self._mapped[bar] = base
+            bar.on_mapped(base)
+        elif self._blocked.get(bar) != base:
+            self._blocked[bar] = base
+            self._say(f"the guest put BAR {bar.index} of the PCI device {name} where it cannot answer: {obstacle}")
+
+    def _obstacle(self, bar: Bar, base: int) -> str | None:
+        """Put the BAR on the bus; what is in its way, if anything is."""
+        end = base + bar.size
+        for other, size, name in self._reserved:
+            if base < other + size and other < end:
+                return f"{base:#x}-{end - 1:#x} overlaps {name} at {other:#x}-{other + size - 1:#x}"
+        try:
+            self._mmio.insert(base, bar.size, bar.region)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _say(self, text: str) -> None:
+        now = self._monotonic()
+        if now < self._next_warning:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more like it since the last warning)" if self._unsaid else ""
+        self._next_warning, self._unsaid = now + WARNING_INTERVAL_SEC, 0
+        self._warn(text + more)

@@ -1,0 +1,73 @@
+"""What a virtio device and its transport know of each other, and the feature bits that belong to no one device."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from vmservice.devices.virtio.queue import Queue
+    from vmservice.errors import GuestError
+
+    class Interrupt(Protocol):
+        """How the driver is told; the transport's bus makes it a line or a message."""
+
+        def queue(self, index: int) -> None:
+            """Virtqueue `index` has used buffers."""
+
+        def config(self) -> None:
+            """The configuration or the device status has changed."""
+
+    class DriverPort(Interrupt, Protocol):
+        """What an active device has of its driver."""
+
+        def needs_reset(self, error: GuestError) -> None:
+            """The driver broke the rules, which came to light in a call from the host: nothing goes on until a reset.
+
+            The device is `reset` by this. In `notify` and `activate` it need not be called: there the error is raised.
+            """
+
+    class VirtioDevice(Protocol):
+        """The device-specific part. Every call comes under the machine's one lock for devices."""
+
+        @property
+        def device_type(self) -> int: ...
+
+        @property
+        def features(self) -> int:
+            """The device's own bits; VERSION_1, INDIRECT_DESC and EVENT_IDX are the transport's."""
+
+        @property
+        def queue_max_sizes(self) -> tuple[int, ...]:
+            """A power of two for each virtqueue, at most 32768."""
+
+        def read_config(self, offset: int, size: int) -> bytes:
+            """`size` bytes of the configuration space, zeros behind its end. Has no side effect and never raises."""
+
+        def write_config(self, offset: int, data: bytes) -> None:
+            """Never raises; what is read-only stays as it is."""
+
+        def activate(self, queues: list[Queue], interrupt: DriverPort, features: int) -> None:
+            """The driver is ready: all virtqueues by index, those that it does not use with `state.ready` False."""
+
+        def reset(self) -> None:
+            """Forget the driver and its virtqueues; also called when nothing was active."""
+
+        def notify(self, index: int) -> None:
+            """The driver has made buffers available in a ready virtqueue. A GuestError says that it broke the rules."""
+
+
+# Device types (virtio 1.2 §5)
+TYPE_CONSOLE = 3
+TYPE_ENTROPY = 4
+TYPE_BALLOON = 5
+
+# Feature bits of all devices (virtio 1.2 §6)
+INDIRECT_DESC = 1 << 28
+EVENT_IDX = 1 << 29
+VERSION_1 = 1 << 32
+
+
+def cut_config(config: bytes, offset: int, size: int) -> bytes:
+    """`size` bytes of a configuration space from `offset`, zeros behind its end."""
+    return config[offset : offset + size].ljust(size, b"\0")

@@ -1,0 +1,95 @@
+"""virtio-rng, the entropy device (virtio 1.2 §5.4): random bytes of the host for whoever asks, at a bounded rate."""
+
+from __future__ import annotations
+
+import time
+
+from vmservice.devices.virtio.device import TYPE_ENTROPY
+from vmservice.errors import GuestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.devices.virtio.device import DriverPort
+    from vmservice.devices.virtio.queue import Chain, Queue
+
+# Linux asks for 64 bytes at a time.
+QUEUE_SIZE = 64
+
+# More than a Linux guest asks for while it boots; and making a megabyte costs the host some milliseconds.
+DEFAULT_BYTES_PER_SEC = 1 << 20
+
+# What one request gets at most; the device may always give less than there is room for (§5.4.6.1).
+MAX_REQUEST_BYTES = 64 * 1024
+
+
+class Rng:
+    """`source(size)` gives that many random bytes. No more than `bytes_per_sec` are given away, nor saved up.
+
+    Requests past that stay in the virtqueue until `tick`, which is to be called several times a second.
+    """
+
+    device_type = TYPE_ENTROPY
+    features = 0
+    queue_max_sizes = (QUEUE_SIZE,)
+
+    def __init__(
+        self,
+        source: Callable[[int], bytes],
+        *,
+        bytes_per_sec: int = DEFAULT_BYTES_PER_SEC,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._bytes_per_sec = bytes_per_sec
+        self._clock = clock
+        self._allowance = float(bytes_per_sec)
+        self._allowance_at = clock()
+        self._queue: Queue | None = None
+        self._interrupt: DriverPort | None = None
+
+    # The device has neither a configuration nor, beside its virtqueue, a state
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        return bytes(size)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """There is none."""
+
+    def activate(self, queues: list[Queue], interrupt: DriverPort, features: int) -> None:
+        self._queue, self._interrupt = queues[0], interrupt
+
+    def reset(self) -> None:
+        self._queue = self._interrupt = None
+
+    def notify(self, index: int) -> None:
+        queue, interrupt = self._queue, self._interrupt
+        if queue is None or interrupt is None:
+            return
+        self._refill()
+        if queue.drain(self._give):
+            interrupt.queue(0)
+
+    def tick(self) -> None:
+        """Go on with the requests that came too fast; from the host's side."""
+        try:
+            self.notify(0)
+        except GuestError as error:
+            if self._interrupt is not None:
+                self._interrupt.needs_reset(error)
+
+    def _give(self, chain: Chain) -> int | None:
+        if chain.readable or not chain.writable:
+            raise GuestError("a request for entropy has something to read, or nowhere to write")
+        size_bytes = min(chain.writable_bytes, MAX_REQUEST_BYTES, int(self._allowance))
+        if not size_bytes:
+            return None
+        self._allowance -= size_bytes
+        return chain.write(self._source(size_bytes))
+
+    def _refill(self) -> None:
+        now = self._clock()
+        gained = (now - self._allowance_at) * self._bytes_per_sec
+        self._allowance = min(self._allowance + gained, float(self._bytes_per_sec))
+        self._allowance_at = now

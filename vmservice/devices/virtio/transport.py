@@ -1,0 +1,312 @@
+"""What both transports share (virtio 1.2 §2.1, §2.2, §3.1): device status, features, virtqueues' places, configuration.
+
+The bus side, MMIO registers or a PCI device's BAR, gives each of its registers to one method here. All 32-bit values that a
+driver writes are accepted; what makes no sense changes nothing, or ends with DEVICE_NEEDS_RESET when the driver goes on to
+use it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from vmservice.devices.state import DeviceState
+from vmservice.devices.virtio.device import EVENT_IDX, INDIRECT_DESC, VERSION_1
+from vmservice.devices.virtio.queue import Queue, QueueState, check_rings
+from vmservice.errors import GuestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.devices.virtio.device import Interrupt, VirtioDevice
+    from vmservice.memory.guest_memory import GuestMemory
+
+# Device status (virtio 1.2 §2.1)
+ACKNOWLEDGE = 0x01
+DRIVER = 0x02
+DRIVER_OK = 0x04
+FEATURES_OK = 0x08
+NEEDS_RESET = 0x40
+FAILED = 0x80
+
+TRANSPORT_FEATURES = VERSION_1 | INDIRECT_DESC | EVENT_IDX
+
+# A guest that breaks the rules over and over fills no journal.
+WARNING_INTERVAL_SEC = 60.0
+
+# How much of the configuration space is watched for changes; no device has more.
+WATCHED_CONFIG_BYTES = 256
+
+_LOW = 0xFFFF_FFFF
+
+
+class TransportState(DeviceState):
+    """As after a reset. `generation` counts on over resets; the transport sizes `queues` to its device."""
+
+    __slots__ = (
+        "device_features_select",
+        "driver_features",
+        "driver_features_select",
+        "generation",
+        "queue_select",
+        "queues",
+        "status",
+    )
+
+    def __init__(self, queue_max_sizes: tuple[int, ...]) -> None:
+        self.device_features_select = 0
+        self.driver_features = 0
+        self.driver_features_select = 0
+        self.generation = 0
+        self.queue_select = 0
+        self.queues = [QueueState(size) for size in queue_max_sizes]
+        self.status = 0
+
+
+class VirtioTransport:
+    """One device, and what its driver has told it. `interrupt` is the bus' way to the driver.
+
+    A GuestError from the device or a virtqueue sets DEVICE_NEEDS_RESET, tells the driver, says one sentence to `warn` (at
+    most one each WARNING_INTERVAL_SEC), and resets the device, which so does nothing until the driver has reset it too.
+
+    One notification is worth one batch, at most as many chains as the virtqueue has entries: when a driver has already made
+    more available by then, `on_backlog` is called, and whoever set it sees to it that `work` is called soon, with the
+    devices' lock held.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        interrupt: Interrupt,
+        *,
+        warn: Callable[[str], None],
+        state: TransportState | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.device = device
+        self.state = state or TransportState(device.queue_max_sizes)
+        self.on_backlog: Callable[[], None] | None = None
+        self._memory = memory
+        self._interrupt = interrupt
+        self._warn = warn
+        self._clock = clock
+        self._warned_at: float | None = None
+        self._warnings_held_back = 0
+        self._queues: list[Queue] = []  # empty while the device is not active
+        self._config = device.read_config(0, WATCHED_CONFIG_BYTES)
+        if self.state.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK:
+            self._activate()
+
+    # Features: windows of 32 bits, of which there are two
+
+    @property
+    def offered_features(self) -> int:
+        return self.device.features | TRANSPORT_FEATURES
+
+    def select_device_features(self, value: int) -> None:
+        self.state.device_features_select = value
+
+    def device_features(self) -> int:
+        return _window(self.offered_features, self.state.device_features_select)
+
+    def select_driver_features(self, value: int) -> None:
+        self.state.driver_features_select = value
+
+    def driver_features(self) -> int:
+        return _window(self.state.driver_features, self.state.driver_features_select)
+
+    def write_driver_features(self, value: int) -> None:
+        """Fixed from FEATURES_OK on (virtio 1.2 §3.1.1)."""
+        state = self.state
+        if state.driver_features_select < 2 and not state.status & FEATURES_OK:
+            state.driver_features = _replace(state.driver_features, 32 * state.driver_features_select, value)
+
+    # Virtqueues: of the selected one; there may be none, which reads as zeros
+
+    def select_queue(self, index: int) -> None:
+        self.state.queue_select = index
+
+    def selected_queue(self) -> QueueState | None:
+        state = self.state
+        return state.queues[state.queue_select] if state.queue_select < len(state.queues) else None
+
+    def queue_max_size(self) -> int:
+        queue = self.selected_queue()
+        return queue.max_size if queue is not None else 0
+
+    def queue_size(self) -> int:
+        queue = self.selected_queue()
+        return queue.size if queue is not None else 0
+
+    def set_queue_size(self, value: int) -> None:
+        """Kept as it is; a size that cannot be is met when the virtqueue is enabled."""
+        queue = self._queue_to_set_up()
+        if queue is not None:
+            queue.size = min(value, 0xFFFF)
+
+    def queue_address(self, ring: int) -> int:
+        """`ring` is DESCRIPTORS, AVAILABLE or USED of queue.py."""
+        queue = self.selected_queue()
+        return queue.addresses[ring] if queue is not None else 0
+
+    def set_queue_address(self, ring: int, shift: int, value: int) -> None:
+        """Replace the low (`shift` 0) or high (32) half of a ring's address."""
+        queue = self._queue_to_set_up()
+        if queue is not None:
+            queue.addresses[ring] = _replace(queue.addresses[ring], shift, value)
+
+    def queue_ready(self) -> bool:
+        queue = self.selected_queue()
+        return queue is not None and queue.ready
+
+    def set_queue_ready(self, ready: bool) -> None:
+        """Enable the selected virtqueue, if the device is not active yet, or disable it, which holds until the reset."""
+        queue = self.selected_queue()
+        if queue is None or queue.ready == ready:
+            return
+        if not ready:
+            queue.ready = False
+        elif self._queue_to_set_up() is not None:
+            try:
+                check_rings(queue, self._memory)
+            except GuestError as error:
+                self.needs_reset(error)
+            else:
+                queue.ready = True
+
+    def _queue_to_set_up(self) -> QueueState | None:
+        """The selected virtqueue if it may still be changed: not when it is enabled, not when the device is active."""
+        queue = self.selected_queue()
+        return queue if queue is not None and not queue.ready and not self.state.status & (DRIVER_OK | NEEDS_RESET) else None
+
+    # Device status
+
+    @property
+    def status(self) -> int:
+        return self.state.status
+
+    def write_status(self, value: int) -> None:
+        """0 resets. Bits are only ever added, each when those before it are there (virtio 1.2 §2.1, §3.1.1)."""
+        if not value & 0xFF:
+            self.reset()
+            return
+        state = self.state
+        added = value & ~state.status
+        if added & FAILED:
+            state.status |= FAILED
+            self._deactivate()
+        if state.status & (NEEDS_RESET | FAILED):
+            return
+        state.status |= added & (ACKNOWLEDGE | DRIVER)
+        if added & FEATURES_OK and state.status & DRIVER and self._accepts_features():
+            state.status |= FEATURES_OK
+        if added & DRIVER_OK and state.status & FEATURES_OK:
+            state.status |= DRIVER_OK
+            self._activate()
+
+    def _accepts_features(self) -> bool:
+        chosen = self.state.driver_features
+        return not chosen & ~self.offered_features and bool(chosen & VERSION_1)
+
+    def reset(self) -> None:
+        """By the driver, or with the machine: everything it said is forgotten. The bus side takes back its interrupts."""
+        self._deactivate()
+        generation = self.state.generation
+        self.state = TransportState(self.device.queue_max_sizes)
+        self.state.generation = generation
+
+    def close(self) -> None:
+        """Let go of guest memory, which else cannot be closed."""
+        self._deactivate()
+
+    def _activate(self) -> None:
+        features = self.state.driver_features
+        try:
+            self._queues = [Queue(self._memory, queue, features) for queue in self.state.queues]
+            self.device.activate(self._queues, self, features)
+        except GuestError as error:
+            self.needs_reset(error)
+        # What was made available before DRIVER_OK came without a notification, or with one that was dropped.
+        for index in range(len(self._queues)):
+            self.notify(index)
+
+    def _deactivate(self) -> None:
+        self.device.reset()
+        for queue in self._queues:
+            queue.close()
+        self._queues = []
+
+    # Notifications of the driver
+
+    def notify(self, index: int) -> None:
+        """The driver says that virtqueue `index` has buffers. Unknown or disabled ones, and those of an idle device: no."""
+        queues = self._queues
+        if index < len(queues) and queues[index].state.ready:
+            try:
+                self.device.notify(index)
+            except GuestError as error:
+                self.needs_reset(error)
+                return
+            if queues[index].backlog and self.on_backlog is not None:
+                self.on_backlog()
+
+    def work(self) -> None:
+        """Go on with virtqueues that had more than one batch: one more batch of each."""
+        for index, queue in enumerate(self._queues):
+            if queue.backlog:
+                self.notify(index)
+
+    # The device's way to its driver (DriverPort)
+
+    def queue(self, index: int) -> None:
+        if self._queues:
+            self._interrupt.queue(index)
+
+    def config(self) -> None:
+        if self.state.status & DRIVER_OK:
+            self._interrupt.config()
+
+    def needs_reset(self, error: GuestError) -> None:
+        state = self.state
+        if state.status & NEEDS_RESET:
+            return
+        state.status |= NEEDS_RESET
+        self._deactivate()
+        self.config()
+        self._warn_of(error)
+
+    def _warn_of(self, error: GuestError) -> None:
+        now = self._clock()
+        if self._warned_at is not None and now - self._warned_at < WARNING_INTERVAL_SEC:
+            self._warnings_held_back += 1
+            return
+        since = f" (and {self._warnings_held_back} times since the last warning)" if self._warnings_held_back else ""
+        self._warned_at, self._warnings_held_back = now, 0
+        name = type(self.device).__name__
+        self._warn(f"the guest's driver broke the rules of virtio device {name}, which waits for its reset{since}: {error}")
+
+    # Configuration
+
+    def config_generation(self) -> int:
+        """Another number, of 8 bits, whenever the configuration has changed since the last call (virtio 1.2 §2.5)."""
+        config = self.device.read_config(0, WATCHED_CONFIG_BYTES)
+        if config != self._config:
+            self._config = config
+            self.state.generation = (self.state.generation + 1) & 0xFF
+        return self.state.generation
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        return self.device.read_config(offset, size)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        self.device.write_config(offset, data)
+
+
+def _window(features: int, select: int) -> int:
+    return features >> 32 * select & _LOW if select < 2 else 0
+
+
+def _replace(value: int, shift: int, half: int) -> int:
+    """`value` of 64 bits with the 32 bits from `shift` on replaced."""
+    return value & ~(_LOW << shift) | (half & _LOW) << shift
