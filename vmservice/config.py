@@ -41,7 +41,8 @@ CMDLINE_MAX_BYTES = 0xFFFF
 SHUTDOWN_TIMEOUT_DEFAULT_SEC = 120
 SHUTDOWN_TIMEOUT_MAX_SEC = 86400
 
-SERIAL_MODES = ("journal", "tty", "file", "pty", "null", "off")
+CONSOLE_MODES = ("journal", "tty", "file", "pty", "null", "off")
+TRANSPORTS = ("pci", "mmio")
 
 SECTIONS = {
     "kernel": ("path", "initramfs", "cmdline"),
@@ -49,6 +50,10 @@ SECTIONS = {
     "cpus": ("boot", "max"),
     "memory": ("size", "file", "mergeable"),
     "serial": ("mode", "path"),
+    "console": ("mode", "path"),
+    "rng": ("enabled",),
+    "balloon": ("size",),
+    "virtio": ("transport",),
     "service": ("on_poweroff", "on_reset", "shutdown_timeout"),
 }
 
@@ -94,15 +99,30 @@ class MemoryConfig:
         self.mergeable: Final = mergeable
 
 
-class SerialConfig:
-    """`[serial]`: `mode` is one of SERIAL_MODES, or None where the file leaves it to how the service was started; `path` is
-    set for mode `file` only."""
+class ConsoleConfig:
+    """`[serial]` or `[console]`: `mode` is one of CONSOLE_MODES, or None where the file leaves it to how the service was
+    started; `path` is set for mode `file` only."""
 
     __slots__ = ("mode", "path")
 
     def __init__(self, mode: str | None, path: str | None) -> None:
         self.mode: Final = mode
         self.path: Final = path
+
+
+class VirtioConfig:
+    """`[console]`, `[rng]`, `[balloon]` and `[virtio]`: the devices that are virtio's, and whether they are on PCI or MMIO.
+
+    `balloon_bytes` is what the guest is asked to lend back from its start, None for a machine without a balloon.
+    """
+
+    __slots__ = ("balloon_bytes", "console", "rng", "transport")
+
+    def __init__(self, transport: str, console: ConsoleConfig, rng: bool, balloon_bytes: int | None) -> None:
+        self.transport: Final = transport
+        self.console: Final = console
+        self.rng: Final = rng
+        self.balloon_bytes: Final = balloon_bytes
 
 
 class ServiceConfig:
@@ -117,9 +137,9 @@ class ServiceConfig:
 
 
 class Config:
-    """One VM as its operator wants it. Exactly one of `kernel` and `firmware` is set."""
+    """One VM as its operator wants it. Exactly one of `kernel` and `firmware` is set; `virtio` is None without such devices."""
 
-    __slots__ = ("cpus", "firmware", "kernel", "memory", "name", "path", "serial", "service")
+    __slots__ = ("cpus", "firmware", "kernel", "memory", "name", "path", "serial", "service", "virtio")
 
     def __init__(
         self,
@@ -130,8 +150,9 @@ class Config:
         firmware: FirmwareConfig | None,
         cpus: CpusConfig,
         memory: MemoryConfig,
-        serial: SerialConfig,
+        serial: ConsoleConfig,
         service: ServiceConfig,
+        virtio: VirtioConfig | None,
     ) -> None:
         self.name: Final = name
         self.path: Final = path
@@ -141,6 +162,7 @@ class Config:
         self.memory: Final = memory
         self.serial: Final = serial
         self.service: Final = service
+        self.virtio: Final = virtio
 
 
 def check_name(name: str) -> None:
@@ -169,14 +191,20 @@ def load_config(name: str, path: str) -> Config:
     path = os.path.abspath(path)
     reader = TableReader(path, _read_table(name, path), SECTIONS)
     kernel, firmware = _read_guest(reader)
+    memory = _read_memory(reader)
+    serial = _read_console(reader, "serial", "")
+    virtio = _read_virtio(reader, memory.size_bytes, kernel is not None)
+    if virtio is not None and serial.mode == virtio.console.mode == "tty":
+        raise ConfigError(f'{path}: serial.mode and console.mode are both "tty"; there is one terminal, for one of them')
     return Config(
         name=name,
         path=path,
         kernel=kernel,
         firmware=firmware,
         cpus=_read_cpus(reader),
-        memory=_read_memory(reader),
-        serial=_read_serial(reader),
+        memory=memory,
+        serial=serial,
+        virtio=virtio,
         service=ServiceConfig(
             reader.choice("service", "on_poweroff", ("exit", "stay"), "exit"),
             reader.choice("service", "on_reset", ("reboot", "exit"), "reboot"),
@@ -194,13 +222,15 @@ def check_files(config: Config) -> None:
     if config.firmware is not None:
         RegularFile(config.firmware.path, "firmware image").close()
     memory, serial = config.memory.file, config.serial.path
-    for key, file in (("memory.file", memory), ("serial.path", serial)):
+    console = config.virtio.console.path if config.virtio is not None else None
+    for key, file in (("memory.file", memory), ("serial.path", serial), ("console.path", console)):
         if file is not None and not os.path.isdir(os.path.dirname(file)):
             raise ConfigError(f"{config.path}: {key} is {file}, but there is no directory {os.path.dirname(file)}")
     if memory is not None and os.path.exists(memory) and not os.path.isdir(memory) and not os.path.isfile(memory):
         raise ConfigError(f"{config.path}: memory.file is {memory}; expected a regular file or a directory")
-    if serial is not None and os.path.isdir(serial):
-        raise ConfigError(f"{config.path}: serial.path is {serial}, a directory; expected a file")
+    for key, file in (("serial.path", serial), ("console.path", console)):
+        if file is not None and os.path.isdir(file):
+            raise ConfigError(f"{config.path}: {key} is {file}, a directory; expected a file")
 
 
 def _read_table(name: str, path: str) -> dict[str, object]:
@@ -282,11 +312,30 @@ def _read_memory(reader: TableReader) -> MemoryConfig:
     return MemoryConfig(size_bytes, file, reader.boolean("memory", "mergeable", False))
 
 
-def _read_serial(reader: TableReader) -> SerialConfig:
-    mode = reader.choice("serial", "mode", SERIAL_MODES, "")
-    path = reader.file("serial", "path")
+def _read_console(reader: TableReader, section: str, default: str) -> ConsoleConfig:
+    mode = reader.choice(section, "mode", CONSOLE_MODES, default)
+    path = reader.file(section, "path")
     if mode == "file" and path is None:
-        raise ConfigError(f'{reader.path}: serial.path is missing; mode "file" needs the file that the console is written to')
+        raise ConfigError(
+            f'{reader.path}: {section}.path is missing; mode "file" needs the file that the console is written to'
+        )
     if mode != "file" and path is not None:
-        raise ConfigError(f'{reader.path}: serial.path is only for mode "file"; the mode here is {mode or "not set"}')
-    return SerialConfig(mode or None, path)
+        raise ConfigError(f'{reader.path}: {section}.path is only for mode "file"; the mode here is {mode or "not set"}')
+    return ConsoleConfig(mode or None, path)
+
+
+def _read_virtio(reader: TableReader, memory_bytes: int, is_default: bool) -> VirtioConfig | None:
+    """A firmware gets such devices only where its configuration names one of them."""
+    if not is_default and not any(reader.has(section) for section in ("console", "rng", "balloon", "virtio")):
+        return None
+    balloon_bytes = None
+    if reader.has("balloon"):
+        balloon_bytes = reader.size("balloon", "size", 0)
+        if balloon_bytes % PAGE_BYTES or balloon_bytes >= memory_bytes:
+            raise reader.refusal("balloon", "size", f"a multiple of {PAGE_BYTES} bytes, less than memory.size")
+    return VirtioConfig(
+        reader.choice("virtio", "transport", TRANSPORTS, "pci"),
+        _read_console(reader, "console", "off"),
+        reader.boolean("rng", "enabled", True),
+        balloon_bytes,
+    )

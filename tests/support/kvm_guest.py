@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from vmservice.config import Config, CpusConfig, FirmwareConfig, MemoryConfig, SerialConfig, ServiceConfig
+from vmservice.config import Config, ConsoleConfig, CpusConfig, FirmwareConfig, MemoryConfig, ServiceConfig
 from vmservice.kvm.system import Kvm
 from vmservice.memory.guest_memory import GuestMemory
 from vmservice.vm.builder import HostPorts, build
@@ -58,7 +58,7 @@ class Guest:
         self.kvm = Kvm(masked=masked)
         self.events = EventQueue()
         self.config = _config(image, CpusConfig(vcpus, max_vcpus), memory_bytes)
-        host = HostPorts(self.kvm, self.events, self.output.write, self.warnings.append)
+        host = HostPorts(self.kvm, self.events, serial=self.output.write, warn=self.warnings.append)
         self.machines: list[KvmMachine] = []
         self.vm = Vm(
             name="test",
@@ -127,6 +127,7 @@ def _config(image: Path, cpus: CpusConfig, memory_bytes: int) -> Config:
         firmware=FirmwareConfig(str(image)),
         cpus=cpus,
         memory=MemoryConfig(memory_bytes, None, False),
-        serial=SerialConfig("null", None),
+        serial=ConsoleConfig("null", None),
         service=ServiceConfig("exit", "reboot", 120),
+        virtio=None,
     )

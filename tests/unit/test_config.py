@@ -207,20 +207,38 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
             KERNEL + "[[disk]]",
-            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [service]",
+            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [console], [rng],"
+            " [balloon], [virtio], [service]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nzzz = 1", "cpus.zzz is not a known key; known are boot, max"),
-        (KERNEL + '[cpus]\nsize = "1G"', "cpus.size is not a known key; did you mean memory.size?"),
+        (KERNEL + '[cpus]\nsize = "1G"', "cpus.size is not a known key; did you mean memory.size or balloon.size?"),
         (
             KERNEL + '[service]\n"a\\u001bb" = 1',
             "service.'a\\x1bb' is not a known key; known are on_poweroff, on_reset, shutdown_timeout",
         ),
         ("cpus = 2", "cpus is 2; expected a section, [cpus]"),
         ("[[cpus]]", "cpus is an array; expected a section, [cpus]"),
-        ("size = 2", "size is not in a section; did you mean memory.size?"),
-        ('path = "/boot/vmlinuz"', "path is not in a section; did you mean kernel.path or firmware.path or serial.path?"),
+        ("size = 2", "size is not in a section; did you mean memory.size or balloon.size?"),
+        (
+            'path = "/boot/vmlinuz"',
+            "path is not in a section; did you mean kernel.path or firmware.path or serial.path or console.path?",
+        ),
+        (
+            KERNEL + '[serial]\nmode = "tty"\n[console]\nmode = "tty"',
+            'serial.mode and console.mode are both "tty"; there is one terminal, for one of them',
+        ),
+        (
+            KERNEL + '[console]\nmode = "file"',
+            'console.path is missing; mode "file" needs the file that the console is written to',
+        ),
+        (KERNEL + '[virtio]\ntransport = "usb"', 'virtio.transport is \'usb\'; expected "pci" or "mmio"'),
+        (KERNEL + "[rng]\nenabled = 1", "rng.enabled is 1; expected true or false"),
+        (
+            KERNEL + '[balloon]\nsize = "512M"',
+            "balloon.size is '512M'; expected a multiple of 4096 bytes, less than memory.size",
+        ),
         ("memry = 2", "memry is not in a section; did you mean [memory]?"),
     ],
 )
@@ -327,3 +345,16 @@ def test_places_that_the_configuration_writes_to(file: Path, tmp_path: Path) -> 
     assert check(file, text + '[serial]\nmode = "file"\npath = "/tmp"') == (
         f"{file}: serial.path is /tmp, a directory; expected a file"
     )
+
+
+def test_a_kernel_gets_virtio_devices_and_a_firmware_only_what_it_asks_for(file: Path) -> None:
+    file.write_text(KERNEL)
+    virtio = load_config("demo", str(file)).virtio
+    assert virtio is not None
+    assert (virtio.transport, virtio.console.mode, virtio.rng, virtio.balloon_bytes) == ("pci", "off", True, None)
+    file.write_text('[firmware]\npath = "/x"\n')
+    assert load_config("demo", str(file)).virtio is None
+    file.write_text('[firmware]\npath = "/x"\n[balloon]\nsize = "4M"\n')
+    virtio = load_config("demo", str(file)).virtio
+    assert virtio is not None
+    assert virtio.balloon_bytes == 4 << 20

@@ -38,23 +38,26 @@ CHUNK_BYTES = 4096
 WAITING_LIMIT_BYTES = 64 * 1024
 
 
-def open_console(mode: str, path: str | None, vm_name: str, log: Warner) -> Console:
-    """The console of `[serial] mode`. Raises ConfigError for a file that cannot be written, HostError for a terminal."""
+def open_console(mode: str, path: str | None, vm_name: str, log: Warner, label: str = "serial") -> Console:
+    """The host's side of a guest's console; `label` is what messages and the journal call that console.
+
+    Raises ConfigError for a file that cannot be written, HostError for a terminal.
+    """
     if mode == "journal":
         from vmservice.host.console_journal import JournalConsole
 
-        return JournalConsole(vm_name)
+        return JournalConsole(vm_name, label=label)
     if mode == "file":
         if path is None:
-            raise ConfigError('serial.mode = "file" needs serial.path')
+            raise ConfigError(f'{label}: mode "file" needs a path')
         return FileConsole(path, log)
     if mode == "tty":
         return StreamConsole(_own_description(1), 0)
     if mode == "pty":
-        return PtyConsole(log)
+        return PtyConsole(log, label)
     if mode in ("null", "off"):
         return NullConsole()
-    raise ConfigError(f'serial.mode "{mode}" is unknown; it can be journal, tty, file, pty, null or off')
+    raise ConfigError(f'{label}: mode "{mode}" is unknown; it can be journal, tty, file, pty, null or off')
 
 
 class NullConsole:
@@ -180,7 +183,7 @@ class StreamConsole:
 class PtyConsole(StreamConsole):
     """A pseudoterminal of our own; `path` is what `screen` or `picocom` opens, and the log says it."""
 
-    def __init__(self, log: Warner) -> None:
+    def __init__(self, log: Warner, label: str = "serial") -> None:
         import tty
 
         try:
@@ -193,7 +196,7 @@ class PtyConsole(StreamConsole):
         os.set_blocking(controller, False)
         self.path = os.ttyname(terminal)
         super().__init__(controller, controller)
-        log.warning(f"the serial console is at {self.path}")
+        log.warning(f"the {label} console is at {self.path}")
 
     def close(self) -> None:
         super().close()

@@ -26,13 +26,13 @@ class JournalConsole:
 
     input_fd = -1
 
-    def __init__(self, vm_name: str, journal: JournalSocket | None = None) -> None:
+    def __init__(self, vm_name: str, journal: JournalSocket | None = None, label: str = "serial") -> None:
         self._journal = JournalSocket() if journal is None else journal
         self._fields = {
             "PRIORITY": "6",
             "SYSLOG_IDENTIFIER": f"vm-{vm_name}",
             "VM_NAME": vm_name,
-            "VM_CONSOLE": "serial",
+            "VM_CONSOLE": label,
         }
         self._lock = _thread.allocate_lock()
         self._pending = bytearray()

@@ -31,7 +31,9 @@ def allocate(
     if mergeable:
         for mapping in mappings:
             _make_mergeable(mapping, warn)
-    return GuestMemory([Region(gpa, mapping) for (gpa, _), mapping in zip(ranges, mappings, strict=True)])
+    return GuestMemory(
+        [Region(gpa, mapping, shared=file is not None) for (gpa, _), mapping in zip(ranges, mappings, strict=True)]
+    )
 
 
 def _map_anonymous(ranges: Ranges) -> list[mmap.mmap]:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 class Region:
     """One contiguous piece of guest RAM: `size_bytes` at `gpa`, backed by `mapping`."""
 
-    __slots__ = ("gpa", "mapping", "size_bytes", "view")
+    __slots__ = ("discard_advice", "gpa", "mapping", "size_bytes", "view")
 
-    def __init__(self, gpa: int, mapping: mmap.mmap) -> None:
+    def __init__(self, gpa: int, mapping: mmap.mmap, *, shared: bool = False) -> None:
+        """`shared`: the mapping is of a file, whose pages only a hole gives back."""
+        self.discard_advice = mmap.MADV_REMOVE if shared else mmap.MADV_DONTNEED
         self.gpa = gpa
         self.size_bytes = len(mapping)
         self.mapping = mapping
@@ -62,6 +64,18 @@ class GuestMemory:
     def contains(self, gpa: int, size_bytes: int) -> bool:
         """Whether one region holds all of [gpa, gpa + size_bytes)."""
         return any(region.gpa <= gpa and gpa + size_bytes <= region.end for region in self.regions)
+
+    def discard(self, gpa: int, size_bytes: int) -> None:
+        """Let the host have whole pages back; they read as zeros, or as their file has them, when next touched.
+
+        Pages that cannot be given back (memory locked, huge pages) stay as they are: it was an offer.
+        """
+        for region in self.regions:
+            if region.gpa <= gpa and gpa + size_bytes <= region.end:
+                try:
+                    region.mapping.madvise(region.discard_advice, gpa - region.gpa, size_bytes)
+                except OSError:
+                    return
 
     def close(self) -> None:
         """Give the mappings back; the memory is empty afterwards."""

@@ -21,8 +21,8 @@ from vmservice.vm.state import LastExit, State
 if TYPE_CHECKING:
     from vmservice.config import Config
     from vmservice.control.bus import BusConnection
-    from vmservice.host.console import Console
     from vmservice.service.journal import Log
+    from vmservice.service.main import Consoles
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.events import EventQueue
     from vmservice.vm.lifecycle import Vm
@@ -39,9 +39,9 @@ _CONSOLE_PERIOD_SEC = 0.1
 _BUS_PATIENCE_SEC = 5.0
 
 
-def serve(vm: Vm, config: Config, events: EventQueue, console: Console, log: Log, notifier: Notifier, bus: str) -> int:
+def serve(vm: Vm, config: Config, events: EventQueue, consoles: Consoles, log: Log, notifier: Notifier, bus: str) -> int:
     """Serve one VM until it is over; the exit status of the process."""
-    service = Service(vm, config, events, console, log, notifier, bus)
+    service = Service(vm, config, events, consoles, log, notifier, bus)
     return asyncio.run(service.serve())
 
 
@@ -49,18 +49,18 @@ class Service:
     """What ties one VM to systemd and the bus. Everything in here runs in the main thread."""
 
     def __init__(
-        self, vm: Vm, config: Config, events: EventQueue, console: Console, log: Log, notifier: Notifier, bus: str
+        self, vm: Vm, config: Config, events: EventQueue, consoles: Consoles, log: Log, notifier: Notifier, bus: str
     ) -> None:
         self._vm = vm
         self._config = config
         self._events = events
-        self._console = console
+        self._consoles = consoles
         self._log = log
         self._notifier = notifier
         self._bus = bus
         self._ready = False
         self._stop: GracefulStop | None = None
-        self._keyboard = Keyboard(console.input_fd, vm.console_input, self._on_stop_signal)
+        self._keyboard = Keyboard(consoles.input_fd, vm.console_input, self._on_stop_signal)
         self._exit: asyncio.Future[int]
 
     async def serve(self) -> int:
@@ -96,7 +96,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         asyncio.get_running_loop().remove_reader(self._events.fd)
-        self._console.flush()
+        self._consoles.flush()
 
     def _finish(self, status: int) -> None:
         if not self._exit.done():
@@ -193,7 +193,7 @@ class Service:
         while True:
             await asyncio.sleep(_CONSOLE_PERIOD_SEC)
             self._vm.tick()
-            self._console.flush()
+            self._consoles.flush()
             self._keyboard.retry()
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

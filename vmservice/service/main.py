@@ -78,9 +78,8 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
     try:
         events = EventQueue()
         closers.append(events.close)
-        console = _open_console(config, log)
-        closers.append(console.close)
-        vm = _make_vm(options, config, events, console, log, closers)
+        consoles = Consoles(config, log, closers)
+        vm = _make_vm(options, config, events, consoles, log, closers)
         closers.append(vm.close)
         if options.boot:
             vm.boot()
@@ -88,20 +87,59 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
         gc.enable()
         from vmservice.service.loop import serve
 
-        return serve(vm, config, events, console, log, notifier, options.bus)
+        return serve(vm, config, events, consoles, log, notifier, options.bus)
     finally:
         for close in reversed(closers):
             close()
 
 
+class Consoles:
+    """The host's side of the guest's serial port and of its virtio-console; None for one that the guest has not."""
+
+    def __init__(self, config: Config, log: Log, closers: list[Callable[[], None]]) -> None:
+        """Every console that is opened adds its closer."""
+        self.serial = self._open(config, config.serial.mode or _default_mode(), config.serial.path, "serial", log, closers)
+        hvc = config.virtio.console if config.virtio is not None else None
+        self.hvc = self._open(config, hvc.mode or "off", hvc.path, "hvc", log, closers) if hvc is not None else None
+
+    @staticmethod
+    def _open(
+        config: Config, mode: str, path: str | None, label: str, log: Log, closers: list[Callable[[], None]]
+    ) -> Console | None:
+        from vmservice.host.console import open_console
+
+        if mode == "off":
+            return None
+        console = open_console(mode, path, config.name, log, label)
+        closers.append(console.close)
+        return console
+
+    @property
+    def typing_at(self) -> str:
+        """Which of the two has somebody to type: the virtio-console if it can be typed at, else the serial port."""
+        return "hvc" if self.hvc is not None and self.hvc.input_fd >= 0 else "serial"
+
+    @property
+    def input_fd(self) -> int:
+        """What the person who types is read from, -1 for none."""
+        console = self.hvc if self.typing_at == "hvc" else self.serial
+        return console.input_fd if console is not None else -1
+
+    def flush(self) -> None:
+        for console in (self.serial, self.hvc):
+            if console is not None:
+                console.flush()
+
+
 def _make_vm(
-    options: RunOptions, config: Config, events: EventQueue, console: Console, log: Log, closers: list[Callable[[], None]]
+    options: RunOptions, config: Config, events: EventQueue, consoles: Consoles, log: Log, closers: list[Callable[[], None]]
 ) -> Vm:
     if options.simulate:
         from vmservice.vm.sim import SimMachine
 
         def build(vcpus: int) -> Machine:
-            return SimMachine(events=events, console=console.write, vcpus=vcpus, max_vcpus=config.cpus.max)
+            write = consoles.serial.write if consoles.serial is not None else _drop
+            return SimMachine(events, write, vcpus=vcpus, max_vcpus=config.cpus.max)
     else:
         from vmservice.kvm.system import Kvm
         from vmservice.vm.builder import HostPorts
@@ -111,7 +149,14 @@ def _make_vm(
         install_kick_handler()
         kvm = Kvm()
         closers.append(kvm.close)
-        host = HostPorts(kvm, events, console.write if config.serial.mode != "off" else None, log.warning)
+        host = HostPorts(
+            kvm,
+            events,
+            serial=consoles.serial.write if consoles.serial is not None else None,
+            hvc=consoles.hvc.write if consoles.hvc is not None else None,
+            typing_at=consoles.typing_at,
+            warn=log.warning,
+        )
 
         def build(vcpus: int) -> Machine:
             return build_machine(config, host, vcpus)
@@ -126,10 +171,8 @@ def _make_vm(
     )
 
 
-def _open_console(config: Config, log: Log) -> Console:
-    from vmservice.host.console import open_console
-
-    return open_console(config.serial.mode or _default_mode(), config.serial.path, config.name, log)
+def _drop(_data: bytes) -> None:
+    """What a guest without a console says."""
 
 
 def _default_mode() -> str:

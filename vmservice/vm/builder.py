@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config import Config, KernelConfig
+    from vmservice.config import Config, KernelConfig, VirtioConfig
     from vmservice.devices.cpu_hotplug import CpuHotplug
     from vmservice.kvm.system import Kvm
     from vmservice.kvm.vcpu import KvmVcpu
@@ -25,17 +25,27 @@ if TYPE_CHECKING:
 class HostPorts:
     """What the host lends to a machine, and keeps when the machine goes.
 
-    `console` takes the bytes that the guest writes to its serial port, or is None for a machine without one.
+    `serial` and `hvc` take what the guest writes to its serial port and its virtio-console; None for a machine without one.
+    `typing_at` says which of them has the keyboard.
     """
 
-    __slots__ = ("console", "events", "kvm", "warn")
+    __slots__ = ("events", "hvc", "kvm", "serial", "typing_at", "warn")
 
     def __init__(
-        self, kvm: Kvm, events: EventQueue, console: Callable[[bytes], None] | None, warn: Callable[[str], None]
+        self,
+        kvm: Kvm,
+        events: EventQueue,
+        *,
+        serial: Callable[[bytes], None] | None,
+        hvc: Callable[[bytes], None] | None = None,
+        typing_at: str = "serial",
+        warn: Callable[[str], None],
     ) -> None:
         self.kvm = kvm
         self.events = events
-        self.console = console
+        self.serial = serial
+        self.hvc = hvc
+        self.typing_at = typing_at
         self.warn = warn
 
 
@@ -45,11 +55,13 @@ def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
     Leaves nothing behind on error.
     """
     _check_host(config, host.kvm)
-    machine = KvmMachine(host.events)
+    machine = KvmMachine(host.events, typing_at=host.typing_at)
     try:
         _create_vm(machine, config, host)
         _create_interrupts_and_devices(machine, host, vcpus, config.cpus.max)
         _create_vcpus(machine, host.kvm, vcpus, from_kernel=config.kernel is not None)
+        if config.virtio is not None:
+            _create_peripherals(machine, config.virtio, host)
         if config.kernel is not None:
             _boot_kernel(machine, config.kernel, host.kvm, config.cpus.max)
         elif config.firmware is not None:
@@ -94,11 +106,29 @@ def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts, vcpus: 
         vm,
         machine.memory,
         split_irqchip=split,
-        console=host.console,
+        console=host.serial,
         cpu_hotplug=_cpu_hotplug(machine, vcpus, max_vcpus) if max_vcpus > 1 else None,
         on_console_room=machine.feed_console,
         on_sleep=machine.guest_poweroff,
         on_reset=machine.guest_reset,
+    )
+
+
+def _create_peripherals(machine: KvmMachine, config: VirtioConfig, host: HostPorts) -> None:
+    from vmservice.arch.x86_64.cpuid import physical_address_bits
+    from vmservice.vm.peripherals import Peripherals
+
+    assert machine.kvm_vm is not None and machine.memory is not None
+    machine.peripherals = Peripherals(
+        config,
+        vm=machine.kvm_vm,
+        memory=machine.memory,
+        chipset=machine.chipset,
+        address_bits=physical_address_bits(host.kvm.supported_cpuid()),
+        hvc=host.hvc,
+        on_console_room=machine.feed_console,
+        on_backlog=machine.backlog,
+        warn=host.warn,
     )
 
 
@@ -153,7 +183,7 @@ def _boot_kernel(machine: KvmMachine, kernel_config: KernelConfig, kvm: Kvm, max
         setup_header=kernel.setup_header,
         cmdline_size=write_cmdline(kernel_config.cmdline, memory, kernel),
         initramfs=(initramfs.gpa, initramfs.size_bytes) if initramfs else None,
-        rsdp=_write_acpi(memory, machine.vcpus, max_vcpus, serial=machine.chipset.serial is not None),
+        rsdp=_write_acpi(machine, memory, max_vcpus),
     )
     mptable.write_mptable(memory, machine.vcpus)
     reset_vector.write_reset_vector(memory)
@@ -174,17 +204,26 @@ def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:
     machine.kvm_vm.set_memory(slot, image.gpa, image.mapping, read_only=read_only)
 
 
-def _write_acpi(memory: GuestMemory, vcpus: int, max_vcpus: int, *, serial: bool) -> int:
+def _write_acpi(machine: KvmMachine, memory: GuestMemory, max_vcpus: int) -> int:
     """ACPI tables into guest memory; the gpa of the RSDP."""
     from vmservice.acpi import cpu_aml, devices_aml
     from vmservice.arch.x86_64.acpi_tables import write_tables
 
     devices = [devices_aml.real_time_clock(layout.CMOS_BASE), devices_aml.power_button()]
     handlers = [devices_aml.power_button_pressed()]
-    if serial:
+    if machine.chipset.serial is not None:
         devices.append(devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI))
     if max_vcpus > 1:
         devices.append(cpu_aml.cpu_hotplug(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, max_vcpus))
         handlers.append(cpu_aml.cpus_changed())
     devices.append(devices_aml.generic_event_device(layout.GED_PORT, layout.GED_GSI, handlers))
-    return write_tables(memory, vcpus=vcpus, max_vcpus=max_vcpus, dsdt_aml=devices_aml.dsdt(devices))
+    peripherals = machine.peripherals
+    if peripherals is not None:
+        devices += peripherals.aml()
+    return write_tables(
+        memory,
+        vcpus=machine.vcpus,
+        max_vcpus=max_vcpus,
+        dsdt_aml=devices_aml.dsdt(devices),
+        more=peripherals.tables() if peripherals is not None else (),
+    )

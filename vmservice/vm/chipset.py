@@ -57,9 +57,9 @@ class Chipset:
 
         self.serial: Serial | None = None
         if console is not None:
-            self.serial = Serial(self._line(layout.COM1_GSI), console, on_room=on_console_room)
+            self.serial = Serial(self.line(layout.COM1_GSI), console, on_room=on_console_room)
             self.pio.insert(layout.COM1_BASE, layout.COM1_LEN, self.serial)
-        self.events = GenericEvents(self._line(layout.GED_GSI))
+        self.events = GenericEvents(self.line(layout.GED_GSI))
         self.pio.insert(layout.GED_PORT, layout.GED_LEN, self.events)
         self.cpu_hotplug = cpu_hotplug
         if cpu_hotplug is not None:
@@ -68,7 +68,7 @@ class Chipset:
         self.pio.insert(layout.I8042_BASE, layout.I8042_LEN, I8042(on_reset))
         self.pio.insert(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory))
 
-    def _line(self, gsi: int) -> IrqLine:
+    def line(self, gsi: int) -> IrqLine:
         """A wire to the interrupt controller's input `gsi`."""
         ioapic = self.ioapic
         if ioapic is not None:

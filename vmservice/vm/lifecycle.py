@@ -52,7 +52,7 @@ if TYPE_CHECKING:
             """Give the guest what a person typed; how many bytes it took."""
 
         def drain(self) -> None:
-            """Pass on console output that waits somewhere; called several times a second."""
+            """Move on what waits somewhere: console output, requests; called several times a second."""
 
         def close(self) -> None:
             """Stop at once and give everything back to the host."""
@@ -206,6 +206,8 @@ class Vm:
             self._deferred.append(event)
         elif event.kind == EventKind.VCPUS:
             self._settle_vcpus()
+        elif event.kind == EventKind.BACKLOG:
+            self._running_machine().drain()
         elif event.kind == EventKind.POWEROFF:
             self._stop(LastExit.POWEROFF)
         elif event.kind in (EventKind.ERROR, EventKind.BUG):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmservice.memory.guest_memory import GuestMemory
     from vmservice.vm.chipset import Chipset
     from vmservice.vm.events import EventQueue
+    from vmservice.vm.peripherals import Peripherals
 
 # How long the vCPUs have to leave the guest. They take microseconds; only a host in deep trouble takes longer.
 STOP_TIMEOUT_SEC = 10.0
@@ -30,7 +31,7 @@ _EXIT_IO = abi.KVM_EXIT_IO
 _EXIT_DATA = abi.RUN_EXIT
 _unpack_pio = exits.IO.unpack_from
 
-# What may be typed ahead of the guest, whose UART holds 16 bytes.
+# What may be typed ahead of the guest; its UART holds 16 bytes.
 TYPED_LIMIT_BYTES = 4096
 
 _SYSTEM_EVENT_SHUTDOWN = 1  # <linux/kvm.h> KVM_SYSTEM_EVENT_*
@@ -43,17 +44,20 @@ class KvmMachine:
     What only needs to be closed with the machine, such as a firmware's mapping, goes to `owned`.
     """
 
-    def __init__(self, events: EventQueue) -> None:
+    def __init__(self, events: EventQueue, *, typing_at: str = "serial") -> None:
+        """`typing_at`: serial or hvc, the console that has the keyboard."""
         self._events = events
         self._left = False  # the guest powered off, reset or failed: no vCPU runs on
         self._paused = False
         self._coalescing = False  # KVM gathers writes to COM1 in its ring
-        self._typed = bytearray()  # typed by a person, not yet in the UART
+        self._typed = bytearray()  # typed by a person, not yet taken by the guest
+        self._typing_at = typing_at
         self._threads: dict[int, VcpuThread] = {}  # by vCPU; those of the vCPUs that are there now
         self._ejected: list[int] = []  # given back by the guest, their threads not yet ended
         self.kvm_vm: KvmVm | None = None
         self.memory: GuestMemory | None = None
         self.chipset: Chipset
+        self.peripherals: Peripherals | None = None
         self.kvm_vcpus: dict[int, KvmVcpu] = {}  # by vCPU; KVM has no way to give one back while the VM lives
         self.create_vcpu: Callable[[int], KvmVcpu]
         self.owned: list[Callable[[], None]] = []
@@ -147,7 +151,7 @@ class KvmMachine:
     def console_input(self, data: bytes) -> int:
         """Type `data` on the guest's console; how many bytes were taken. A paused machine takes nothing."""
         with self.chipset.lock:
-            if self._paused or self.chipset.serial is None:
+            if self._paused or self._left:
                 return 0
             taken = data[: max(0, TYPED_LIMIT_BYTES - len(self._typed))]
             self._typed += taken
@@ -155,15 +159,26 @@ class KvmMachine:
             return len(taken)
 
     def feed_console(self) -> None:
-        """Move what was typed into the UART as far as it has room; called whenever it has, with the devices' lock held."""
-        if self._typed and self.chipset.serial is not None:
+        """Move on what was typed as far as the console has room; called whenever it has, with the devices' lock held."""
+        if not self._typed:
+            return
+        if self._typing_at == "hvc" and self.peripherals is not None and self.peripherals.console is not None:
+            del self._typed[: self.peripherals.console.receive(0, bytes(self._typed))]
+        elif self.chipset.serial is not None:
             del self._typed[: self.chipset.serial.receive(bytes(self._typed))]
 
     def drain(self) -> None:
-        """Pass on output that waits in KVM's ring because the guest has had no other exit since."""
+        """Pass on output that waits in KVM's ring because the guest has had no other exit since, and requests that wait."""
         with self.chipset.lock:
-            if not self._paused:
-                self._drain(self.kvm_vcpus[0])
+            if self._paused:
+                return
+            self._drain(self.kvm_vcpus[0])
+            if self.peripherals is not None:
+                self.peripherals.tick()
+
+    def backlog(self) -> None:
+        """A device has more to do than it did at once; the main thread goes on with it, so that others get their turn."""
+        self._events.post(GuestEvent(self, EventKind.BACKLOG))
 
     def coalesce_console(self) -> None:
         """Let KVM gather the bytes that the guest writes to COM1, and hand them over with the next exit."""
@@ -183,6 +198,8 @@ class KvmMachine:
         self.kvm_vcpus = {}
         if self.kvm_vm is not None:
             self.kvm_vm.close()
+        if self.peripherals is not None:
+            self.peripherals.close()
         if self.memory is not None:
             self.memory.close()
         while self.owned:

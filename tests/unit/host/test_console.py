@@ -77,7 +77,7 @@ def test_refused_files(tmp_path: Path) -> None:
             open_console("file", str(tmp_path / name), "demo", Warnings())
     with pytest.raises(ConfigError, match="is not a regular file"):
         open_console("file", "/dev/zero", "demo", Warnings())
-    with pytest.raises(ConfigError, match=r"needs serial\.path"):
+    with pytest.raises(ConfigError, match=r"needs a path"):
         open_console("file", None, "demo", Warnings())
     with pytest.raises(ConfigError, match="it can be journal, tty, file"):
         open_console("printer", None, "demo", Warnings())

@@ -8,13 +8,17 @@ from vmservice.errors import InvalidArgument, VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmservice.memory.guest_memory import GuestMemory
 
 _ALIGNMENT = 16
 
 
-def write_tables(memory: GuestMemory, *, vcpus: int, max_vcpus: int, dsdt_aml: bytes) -> int:
-    """RSDP, XSDT, FADT, MADT and DSDT (`dsdt_aml` is what `acpi.devices_aml.dsdt` returns) in the ACPI area; the RSDP's gpa.
+def write_tables(memory: GuestMemory, *, vcpus: int, max_vcpus: int, dsdt_aml: bytes, more: Sequence[bytes] = ()) -> int:
+    """RSDP, XSDT, FADT, MADT and DSDT in the ACPI area, and `more` whole tables, such as MCFG; the RSDP's gpa.
+
+    `dsdt_aml` is what `acpi.devices_aml.dsdt` returns.
 
     VmmError, with nothing written, when they do not fit.
     """
@@ -33,6 +37,7 @@ def write_tables(memory: GuestMemory, *, vcpus: int, max_vcpus: int, dsdt_aml: b
             ioapic_base=layout.IOAPIC_BASE,
             edge_irqs=(layout.COM1_GSI, layout.GED_GSI),
         ),
+        *more,
     )
     xsdt_gpa = area.add(tables.xsdt([area.add(table) for table in listed]))
     area.put(rsdp_gpa, tables.rsdp(xsdt_gpa))

@@ -71,6 +71,8 @@ IOAPIC_ID = 0
 IOAPIC_PINS = 24
 
 LAPIC_BASE = 0xFEE0_0000
+# Messages go to addresses in this window too (Intel SDM vol. 3, 11.11.1).
+LAPIC_LEN = 1 * MIB
 
 # A firmware's last byte is the last byte below 4 GiB; up to 16 MiB of it leave all addresses below 0xff000000 free.
 FIRMWARE_END = 4 * GIB

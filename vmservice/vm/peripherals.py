@@ -1,0 +1,169 @@
+"""The devices that a machine has beyond its chipset: virtio devices, on the PCI bus or each in a window of memory.
+
+Which ones, the configuration says; where they lie, the allocators; and the guest finds them through ACPI.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmservice.acpi import devices_aml, tables
+from vmservice.arch.x86_64 import layout
+from vmservice.devices.pci import bus as pci_bus
+from vmservice.devices.virtio.console import Console, Port
+from vmservice.vm import resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.config import VirtioConfig
+    from vmservice.devices.pci.bus import PciBus
+    from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.rng import Rng
+    from vmservice.devices.virtio.transport import VirtioTransport
+    from vmservice.kvm.vm import KvmVm
+    from vmservice.memory.guest_memory import GuestMemory
+    from vmservice.vm.chipset import Chipset
+    from vmservice.vm.resources import Resources
+
+# What the PCI root hands down of the I/O ports: all but those of the configuration mechanism.
+_PCI_PORTS = [(0, resources.PCI_CONFIG_PORT - 1), (0xD00, 0xFFFF)]
+
+
+class Peripherals:
+    """All of them, plugged in at once. Every method is called with the chipset's lock held.
+
+    `hvc` takes what the guest writes to its virtio-console, or is None for a machine without one. `on_backlog` asks for a
+    `tick` soon: a guest has made more requests than one notification is worth.
+    """
+
+    def __init__(
+        self,
+        config: VirtioConfig,
+        *,
+        vm: KvmVm,
+        memory: GuestMemory,
+        chipset: Chipset,
+        address_bits: int,
+        hvc: Callable[[bytes], None] | None,
+        on_console_room: Callable[[], None],
+        on_backlog: Callable[[], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._vm = vm
+        self._memory = memory
+        self._chipset = chipset
+        self._on_backlog = on_backlog
+        self._warn = warn
+        self._resources = resources.Resources(memory.end, address_bits)
+        self._transports: list[VirtioTransport] = []
+        self._mmio_aml: list[bytes] = []
+        self._pci = self._create_pci() if config.transport == "pci" else None
+        self.console = Console([Port(hvc, on_room=on_console_room)]) if hvc is not None else None
+        if self.console is not None:
+            self._plug(self.console)
+        self._rng: Rng | None = None
+        if config.rng:
+            from vmservice.devices.virtio.rng import Rng
+
+            self._rng = Rng(os.urandom)
+            self._plug(self._rng)
+        if config.balloon_bytes is not None:
+            from vmservice.devices.virtio.balloon import Balloon
+
+            balloon = Balloon(memory, memory.discard)
+            balloon.set_target_bytes(config.balloon_bytes)
+            self._plug(balloon)
+
+    # For ACPI
+
+    def aml(self) -> list[bytes]:
+        r"""Objects for \_SB in the DSDT."""
+        if self._pci is None:
+            return self._mmio_aml
+        return [_pci_root(self._resources), devices_aml.motherboard_memory(layout.PCI_ECAM, layout.PCI_ECAM_SIZE)]
+
+    def tables(self) -> list[bytes]:
+        """Tables beside the ones that every machine has."""
+        return [] if self._pci is None else [tables.mcfg(layout.PCI_ECAM, pci_bus.BUSES)]
+
+    # While the machine runs
+
+    def tick(self) -> None:
+        """Several times a second: go on with requests that had to wait."""
+        if self._rng is not None:
+            self._rng.tick()
+        for transport in self._transports:
+            transport.work()
+
+    def close(self) -> None:
+        """Let go of guest memory."""
+        for transport in self._transports:
+            transport.close()
+
+    # Plugging in
+
+    def _create_pci(self) -> PciBus:
+        from vmservice.devices.pci.host_bridge import host_bridge
+
+        # What answers at these addresses without being on the MMIO bus: no BAR may be moved there.
+        reserved = [(region.gpa, region.size_bytes, "RAM") for region in self._memory.regions]
+        reserved += [
+            (layout.IOAPIC_BASE, layout.IOAPIC_LEN, "the IOAPIC"),
+            (layout.LAPIC_BASE, layout.LAPIC_LEN, "the local APICs"),
+            (layout.IDENTITY_MAP_ADDRESS, layout.KVM_PAGES_SIZE, "pages of KVM's own"),
+            (layout.FIRMWARE_END - layout.FIRMWARE_MAX_SIZE, layout.FIRMWARE_MAX_SIZE, "the firmware"),
+        ]
+        pci = pci_bus.PciBus(self._chipset.mmio, reserved=reserved, warn=self._warn)
+        self._chipset.pio.insert(resources.PCI_CONFIG_PORT, resources.PCI_CONFIG_LEN, pci.config_ports)
+        self._chipset.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, pci.ecam)
+        pci.insert(host_bridge())
+        return pci
+
+    def _plug(self, device: VirtioDevice) -> None:
+        transport = self._plug_mmio(device) if self._pci is None else self._plug_pci(device, self._pci)
+        transport.on_backlog = self._on_backlog
+        self._transports.append(transport)
+
+    def _plug_pci(self, device: VirtioDevice, pci: PciBus) -> VirtioTransport:
+        from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciTransport
+
+        def signal(vector: int) -> None:
+            self._vm.signal_msi(*transport.msix.message(vector))
+
+        wide = self._resources.mmio64_window() is not None
+        transport = PciTransport(
+            device,
+            self._memory,
+            signal=signal,
+            on_route_changed=_ignore_route,
+            warn=self._warn,
+            is_64bit=wide,
+        )
+        area = self._resources.mmio64 if wide else self._resources.mmio32
+        transport.place_bar(transport.bar, area.allocate(BAR_SIZE, type(device).__name__, alignment=BAR_SIZE))
+        pci.insert(transport)
+        return transport.transport
+
+    def _plug_mmio(self, device: VirtioDevice) -> VirtioTransport:
+        from vmservice.devices.virtio.mmio_transport import WINDOW_BYTES, MmioTransport
+
+        owner = type(device).__name__
+        base = self._resources.mmio32.allocate(WINDOW_BYTES, owner, alignment=WINDOW_BYTES)
+        pin = self._resources.pins.allocate(1, owner)
+        window = MmioTransport(device, self._memory, self._chipset.line(pin), warn=self._warn)
+        self._chipset.mmio.insert(base, WINDOW_BYTES, window)
+        self._mmio_aml.append(devices_aml.virtio_mmio(len(self._mmio_aml), base, pin))
+        return window.transport
+
+
+def _pci_root(available: Resources) -> bytes:
+    mmio32 = (available.mmio32.base, available.mmio32.end - 1)
+    return devices_aml.pci_root(
+        resources.PCI_CONFIG_PORT, pci_bus.BUSES, mmio32=mmio32, mmio64=available.mmio64_window(), io=_PCI_PORTS
+    )
+
+
+def _ignore_route(_vector: int, _address: int, _data: int, _masked: bool) -> None:
+    """Messages are sent with KVM_SIGNAL_MSI, which needs no route; irqfd would."""
