@@ -1,4 +1,4 @@
-"""What the lab boots as guests: stock Debian kernels with an initramfs of busybox and the two modules of the power button."""
+"""What the lab boots as guests: stock Debian kernels with an initramfs of busybox and the modules of our devices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from support.cache import cached, recipe_hash
 from support.extract_vmlinux import extract_vmlinux
 
 _HERE = Path(__file__).parent
+
+# Whatever of it the kernel has built in is left out.
+MODULES = ("button", "evdev", "virtio_pci", "virtio_mmio", "virtio_console", "virtio_rng", "virtio_balloon")
 
 
 def guest_images() -> Path:
@@ -44,7 +47,7 @@ def bookworm_kernel() -> Path:
 def _add_guest(target: Path, name: str, kernel: KernelPackage, busybox: bytes) -> None:
     shutil.copy(kernel.image, target / f"{name}.vmlinuz")
     extract_vmlinux(kernel.image, target / f"{name}.vmlinux")
-    modules = kernel.modules("button", "evdev")
+    modules = kernel.modules(*MODULES)
     initramfs(target / f"{name}.initramfs", busybox, (_HERE / "guest_init.sh").read_bytes(), modules)
 
 

@@ -56,6 +56,19 @@ watch_button() {
         esac
     done
 }
+# What the guest makes of its virtio devices, and all that its kernel found worth a warning.
+if [ "$vmtest" = virtio ]; then
+    echo "vmservice guest: on the virtio-console" > /dev/hvc0
+    for device in /sys/bus/virtio/devices/*; do
+        echo "vmservice guest: $(basename "$(readlink "$device/driver")") at $(basename "$(dirname "$(readlink -f "$device")")")"
+    done
+    echo "vmservice guest: $(head -c 64 /dev/hwrng | wc -c) bytes from $(cat /sys/class/misc/hw_random/rng_current)"
+    sleep 2
+    echo "vmservice guest: $(awk '/MemFree/ { print $2 }' /proc/meminfo) KiB free with the balloon"
+    dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
+    echo "vmservice guest: virtio end"
+fi
+
 for device in /dev/input/event*; do
     [ -c "$device" ] && watch_button "$device" &
 done

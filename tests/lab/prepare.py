@@ -34,11 +34,13 @@ def guest_config(
     memory: str = "256M",
     cmdline: str = "console=ttyS0 quiet",
     service: str = "",
+    more: str = "",
 ) -> str:
-    """A VM's configuration: one of the guests. `max_cpus` is `cpus` unless given; `service` holds lines of that section."""
+    """A VM's configuration: one of the guests. `max_cpus` is `cpus` unless given; `service` holds lines of that section,
+    `more` whole sections."""
     return (
         f'[kernel]\npath = "/lab/{kernel}"\ninitramfs = "/lab/{initramfs}"\ncmdline = "{cmdline}"\n\n'
         f"[cpus]\nboot = {cpus}\nmax = {max_cpus or cpus}\n\n"
         f'[memory]\nsize = "{memory}"\n\n'
-        f"[service]\n{service}\n"
+        f"[service]\n{service}\n{more}"
     )
