@@ -68,7 +68,9 @@ def lab(runs: int) -> Samples:
         host.start({**files, INSTALLED_FROM.rpartition("/")[2]: debian_package()})
         try:
             host.run(INSTALL, timeout=300, check=True)
-            samples: Samples = json.loads(host.run(f"python3 /lab/guest.py {runs}", timeout=1800, check=True).stdout)
+            done = host.run(f"python3 /lab/guest.py {runs}", timeout=1800, check=True)
+            print("".join(line for line in done.stderr.splitlines(keepends=True) if line.startswith("bench:")), end="")
+            samples: Samples = json.loads(done.stdout)
             return samples
         finally:
             host.stop()

@@ -35,6 +35,10 @@ def ours(cmdline: str, console: Path) -> list[str]:
     return ["/usr/bin/vmservice", "run", "bench"]
 
 
+class LostRunError(Exception):
+    """A guest that did not get to /init: on an emulated host that happens, and is said."""
+
+
 def start(command: list[str], console: Path) -> tuple[float, float]:
     """Seconds from exec to the line of /init, and MiB of memory then beyond the guest's pages."""
     console.unlink(missing_ok=True)
@@ -44,7 +48,7 @@ def start(command: list[str], console: Path) -> tuple[float, float]:
     try:
         while not console.exists() or LINE not in console.read_bytes():
             if process.poll() is not None or time.monotonic() - begin > TIMEOUT_SEC:
-                raise SystemExit(f"{command!r} did not get to /init: {console.read_bytes()[-2000:]!r}")
+                raise LostRunError(f"{command[0]}: status {process.poll()}, {console.read_bytes()[-300:]!r}")
             time.sleep(0.01)
         seconds = time.monotonic() - begin
         return seconds, beyond_guest_mib(process.pid)
@@ -79,7 +83,11 @@ def main(runs: int) -> None:
         memory: dict[str, list[float]] = {side: [] for side in sides}
         for run in range(runs + 1):
             for side, command in sides.items():
-                taken, beyond = start(command(cmdline, console), console)
+                try:
+                    taken, beyond = start(command(cmdline, console), console)
+                except LostRunError as lost:
+                    print(f"bench: a run is lost: {lost}", file=sys.stderr, flush=True)
+                    continue
                 if run:  # the first of all reads everything from the disk
                     seconds[side].append(taken)
                     memory[side].append(beyond)
