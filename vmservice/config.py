@@ -34,6 +34,7 @@ MEMORY_MIN_BYTES = 2 << 20
 MEMORY_MAX_BYTES = 8 << 40
 MEMORY_DEFAULT_BYTES = 512 << 20
 PAGE_BYTES = 4096
+HUGE_PAGE_BYTES = 2 << 20
 
 # boot_params gives the command line 64 KiB of the low memory; the kernel's own limit is asked for when it is loaded.
 CMDLINE_MAX_BYTES = 0xFFFF
@@ -48,7 +49,7 @@ SECTIONS = {
     "kernel": ("path", "initramfs", "cmdline"),
     "firmware": ("path",),
     "cpus": ("boot", "max"),
-    "memory": ("size", "file", "mergeable"),
+    "memory": ("size", "file", "mergeable", "hugepages", "prefault"),
     "serial": ("mode", "path"),
     "console": ("mode", "path"),
     "rng": ("enabled",),
@@ -89,14 +90,27 @@ class CpusConfig:
 
 
 class MemoryConfig:
-    """`[memory]`: whole pages; `file` is a file or a directory that backs them, None for anonymous memory."""
+    """`[memory]`: whole pages; `file` is a file or a directory that backs them, None for anonymous memory.
 
-    __slots__ = ("file", "mergeable", "size_bytes")
+    `mergeable` offers them to KSM, `hugepages` are of 2 MiB, `prefault` has them all present before the guest runs.
+    """
 
-    def __init__(self, size_bytes: int, file: str | None, mergeable: bool) -> None:
+    __slots__ = ("file", "hugepages", "mergeable", "prefault", "size_bytes")
+
+    def __init__(
+        self,
+        size_bytes: int,
+        *,
+        file: str | None = None,
+        mergeable: bool = False,
+        hugepages: bool = False,
+        prefault: bool = False,
+    ) -> None:
         self.size_bytes: Final = size_bytes
         self.file: Final = file
         self.mergeable: Final = mergeable
+        self.hugepages: Final = hugepages
+        self.prefault: Final = prefault
 
 
 class ConsoleConfig:
@@ -309,7 +323,16 @@ def _read_memory(reader: TableReader) -> MemoryConfig:
     host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if file is None and 0 < host_bytes < size_bytes:
         raise reader.refusal("memory", "size", f"at most the {host_bytes >> 20}M that this host has")
-    return MemoryConfig(size_bytes, file, reader.boolean("memory", "mergeable", False))
+    mergeable = reader.boolean("memory", "mergeable", False)
+    hugepages = reader.boolean("memory", "hugepages", False)
+    if hugepages and size_bytes % HUGE_PAGE_BYTES:
+        raise reader.refusal("memory", "size", "a multiple of 2M, for memory.hugepages is true")
+    if hugepages and file is not None:
+        raise reader.refusal("memory", "hugepages", "false with memory.file, which may be a directory of hugetlbfs")
+    if hugepages and mergeable:
+        raise reader.refusal("memory", "hugepages", "false with memory.mergeable, for KSM merges no huge pages")
+    prefault = reader.boolean("memory", "prefault", False)
+    return MemoryConfig(size_bytes, file=file, mergeable=mergeable, hugepages=hugepages, prefault=prefault)
 
 
 def _read_console(reader: TableReader, section: str, default: str) -> ConsoleConfig:

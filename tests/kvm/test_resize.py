@@ -11,8 +11,8 @@ import pytest
 from support.kvm_guest import Guest, needs_kvm, running_guest, wait_until
 from support.payload import BANNER
 
-from vmservice.arch.x86_64.layout import CPU_HOTPLUG_BASE, GED_PORT
-from vmservice.devices import cpu_hotplug, ged
+from vmservice.arch.x86_64.layout import CPU_HOTPLUG_BASE
+from vmservice.devices import cpu_hotplug
 from vmservice.errors import VmmError
 from vmservice.vm.events import EventKind
 
@@ -42,10 +42,6 @@ class Acpi:
         assert event.kind == EventKind.VCPUS
         self.guest.vm.handle(event)
 
-    def events(self) -> int:
-        with self.chipset.lock:
-            return self.chipset.pio.read(GED_PORT, 1)[0]
-
 
 def vcpu_threads() -> list[str]:
     names = []
@@ -71,7 +67,7 @@ def test_up_and_down_and_up_again(payloads: Payloads) -> None:
         acpi = Acpi(guest)
         for _ in range(3):
             ends = begin(guest, 3)
-            assert acpi.events() & ged.CPU
+            assert acpi.flags(1) & cpu_hotplug.INSERTING
             assert guest.vm.vcpus == 1
             acpi.answer(1, cpu_hotplug.INSERTING)
             assert (guest.vm.vcpus, ends) == (2, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vmservice.memory.guest_memory import GuestMemory
 
@@ -69,8 +69,18 @@ def segment(gpa: int, data: bytes, *, memory_size: int | None = None, kind: int 
     return (kind, gpa, data, len(data) if memory_size is None else memory_size)
 
 
+def pvh_note(entry: int, *, size: int = 4, name: bytes = b"Xen\0", kind: int = 18) -> bytes:
+    """An ELF note that says where a kernel is entered by PVH; the address takes `size` bytes. Padded to 4 bytes."""
+    return struct.pack("<III", len(name), size, kind) + name + bytes(-len(name) % 4) + entry.to_bytes(size, "little")
+
+
+def note_segment(notes: bytes) -> tuple[int, int, bytes, int]:
+    """A program header of type PT_NOTE for `elf`. Of its alignment the loader must make 4, as it is not 8."""
+    return segment(0, notes, kind=4)
+
+
 def elf(
-    segments: list[tuple[int, int, bytes, int]], *, entry: int, kind: int = 2, machine: int = 62, phnum: int | None = None
+    segments: Sequence[tuple[int, int, bytes, int]], *, entry: int, kind: int = 2, machine: int = 62, phnum: int | None = None
 ) -> bytes:
     """A 64-bit little-endian ELF file: x86-64 and EXEC unless told otherwise; the data follow the headers in order."""
     offset = 64 + 56 * len(segments)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from vmservice.config import Config, ConsoleConfig, CpusConfig, FirmwareConfig, MemoryConfig, ServiceConfig
+from vmservice.config import Config, ConsoleConfig, CpusConfig, FirmwareConfig, KernelConfig, MemoryConfig, ServiceConfig
 from vmservice.kvm.system import Kvm
 from vmservice.memory.guest_memory import GuestMemory
 from vmservice.vm.builder import HostPorts, build
@@ -50,21 +50,24 @@ class Output:
 
 
 class Guest:
-    """A VM with a firmware payload, everything real; `tell` types on its console."""
+    """A VM with a firmware payload, or a kernel, everything real; `tell` types on its console."""
 
-    def __init__(self, image: Path, *, vcpus: int, max_vcpus: int, memory_bytes: int, masked: tuple[int, ...]) -> None:
+    def __init__(
+        self, image: Path, *, vcpus: int, max_vcpus: int, memory: MemoryConfig, masked: tuple[int, ...], is_kernel: bool
+    ) -> None:
         self.output = Output()
+        self.messages: list[str] = []
         self.warnings: list[str] = []
         self.kvm = Kvm(masked=masked)
         self.events = EventQueue()
-        self.config = _config(image, CpusConfig(vcpus, max_vcpus), memory_bytes)
-        host = HostPorts(self.kvm, self.events, serial=self.output.write, warn=self.warnings.append)
+        self.config = _config(image, CpusConfig(vcpus, max_vcpus), memory, is_kernel)
+        host = HostPorts(self.kvm, self.events, serial=self.output.write, info=self.messages.append, warn=self.warnings.append)
         self.machines: list[KvmMachine] = []
         self.vm = Vm(
             name="test",
             vcpus=vcpus,
             max_vcpus=max_vcpus,
-            memory_bytes=memory_bytes,
+            memory_bytes=memory.size_bytes,
             build=lambda count: self._remember(build(self.config, host, count)),
         )
 
@@ -94,12 +97,26 @@ class Guest:
 
 @contextmanager
 def running_guest(
-    image: Path, *, vcpus: int = 1, max_vcpus: int = 0, masked: tuple[int, ...] = (), memory_bytes: int = 16 << 20
+    image: Path,
+    *,
+    vcpus: int = 1,
+    max_vcpus: int = 0,
+    masked: tuple[int, ...] = (),
+    memory: MemoryConfig | None = None,
+    is_kernel: bool = False,
 ) -> Iterator[Guest]:
-    """A guest that has been booted; the kick signal's handler is put back afterwards."""
+    """A guest that has been booted, with 16 MiB unless `memory` says otherwise; the kick signal's handler is put back
+    afterwards. `image` is a firmware unless `is_kernel`."""
     before = signal.getsignal(KICK_SIGNAL)
     install_kick_handler()
-    guest = Guest(image, vcpus=vcpus, max_vcpus=max_vcpus or vcpus, masked=masked, memory_bytes=memory_bytes)
+    guest = Guest(
+        image,
+        vcpus=vcpus,
+        max_vcpus=max_vcpus or vcpus,
+        memory=memory or MemoryConfig(16 << 20),
+        masked=masked,
+        is_kernel=is_kernel,
+    )
     try:
         guest.vm.boot()
         yield guest
@@ -119,14 +136,14 @@ def wait_until(look: Callable[[], T | None], otherwise: str) -> T:
     raise AssertionError(otherwise)
 
 
-def _config(image: Path, cpus: CpusConfig, memory_bytes: int) -> Config:
+def _config(image: Path, cpus: CpusConfig, memory: MemoryConfig, is_kernel: bool) -> Config:
     return Config(
         name="test",
         path="/nowhere/test.toml",
-        kernel=None,
-        firmware=FirmwareConfig(str(image)),
+        kernel=KernelConfig(str(image), None, "") if is_kernel else None,
+        firmware=None if is_kernel else FirmwareConfig(str(image)),
         cpus=cpus,
-        memory=MemoryConfig(memory_bytes, None, False),
+        memory=memory,
         serial=ConsoleConfig("null", None),
         service=ServiceConfig("exit", "reboot", 120),
         virtio=None,

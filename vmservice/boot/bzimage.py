@@ -6,7 +6,7 @@ needs, and goes into the zero page.
 
 from __future__ import annotations
 
-from vmservice.boot.kernel import LoadedKernel, check_placement
+from vmservice.boot.kernel import LINUX_64, LoadedKernel, check_placement
 from vmservice.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ def load_bzimage(file: RegularFile, memory: GuestMemory) -> LoadedKernel:
         file.read_into(view, payload_start)
     return LoadedKernel(
         entry=start + ENTRY_64_OFFSET,
-        protocol="bzImage",
+        protocol=LINUX_64,
         setup_header=head[HEADER_START : _header_end(head)],
         cmdline_max=_u32(head, CMDLINE_SIZE),
         initrd_addr_max=_u32(head, INITRD_ADDR_MAX),

@@ -1,4 +1,5 @@
-"""ELF: an unpacked Linux kernel (vmlinux), its segments put at their physical addresses.
+"""ELF: an unpacked kernel (vmlinux), its segments put at their physical addresses. It is entered where its PVH note says, if it
+has one, else at its 64-bit start.
 
 The header is read by pyelftools, which costs more than the rest of a start: this module is imported for ELF files only.
 """
@@ -6,13 +7,14 @@ The header is read by pyelftools, which costs more than the rest of a start: thi
 from __future__ import annotations
 
 import os
+import struct
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from elftools.common.utils import struct_parse
 from elftools.elf.elffile import ELFFile
 
-from vmservice.boot.kernel import LoadedKernel, check_placement
+from vmservice.boot.kernel import LINUX_64, PVH, LoadedKernel, check_placement
 from vmservice.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +26,13 @@ HEADER_BYTES = 64
 PROGRAM_HEADER_BYTES = 56
 # A vmlinux has about five; the limit bounds the work that a random file can cause, and excludes PN_XNUM (0xffff).
 PROGRAM_HEADERS_MAX = 128
+
+# XEN_ELFNOTE_PHYS32_ENTRY of Xen's public/elfnote.h: where a kernel can be entered in 32-bit protected mode. Linux has it with
+# CONFIG_PVH.
+PVH_NOTE_NAME = b"Xen\0"
+PVH_NOTE_TYPE = 18
+NOTE_HEADER = struct.Struct("<III")  # n_namesz, n_descsz, n_type
+NOTES_MAX_BYTES = 1 << 16  # a vmlinux has half a KiB
 
 # An ELF file does not say these two: they are what Linux on x86-64 has (COMMAND_LINE_SIZE in asm/setup.h less the NUL, and
 # initrd_addr_max in arch/x86/boot/header.S).
@@ -52,10 +61,10 @@ class Segment:
 def load_elf(file: RegularFile, memory: GuestMemory) -> LoadedKernel:
     """Put every PT_LOAD segment to its p_paddr and clear its rest: the memory may be backed by a file that was used before.
 
-    The entry is e_entry: physical, as in a vmlinux, which begins with its 64-bit startup code. ConfigError if the file or the
-    memory will not do.
+    Without a PVH note the entry is e_entry: physical, as in a vmlinux, which begins with its 64-bit startup code. ConfigError
+    if the file or the memory will not do.
     """
-    entry, segments = _parse(file)
+    entry, protocol, segments = _parse(file)
     if not segments:
         raise ConfigError(f"the kernel {file.path} is an ELF file with nothing to load: it has no PT_LOAD segment")
     for segment in segments:
@@ -80,7 +89,7 @@ def load_elf(file: RegularFile, memory: GuestMemory) -> LoadedKernel:
             _clear(bss)
     return LoadedKernel(
         entry=entry,
-        protocol="ELF",
+        protocol=protocol,
         setup_header=None,
         cmdline_max=CMDLINE_MAX,
         initrd_addr_max=INITRD_ADDR_MAX,
@@ -89,8 +98,8 @@ def load_elf(file: RegularFile, memory: GuestMemory) -> LoadedKernel:
     )
 
 
-def _parse(file: RegularFile) -> tuple[int, list[Segment]]:
-    """The entry and the PT_LOAD segments that have a size in memory, by ascending gpa."""
+def _parse(file: RegularFile) -> tuple[int, str, list[Segment]]:
+    """The entry, its boot protocol, and the PT_LOAD segments that have a size in memory, by ascending gpa."""
     if file.size_bytes < HEADER_BYTES:
         raise file.truncated(HEADER_BYTES)
     with os.fdopen(os.dup(file.fd), "rb") as stream:
@@ -111,7 +120,31 @@ def _parse(file: RegularFile) -> tuple[int, list[Segment]]:
         for header in headers
         if header["p_type"] == "PT_LOAD" and (header["p_memsz"] or header["p_filesz"])
     ]
-    return elf["e_entry"], sorted(segments, key=lambda segment: segment.gpa)
+    segments.sort(key=lambda segment: segment.gpa)
+    for header in headers:
+        if header["p_type"] == "PT_NOTE":
+            notes = file.read(min(header["p_filesz"], NOTES_MAX_BYTES), header["p_offset"])
+            if (pvh_entry := find_pvh_entry(notes, 8 if header["p_align"] == 8 else 4)) is not None:
+                return pvh_entry, PVH, segments
+    return elf["e_entry"], LINUX_64, segments
+
+
+def find_pvh_entry(notes: bytes, alignment: int) -> int | None:
+    """The entry (a gpa) out of a PT_NOTE segment, whose descriptions lie on multiples of `alignment`; None without one."""
+    offset = 0
+    while offset + NOTE_HEADER.size <= len(notes):
+        name_size, size, kind = NOTE_HEADER.unpack_from(notes, offset)
+        name_start = offset + NOTE_HEADER.size
+        start = offset + _padded(NOTE_HEADER.size + name_size, alignment)
+        # The description is an address of the kernel's own width, of which 32 bits count.
+        if kind == PVH_NOTE_TYPE and notes[name_start : name_start + name_size] == PVH_NOTE_NAME and size in (4, 8):
+            return int.from_bytes(notes[start : start + size], "little") if start + size <= len(notes) else None
+        offset = start + _padded(size, alignment)
+    return None
+
+
+def _padded(size: int, alignment: int) -> int:
+    return size + -size % alignment
 
 
 def _check_header(file: RegularFile, elf: ELFFile) -> None:

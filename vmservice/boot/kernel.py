@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 BOOT_MAPPED_BYTES = layout.GIB
 
 
-class LoadedKernel:
-    """A kernel that lies in guest memory, ready to be entered in 64-bit mode at `entry` with rsi at the zero page.
+# How a kernel is entered: in 64-bit mode with RSI at the zero page (Documentation/arch/x86/boot.rst), or in 32-bit protected
+# mode with RBX at the start info (Xen, docs/misc/pvh.pandoc).
+LINUX_64 = "64-bit"
+PVH = "PVH"
 
-    `protocol` is bzImage or ELF. `setup_header` is what the zero page takes over at 0x1f1, None for ELF. The kernel occupies
+
+class LoadedKernel:
+    """A kernel that lies in guest memory, ready to be entered at `entry` by the boot protocol `protocol`.
+
+    `setup_header` is what the zero page takes over at 0x1f1, None for ELF. The kernel occupies
     [start, end), and with bzImage that includes what it needs to unpack itself. `cmdline_max` counts no terminating NUL;
     `initrd_addr_max` is the highest address that any byte of an initramfs may have.
     """

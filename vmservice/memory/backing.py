@@ -1,7 +1,13 @@
-"""What guest memory is made of: anonymous pages, or a file, or an unlinked file in a directory (tmpfs, hugetlbfs)."""
+"""What guest memory is made of: anonymous pages, huge ones if wanted, or a file, or an unlinked file in a directory.
+
+Whatever the host cannot give is refused here, before the guest runs: a page that is missing later kills it, or us.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -15,45 +21,169 @@ if TYPE_CHECKING:
 
     Ranges = Sequence[tuple[int, int]]
 
-# Not in Python's mmap before 3.12: a guest rarely touches all its memory, so the host need not set swap aside for it.
-_MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>
+# Not in Python's mmap before 3.12 and 3.13, or not at all: <asm-generic/mman-common.h>, <asm-generic/hugetlb_encode.h>.
+_MAP_NORESERVE = 0x4000
+_MAP_HUGETLB = 0x40000
+_MAP_HUGE_2MB = 21 << 26
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
+
+HUGE_PAGE_BYTES = 2 << 20
+_HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+
+_HUGETLBFS_MAGIC = 0x958458F6  # <linux/magic.h>
+_STATFS_BYTES = 120  # struct statfs <asm/statfs.h>: f_type and f_bsize are its first two longs
+
+_libc = ctypes.CDLL(None)
 
 
 def allocate(
-    ranges: Ranges, *, file: str | None = None, mergeable: bool = False, warn: Callable[[str], None] | None = None
+    ranges: Ranges,
+    *,
+    file: str | None = None,
+    mergeable: bool = False,
+    hugepages: bool = False,
+    prefault: bool = False,
+    warn: Callable[[str], None] | None = None,
 ) -> GuestMemory:
-    """Map RAM for each (gpa, size_bytes) of `ranges`, zeroed unless `file` is a regular file that holds something else.
+    """Map RAM for each (gpa, size_bytes) of `ranges`, all zeros.
 
-    `file` names a regular file, which is grown to the guest's size and shared, or a directory, in which an unlinked one is
-    made. `mergeable` offers the pages to KSM; where the kernel has none, `warn` is told and all goes on.
+    `file` names a regular file, which is cleared, grown to the guest's size if need be and shared, or a directory, in which an
+    unlinked one is made; its room is taken at once. `hugepages` are anonymous ones of 2 MiB, reserved at once. `mergeable`
+    offers the pages to KSM; where that is in vain, `warn` is told and all goes on. `prefault` makes every page present.
+    ConfigError or HostError when it cannot be; nothing stays mapped then.
     """
-    mappings = _map_file(ranges, file) if file is not None else _map_anonymous(ranges)
-    if mergeable:
-        for mapping in mappings:
-            _make_mergeable(mapping, warn)
-    return GuestMemory(
-        [Region(gpa, mapping, shared=file is not None) for (gpa, _), mapping in zip(ranges, mappings, strict=True)]
+    memory = _from_file(ranges, file) if file is not None else _anonymous(ranges, hugepages)
+    try:
+        for region in memory.regions:
+            if mergeable:
+                _make_mergeable(region.mapping, file, warn)
+            if prefault:
+                _prefault(region.mapping)
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def _anonymous(ranges: Ranges, hugepages: bool) -> GuestMemory:
+    # Private, as mmap.mmap does not do by itself: shared anonymous memory is tmpfs, without KSM and counted as such.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if not hugepages:
+        # A guest rarely touches all its memory, so the host need not set swap aside for it.
+        mappings = _map_all(ranges, lambda size, _: mmap.mmap(-1, size, flags=flags | _MAP_NORESERVE))
+        return _memory(ranges, mappings, mmap.MADV_DONTNEED)
+    try:
+        mappings = _map_all(ranges, lambda size, _: mmap.mmap(-1, size, flags=flags | _MAP_HUGETLB | _MAP_HUGE_2MB))
+    except HostError as error:
+        raise HostError(_too_few_huge_pages(_total(ranges) // HUGE_PAGE_BYTES), error.errno) from error
+    # A huge page that was given back may not be had again when the guest touches it: none is given back.
+    return _memory(ranges, mappings, None)
+
+
+def _too_few_huge_pages(wanted: int) -> str:
+    try:
+        present, free, promised = (
+            _read_number(f"{_HUGE_PAGES}/{name}") for name in ("nr_hugepages", "free_hugepages", "resv_hugepages")
+        )
+    except OSError:
+        return f"cannot have {wanted} huge pages of 2 MiB for the guest's memory: this host's kernel has none of that size"
+    spare = free - promised
+    return (
+        f"cannot have {wanted} huge pages of 2 MiB for the guest's memory: {spare} of this host's {present} are free; "
+        f"vm.nr_hugepages must be at least {present - spare + wanted}"
     )
 
 
-def _map_anonymous(ranges: Ranges) -> list[mmap.mmap]:
-    # Private, as mmap.mmap does not do by itself: shared anonymous memory is tmpfs, without KSM and counted as such.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    return _map_all(ranges, lambda size, _: mmap.mmap(-1, size, flags=flags))
+def _read_number(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())
 
 
-def _map_file(ranges: Ranges, path: str) -> list[mmap.mmap]:
-    total_bytes = sum(size for _, size in ranges)
+def _from_file(ranges: Ranges, path: str) -> GuestMemory:
+    total_bytes = _total(ranges)
     fd = _open_backing(path)
+    size_before = os.fstat(fd).st_size
+    mappings: list[mmap.mmap] = []
     try:
-        if os.fstat(fd).st_size < total_bytes:
+        huge_page_bytes = _huge_page_bytes(fd)
+        if huge_page_bytes and total_bytes % huge_page_bytes:
+            raise ConfigError(
+                f"[memory] size is {total_bytes}, but {path}, which [memory] file names, is on hugetlbfs with pages of "
+                f"{huge_page_bytes} bytes; expected a multiple of that"
+            )
+        _lock(fd, path)
+        if size_before < total_bytes:
             os.ftruncate(fd, total_bytes)
         # Each region has a part of the file to itself; the parts must not overlap.
-        return _map_all(ranges, lambda size, offset: mmap.mmap(fd, size, flags=mmap.MAP_SHARED, offset=offset))
-    except OSError as error:
-        raise HostError.from_os(f"cannot make {total_bytes} bytes of guest memory from {path}", error) from error
-    finally:
+        mappings = _map_all(ranges, lambda size, offset: mmap.mmap(fd, size, flags=mmap.MAP_SHARED, offset=offset))
+        if size_before:
+            _clear(mappings, path)
+        if not huge_page_bytes:  # hugetlbfs has reserved its pages with the mapping
+            os.posix_fallocate(fd, 0, total_bytes)
+    except BaseException as error:
+        for mapping in mappings:
+            mapping.close()
+        if os.fstat(fd).st_size != size_before:
+            os.ftruncate(fd, size_before)
         os.close(fd)
+        if isinstance(error, OSError):
+            raise HostError.from_os(f"cannot make {total_bytes} bytes of guest memory in {path}", error) from error
+        raise
+    return _memory(ranges, mappings, None if huge_page_bytes else mmap.MADV_REMOVE, fd)
+
+
+def _open_backing(path: str) -> int:
+    try:
+        if os.path.isdir(path):
+            return _open_unlinked(path)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise HostError.from_os(f"cannot open {path}, which [memory] file names", error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ConfigError(f"{path}, which [memory] file names, is neither a regular file nor a directory")
+    return fd
+
+
+def _open_unlinked(directory: str) -> int:
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:  # FAT and network file systems make no file without a name
+            raise
+    from tempfile import mkstemp
+
+    fd, path = mkstemp(prefix=".vmservice-", dir=directory)
+    os.unlink(path)
+    return fd
+
+
+def _lock(fd: int, path: str) -> None:
+    """Two guests in one file would ruin each other; the lock is held as long as the memory is there."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise HostError(
+            f"{path}, which [memory] file names, is the memory of another VM that runs", errno.EWOULDBLOCK
+        ) from None
+
+
+def _clear(mappings: list[mmap.mmap], path: str) -> None:
+    """What a guest of before has left in the file is not for this one."""
+    try:
+        for mapping in mappings:
+            mapping.madvise(mmap.MADV_REMOVE)
+    except OSError as error:
+        raise HostError.from_os(f"cannot clear {path}, which [memory] file names", error) from error
+
+
+def _huge_page_bytes(fd: int) -> int:
+    """The size of the pages of the hugetlbfs that `fd` is on; 0 on any other file system."""
+    status = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, status) != 0:
+        return 0
+    kind, block_bytes = (int.from_bytes(status.raw[start : start + 8], "little") for start in (0, 8))
+    return block_bytes if kind == _HUGETLBFS_MAGIC else 0
 
 
 def _map_all(ranges: Ranges, map_one: Callable[[int, int], mmap.mmap]) -> list[mmap.mmap]:
@@ -66,26 +196,31 @@ def _map_all(ranges: Ranges, map_one: Callable[[int, int], mmap.mmap]) -> list[m
     except OSError as error:
         for mapping in mappings:
             mapping.close()
-        raise HostError.from_os(f"cannot map {sum(size for _, size in ranges)} bytes of guest memory", error) from error
+        raise HostError.from_os(f"cannot map {_total(ranges)} bytes of guest memory", error) from error
     return mappings
 
 
-def _open_backing(path: str) -> int:
-    try:
-        if os.path.isdir(path):
-            return os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise HostError.from_os(f"cannot open {path}, which [memory] file names", error) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ConfigError(f"{path}, which [memory] file names, is neither a regular file nor a directory")
-    return fd
+def _memory(ranges: Ranges, mappings: list[mmap.mmap], discard_advice: int | None, fd: int = -1) -> GuestMemory:
+    return GuestMemory([Region(gpa, mapping, discard_advice) for (gpa, _), mapping in zip(ranges, mappings, strict=True)], fd)
 
 
-def _make_mergeable(mapping: mmap.mmap, warn: Callable[[str], None] | None) -> None:
+def _total(ranges: Ranges) -> int:
+    return sum(size for _, size in ranges)
+
+
+def _make_mergeable(mapping: mmap.mmap, file: str | None, warn: Callable[[str], None] | None) -> None:
     try:
         mapping.madvise(mmap.MADV_MERGEABLE)
+        trouble = "" if file is None else "it is in a file, and KSM takes anonymous memory only"
     except OSError as error:
-        if warn is not None:
-            warn(f"the guest's memory cannot be merged with other guests' ({error.strerror}); the host's kernel may lack KSM")
+        trouble = f"{error.strerror}; the host's kernel may lack KSM"
+    if trouble and warn is not None:
+        warn(f"the guest's memory cannot be merged with other guests': {trouble}")
+
+
+def _prefault(mapping: mmap.mmap) -> None:
+    try:
+        mapping.madvise(_MADV_POPULATE_WRITE)
+    except OSError as error:
+        needs = " (it takes Linux 5.14)" if error.errno == errno.EINVAL else ""
+        raise HostError.from_os(f"cannot prefault {len(mapping)} bytes of guest memory{needs}", error) from error

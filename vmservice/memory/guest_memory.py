@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 
 from vmservice.errors import OutOfGuestMemory
 
@@ -14,13 +15,16 @@ if TYPE_CHECKING:
 
 
 class Region:
-    """One contiguous piece of guest RAM: `size_bytes` at `gpa`, backed by `mapping`."""
+    """One contiguous piece of guest RAM: `size_bytes` at `gpa`, backed by `mapping`.
+
+    `discard_advice` is the madvise(2) that gives pages back to the host: for a mapping of a file a hole in it, MADV_REMOVE;
+    None where no page must be given back.
+    """
 
     __slots__ = ("discard_advice", "gpa", "mapping", "size_bytes", "view")
 
-    def __init__(self, gpa: int, mapping: mmap.mmap, *, shared: bool = False) -> None:
-        """`shared`: the mapping is of a file, whose pages only a hole gives back."""
-        self.discard_advice = mmap.MADV_REMOVE if shared else mmap.MADV_DONTNEED
+    def __init__(self, gpa: int, mapping: mmap.mmap, discard_advice: int | None = mmap.MADV_DONTNEED) -> None:
+        self.discard_advice = discard_advice
         self.gpa = gpa
         self.size_bytes = len(mapping)
         self.mapping = mapping
@@ -33,9 +37,10 @@ class Region:
 
 
 class GuestMemory:
-    """The RAM of one guest: ordered, disjoint regions. It owns their mappings."""
+    """The RAM of one guest: ordered, disjoint regions. It owns their mappings, and `fd`, the file behind them, -1 for none."""
 
-    def __init__(self, regions: Sequence[Region]) -> None:
+    def __init__(self, regions: Sequence[Region], fd: int = -1) -> None:
+        self.fd = fd
         self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
         self.size_bytes = sum(region.size_bytes for region in self.regions)
 
@@ -71,11 +76,15 @@ class GuestMemory:
         Pages that cannot be given back (memory locked, huge pages) stay as they are: it was an offer.
         """
         for region in self.regions:
-            if region.gpa <= gpa and gpa + size_bytes <= region.end:
+            if region.discard_advice is not None and region.gpa <= gpa and gpa + size_bytes <= region.end:
                 try:
                     region.mapping.madvise(region.discard_advice, gpa - region.gpa, size_bytes)
                 except OSError:
                     return
+
+    def is_cut_short(self) -> bool:
+        """Whether the file behind it has lost some of the guest's pages, which KVM then cannot reach."""
+        return self.fd >= 0 and os.fstat(self.fd).st_size < self.size_bytes
 
     def close(self) -> None:
         """Give the mappings back; the memory is empty afterwards."""
@@ -83,3 +92,6 @@ class GuestMemory:
         for region in regions:
             region.view.release()
             region.mapping.close()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -11,26 +11,36 @@ from vmservice.arch.x86_64 import gdt, layout
 from vmservice.arch.x86_64.paging import write_page_tables
 
 
-def test_gdt_bytes() -> None:
+@pytest.mark.parametrize(
+    ("table", "bytes_of_it"),
+    [
+        (gdt.LONG_MODE, "0000000000000000ffff0000009baf00ffff00000093cf00ffff0000008b8f00"),
+        (gdt.PROTECTED_MODE, "0000000000000000ffff0000009bcf00ffff00000093cf0067000000008b0000"),
+    ],
+)
+def test_gdt_bytes(table: tuple[int, ...], bytes_of_it: str) -> None:
     memory = guest_ram()
     memory.write(layout.BOOT_IDT, b"\xff" * 8)
-    gdt.write_gdt(memory)
-    assert memory.read(0x500, gdt.GDT_LIMIT + 1).hex() == "0000000000000000ffff0000009baf00ffff00000093cf00ffff0000008b8f00"
+    gdt.write_gdt(memory, table)
+    assert memory.read(0x500, gdt.GDT_LIMIT + 1).hex() == bytes_of_it
     assert memory.read(0x520, gdt.IDT_LIMIT + 1) == bytes(8)
     memory.close()
 
 
 @pytest.mark.parametrize(
-    ("index", "fields"),
+    ("table", "index", "fields"),
     [
-        (gdt.CODE, {"selector": 0x08, "type": 0xB, "s": 1, "l": 1, "db": 0}),
-        (gdt.DATA, {"selector": 0x10, "type": 0x3, "s": 1, "l": 0, "db": 1}),
-        (gdt.TSS, {"selector": 0x18, "type": 0xB, "s": 0, "l": 0, "db": 0}),
+        (gdt.LONG_MODE, gdt.CODE, {"selector": 0x08, "type": 0xB, "s": 1, "l": 1, "db": 0}),
+        (gdt.LONG_MODE, gdt.DATA, {"selector": 0x10, "type": 0x3, "s": 1, "l": 0, "db": 1}),
+        (gdt.LONG_MODE, gdt.TSS, {"selector": 0x18, "type": 0xB, "s": 0, "l": 0, "db": 0}),
+        (gdt.PROTECTED_MODE, gdt.CODE, {"selector": 0x08, "type": 0xB, "s": 1, "l": 0, "db": 1}),
+        (gdt.PROTECTED_MODE, gdt.DATA, {"selector": 0x10, "type": 0x3, "s": 1, "l": 0, "db": 1}),
+        (gdt.PROTECTED_MODE, gdt.TSS, {"selector": 0x18, "type": 0xB, "s": 0, "l": 0, "db": 0, "g": 0, "limit": 0x67}),
     ],
 )
-def test_segments(index: int, fields: dict[str, int]) -> None:
+def test_segments(table: tuple[int, ...], index: int, fields: dict[str, int]) -> None:
     """The limit is in bytes once the granularity is 4 KiB, as the checks on VM entry want it."""
-    segment = gdt.segment(index)
+    segment = gdt.segment(table, index)
     expected = {"base": 0, "limit": 0xFFFFFFFF, "present": 1, "dpl": 0, "g": 1, "avl": 0, "unusable": 0} | fields
     assert {name: getattr(segment, name) for name in segment.__slots__} == expected
 
@@ -44,7 +54,7 @@ def test_segment_takes_its_descriptor_apart() -> None:
 
 
 def test_null_segment_is_unusable() -> None:
-    assert gdt.segment(gdt.NULL).unusable == 1
+    assert gdt.segment(gdt.LONG_MODE, gdt.NULL).unusable == 1
 
 
 def test_page_tables_map_the_first_gib_one_to_one() -> None:

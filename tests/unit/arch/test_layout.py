@@ -36,6 +36,8 @@ def test_boot_data_does_not_overlap() -> None:
     areas = {
         "GDT": (layout.BOOT_GDT, 32),
         "IDT": (layout.BOOT_IDT, 8),
+        "PVH start info": (layout.PVH_START_INFO, 56),
+        "PVH module list": (layout.PVH_MODULES, 32),
         "zero page": (layout.ZERO_PAGE, layout.PAGE_SIZE),
         "stack": (layout.BOOT_STACK_POINTER - stack_size, stack_size),
         "PML4": (layout.PML4, layout.PAGE_SIZE),

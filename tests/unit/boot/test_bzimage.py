@@ -21,7 +21,7 @@ def test_code_lies_at_the_preferred_address_and_nothing_else_is_written(memory: 
     assert memory.read(0x200000, len(CODE)) == CODE
     assert set(memory.read(0, 0x200000)) == {0xCC}
     assert set(memory.read(0x200000 + len(CODE), 0x1000)) == {0xCC}
-    assert (kernel.protocol, kernel.start, kernel.entry) == ("bzImage", 0x200000, 0x200200)
+    assert (kernel.protocol, kernel.start, kernel.entry) == ("64-bit", 0x200000, 0x200200)
     assert kernel.end == 0x280000  # init_size, not the end of the packed code
 
 

@@ -28,7 +28,7 @@ def test_segments_lie_at_their_physical_addresses(memory: GuestMemory, make_file
     assert memory.read(0x200000, len(DATA)) == DATA
     assert set(memory.read(0, 0x100000)) == {0xCC}
     assert memory.read(0x100000 + len(TEXT), 1) == b"\xcc"
-    assert (kernel.protocol, kernel.entry, kernel.start, kernel.end) == ("ELF", 0x100010, 0x100000, 0x205000)
+    assert (kernel.protocol, kernel.entry, kernel.start, kernel.end) == ("64-bit", 0x100010, 0x100000, 0x205000)
     assert (kernel.setup_header, kernel.cmdline_max, kernel.initrd_addr_max) == (None, 2047, 0x7FFFFFFF)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import mmap
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmservice.errors import ConfigError, HostError, OutOfGuestMemory
-from vmservice.memory import backing
+from vmservice.errors import OutOfGuestMemory
 from vmservice.memory.guest_memory import GuestMemory, Region
 
 PAGE = mmap.PAGESIZE
@@ -60,45 +57,3 @@ def test_closed_memory_is_gone(memory: GuestMemory) -> None:
     memory.close()
     with pytest.raises(OutOfGuestMemory):
         memory.read(0, 1)
-
-
-def test_anonymous_memory_is_private_and_zero() -> None:
-    memory = backing.allocate([(0, PAGE)])
-    flags = [line for line in Path("/proc/self/smaps").read_text().splitlines() if line.startswith("VmFlags")]
-    assert memory.read(0, PAGE) == bytes(PAGE)
-    assert flags
-    memory.close()
-
-
-def test_each_region_has_its_own_part_of_the_file(tmp_path: Path) -> None:
-    """Cloud Hypervisor of December 2019 mapped every region at offset 0: two regions showed the same bytes."""
-    file = tmp_path / "memory"
-    file.touch()
-    memory = backing.allocate([(0, PAGE), (HIGH, PAGE)], file=str(file))
-    memory.write(0, b"low")
-    memory.write(HIGH, b"high")
-    assert memory.read(0, 4) == b"low\0"
-    assert file.stat().st_size == 2 * PAGE
-    assert file.read_bytes()[PAGE : PAGE + 4] == b"high"
-    memory.close()
-
-
-def test_a_directory_gets_a_file_that_nobody_sees(tmp_path: Path) -> None:
-    memory = backing.allocate([(0, PAGE)], file=str(tmp_path))
-    memory.write(0, b"x")
-    assert os.listdir(tmp_path) == []
-    memory.close()
-
-
-def test_a_file_that_cannot_back_memory_is_refused(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    with pytest.raises(ConfigError, match="neither a regular file nor a directory"):
-        backing.allocate([(0, PAGE)], file=str(fifo))
-    with pytest.raises(HostError, match=r"cannot open .*/nothing, which \[memory\] file names: No such file"):
-        backing.allocate([(0, PAGE)], file=str(tmp_path / "nothing"))
-
-
-def test_memory_that_the_host_cannot_map_leaves_nothing_mapped() -> None:
-    with pytest.raises(HostError, match=r"cannot map \d+ bytes of guest memory"):
-        backing.allocate([(0, PAGE), (HIGH, 1 << 60)])

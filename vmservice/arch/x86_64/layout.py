@@ -3,7 +3,8 @@
 Low memory (gpa), below 640 KiB RAM for the guest once it has left its boot data behind:
 
     0x0000_0500  GDT, then the (empty) IDT           0x000e_0000  ACPI: RSDP and tables     e820: ACPI
-    0x0000_7000  zero page                           0x000f_0000  MP table                  e820: reserved
+    0x0000_6000  PVH start info, module list
+    0x0000_7000  zero page, or PVH memory map        0x000f_0000  MP table                  e820: reserved
     0x0000_8000  boot stack, grows down from 0x8ff0  0x000f_fff0  what a warm reset runs    e820: reserved
     0x0000_9000  page tables, three pages            0x0010_0000  high RAM: the kernel
     0x0002_0000  command line
@@ -24,6 +25,12 @@ LOW_RAM_END = 640 * KIB
 
 BOOT_GDT = 0x500
 BOOT_IDT = 0x520
+
+# With the PVH entry in place of the zero page.
+PVH_START_INFO = 0x6000
+PVH_MODULES = 0x6040
+PVH_MEMMAP = 0x7000
+PVH_MEMMAP_MAX_SIZE = PAGE_SIZE
 
 ZERO_PAGE = 0x7000
 BOOT_STACK_POINTER = 0x8FF0

@@ -1,4 +1,5 @@
-"""The register state in which a vCPU meets a kernel: the 64-bit boot protocol (Documentation/arch/x86/boot.rst)."""
+"""The register state in which a vCPU meets a kernel, by the 64-bit boot protocol (Documentation/arch/x86/boot.rst) or by PVH
+(Xen, docs/misc/pvh.pandoc)."""
 
 from __future__ import annotations
 
@@ -10,11 +11,15 @@ from vmservice.kvm.abi import kvm_fpu, kvm_regs, kvm_segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmservice.kvm.abi import kvm_sregs
     from vmservice.kvm.vcpu import KvmVcpu
 
 _RFLAGS_RESERVED = 1 << 1
 
 _CR0_PE = 1 << 0
+_CR0_ET = 1 << 4  # always 1
 _CR0_PG = 1 << 31
 _CR4_PAE = 1 << 5
 _EFER_LME = 1 << 8
@@ -32,7 +37,7 @@ _MODE_NMI = 4 << 8
 _MODE_EXTINT = 7 << 8
 
 
-def set_boot_registers(vcpu: KvmVcpu, entry: int) -> None:
+def set_long_mode_registers(vcpu: KvmVcpu, entry: int) -> None:
     """Long mode, the first GiB mapped, at `entry` (a gpa) with the zero page in RSI; for vCPU 0."""
     vcpu.set_regs(
         kvm_regs(
@@ -44,15 +49,23 @@ def set_boot_registers(vcpu: KvmVcpu, entry: int) -> None:
         )
     )
     sregs = vcpu.sregs()
-    sregs.cs = _kvm_segment(gdt.CODE)
-    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = _kvm_segment(gdt.DATA)
-    sregs.tr = _kvm_segment(gdt.TSS)
-    sregs.gdt.base, sregs.gdt.limit = layout.BOOT_GDT, gdt.GDT_LIMIT
-    sregs.idt.base, sregs.idt.limit = layout.BOOT_IDT, gdt.IDT_LIMIT
+    _set_segments(sregs, gdt.LONG_MODE)
     sregs.cr0 |= _CR0_PE | _CR0_PG
     sregs.cr3 = layout.PML4
     sregs.cr4 |= _CR4_PAE
     sregs.efer |= _EFER_LME | _EFER_LMA
+    vcpu.set_sregs(sregs)
+    vcpu.set_fpu(kvm_fpu(fcw=_FCW, mxcsr=_MXCSR))
+
+
+def set_pvh_registers(vcpu: KvmVcpu, entry: int) -> None:
+    """32-bit protected mode without paging, at `entry` (a gpa) with the start info in RBX; for vCPU 0."""
+    vcpu.set_regs(kvm_regs(rflags=_RFLAGS_RESERVED, rip=entry, rbx=layout.PVH_START_INFO))
+    sregs = vcpu.sregs()
+    _set_segments(sregs, gdt.PROTECTED_MODE)
+    # "All the other writeable bits are cleared": the reset's CD and NW too.
+    sregs.cr0 = _CR0_PE | _CR0_ET
+    sregs.cr4 = 0
     vcpu.set_sregs(sregs)
     vcpu.set_fpu(kvm_fpu(fcw=_FCW, mxcsr=_MXCSR))
 
@@ -70,6 +83,14 @@ def set_local_interrupts(vcpu: KvmVcpu) -> None:
     vcpu.set_lapic(lapic)
 
 
-def _kvm_segment(index: int) -> kvm_segment:
-    segment = gdt.segment(index)
+def _set_segments(sregs: kvm_sregs, table: Sequence[int]) -> None:
+    sregs.cs = _kvm_segment(table, gdt.CODE)
+    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = _kvm_segment(table, gdt.DATA)
+    sregs.tr = _kvm_segment(table, gdt.TSS)
+    sregs.gdt.base, sregs.gdt.limit = layout.BOOT_GDT, gdt.GDT_LIMIT
+    sregs.idt.base, sregs.idt.limit = layout.BOOT_IDT, gdt.IDT_LIMIT
+
+
+def _kvm_segment(table: Sequence[int], index: int) -> kvm_segment:
+    segment = gdt.segment(table, index)
     return kvm_segment(**{name: getattr(segment, name) for name in segment.__slots__})
