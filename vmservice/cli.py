@@ -1,4 +1,4 @@
-"""The command line: `vmservice run`, `check-config`, `check-host`; its arguments, and its output for people."""
+"""The command line: `vmservice run`, the checks of configuration and host, and the commands that ask VMs over the bus."""
 
 from __future__ import annotations
 
@@ -58,7 +58,17 @@ def _dispatch(words: list[str]) -> int:
                 simulate=options.sim,
             )
         )
-    return _check_host(options.json) if options.command == "check-host" else _check_config(options.target, options.user)
+    if options.command == "check-host":
+        return _check_host(options.json)
+    if options.command == "check-config":
+        return _check_config(options.target, options.user)
+    if options.command == "console":
+        from vmservice.service.console_command import console
+
+        return console(options)
+    from vmservice.client.arguments import run_command
+
+    return run_command(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
             raise UsageError(f"{message}; see {self.prog} --help")
 
     from vmservice import __version__
+    from vmservice.client.arguments import add_commands
+    from vmservice.service.console_command import add_command as add_console
 
     parser = Parser(prog="vmservice", description="Virtual machines that are systemd services.")
     parser.add_argument("--version", action="version", version=f"vmservice {__version__}")
@@ -89,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
 
     check_host = commands.add_parser("check-host", help="say what this host can run, and what is missing")
     check_host.add_argument("--json", action="store_true", help="print the checks as JSON")
+    add_commands(commands)
+    add_console(commands)
     return parser
 
 

@@ -1,0 +1,596 @@
+"""The commands that ask VMs, on a private bus that stands for the system's: what they print, and the status they end with."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from dbus_next import Message, Variant
+from dbus_next.constants import MessageFlag, MessageType
+from support.bus_client import PROPERTIES, Client, client, served_vm
+from support.private_bus import OPEN_POLICY, PrivateBus
+from support.process import CHECKOUT, SIM_CONFIG, Manager, VmProcess, vmservice
+
+from vmservice.cli import main
+from vmservice.client import bus as client_bus
+from vmservice.client import vms
+from vmservice.client.units import UNIT_INTERFACE, unit_path
+from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
+
+ADDRESS = "DBUS_SYSTEM_BUS_ADDRESS"
+DAEMON = {"destination": "org.freedesktop.DBus", "path": "/org/freedesktop/DBus", "interface": "org.freedesktop.DBus"}
+TIMEOUT_SEC = 20.0
+
+Answer = Callable[[Message], Message | None]
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def system_bus(bus: PrivateBus, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bus of the test is the system bus of the commands, and there is no session."""
+    own: PrivateBus = request.getfixturevalue("own_bus") if "own_bus" in request.fixturenames else bus
+    monkeypatch.setenv(ADDRESS, own.address)
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+
+
+async def run(*arguments: str) -> int:
+    """The command in a thread, so that the VMs of this test's event loop can answer it."""
+    return await asyncio.to_thread(main, arguments)
+
+
+@asynccontextmanager
+async def impostor(address: str, name: str, answer: Answer) -> AsyncIterator[Client]:
+    """Somebody with the bus name `name`, who answers calls with `answer`; None is no answer."""
+    async with client(address) as peer:
+
+        def handle(message: Message) -> Message | bool | None:
+            return answer(message) or True if message.message_type is MessageType.METHOD_CALL else None
+
+        peer.bus.add_message_handler(handle)
+        await peer.bus.request_name(name)
+        yield peer
+
+
+def silent(_call: Message) -> None:
+    """Never answers."""
+
+
+# list
+
+
+def test_list_without_a_vm(capsys: Output) -> None:
+    assert asyncio.run(run("list")) == 0
+    assert capsys.readouterr() == ("", "vmservice: no VM is running\n")
+    assert asyncio.run(run("list", "--json")) == 0
+    assert capsys.readouterr() == ("[]\n", "")
+
+
+def test_list(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address, "web-1") as web, served_vm(bus.address, "9lives") as nine:
+            web.vm.boot()
+            web.vm.pause()
+            nine.vm.boot()
+            nine.vm.shutdown()
+            assert await run("list") == 0
+            assert capsys.readouterr() == (
+                "NAME    STATE     VCPUS  MEMORY  LAST-EXIT\n"
+                "9lives  shutdown  1/4    64 MiB  shutdown\n"
+                "web-1   paused    1/4    64 MiB  -\n",
+                "",
+            )
+            assert await run("list", "--json") == 0
+            nine_said, web_said = json.loads(capsys.readouterr().out)
+            assert (nine_said["name"], nine_said["state"], nine_said["last_exit"]) == ("9lives", "shutdown", "shutdown")
+            assert web_said == {
+                "name": "web-1",
+                "bus_name": "org.vmservice.VM1.web_2d1",
+                "state": "paused",
+                "vcpus": 1,
+                "max_vcpus": 4,
+                "memory": 64 << 20,
+                "last_exit": "",
+                "error": None,
+            }
+
+    asyncio.run(check())
+
+
+def test_a_vm_that_hangs_holds_up_no_other(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vms, "LOOK_TIMEOUT_SEC", 0.5)
+    monkeypatch.setattr(vms, "LOOKS_AT_A_TIME", 2)
+
+    async def check() -> None:
+        async with (
+            impostor(bus.address, bus_name("a"), silent),
+            impostor(bus.address, bus_name("b"), silent),
+            impostor(bus.address, bus_name("c"), silent),
+            served_vm(bus.address),
+        ):
+            assert await run("list") == 0
+            said = capsys.readouterr()
+            assert [line.split() for line in said.out.splitlines()[1:]] == [
+                *([name, "?", "?", "?", "?"] for name in "abc"),
+                ["demo", "created", "1/4", "64", "MiB", "-"],
+            ]
+            assert said.err.splitlines() == [f"vmservice: the VM {name} did not answer within 0.5 seconds" for name in "abc"]
+            assert await run("list", "--json") == 0
+            said = capsys.readouterr()
+            assert json.loads(said.out)[0]["error"] == "the VM a did not answer within 0.5 seconds"
+            assert said.err == ""
+            assert await run("status", "a") == 75
+
+    asyncio.run(check())
+
+
+def test_what_others_put_on_the_bus(bus: PrivateBus, capsys: Output) -> None:
+    """Names that no VM has are left out, and values that no VM gives are not believed."""
+
+    def lie(call: Message) -> Message:
+        values = {"State": Variant("s", "\x1b[31mfine"), "VCPUs": Variant("s", "many"), "Memory": Variant("t", 1 << 20)}
+        return Message.new_method_return(call, "a{sv}", [values])
+
+    def lie_otherwise(call: Message) -> Message:
+        return Message.new_method_return(call, "i", [7])
+
+    async def check() -> None:
+        async with (
+            impostor(bus.address, f"{INTERFACE}._1b_5b31m", lie),
+            impostor(bus.address, f"{INTERFACE}.a.b", lie),
+            impostor(bus.address, f"{INTERFACE}x.a", lie),
+            impostor(bus.address, bus_name("liar"), lie),
+            impostor(bus.address, bus_name("odd"), lie_otherwise),
+        ):
+            assert await run("list") == 0
+            assert capsys.readouterr().out.splitlines()[1:] == [
+                "liar  ?[31mfine  ?      1 MiB   ?",
+                "odd   ?          ?      ?       ?",
+            ]
+
+    asyncio.run(check())
+
+
+def test_a_vm_that_ends_while_it_is_looked_at_is_not_listed(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with impostor(bus.address, bus_name("brief"), lambda _call: brief.bus.disconnect()) as brief:
+            assert await run("list") == 0
+            assert capsys.readouterr() == ("", "vmservice: no VM is running\n")
+
+    asyncio.run(check())
+
+
+# The verbs
+
+
+def test_every_verb_reaches_its_method(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address, "web-1") as served:
+            for words, state in (
+                ("boot", "running"),
+                ("pause", "paused"),
+                ("resume", "running"),
+                ("resize 3", "running"),
+                ("reboot", "running"),
+                ("shutdown", "shutdown"),
+                ("boot", "running"),
+            ):
+                verb, *more = words.split()
+                assert await run(verb, "web-1", *more) == 0, words
+                assert served.vm.state == state
+            assert served.vm.last_exit == "shutdown"
+            assert await run("power-button", "web-1") == 0
+            assert b"simulated guest: power button pressed, going down\r\n" in served.console
+            assert b"simulated guest: 3 vCPUs\r\n" in served.console
+        assert capsys.readouterr() == ("", "")
+
+    asyncio.run(check())
+
+
+def test_a_refusal_is_the_vms_own_sentence(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address) as served:
+            assert await run("pause", "demo") == 1
+            said = capsys.readouterr()
+            assert said == (
+                "",
+                "vmservice: a VM in state created cannot go to state paused; from created it can go to running\n",
+            )
+            assert await run("resize", "demo", "9") == 1
+            assert "Resize to 9 vCPUs is out of range; this VM takes 1 to 4" in capsys.readouterr().err
+            served.vm.hold("the VM is being stopped")
+            assert await run("boot", "demo") == 1
+            assert "Boot is refused because the VM is being stopped" in capsys.readouterr().err
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("command", ["status", "pause"])
+def test_a_vm_that_is_not_running(capsys: Output, command: str) -> None:
+    assert asyncio.run(run(command, "demo")) == 69
+    assert capsys.readouterr() == ("", "vmservice: the VM demo is not running; `systemctl start vm@demo` starts it\n")
+
+
+def test_a_vm_that_ends_in_the_middle_of_a_call(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with impostor(bus.address, bus_name("demo"), lambda _call: peer.bus.disconnect()) as peer:
+            assert await run("pause", "demo") == 69
+            assert capsys.readouterr().err == "vmservice: the VM demo ended before it answered\n"
+
+    asyncio.run(check())
+
+
+def test_a_call_lets_polkit_ask_and_starts_nothing(bus: PrivateBus, capsys: Output) -> None:
+    flags: list[MessageFlag] = []
+
+    def deny(call: Message) -> Message:
+        flags.append(call.flags)
+        return Message.new_error(call, "org.freedesktop.DBus.Error.AccessDenied", "polkit does not let you pause demo")
+
+    async def check() -> None:
+        async with impostor(bus.address, bus_name("demo"), deny):
+            assert await run("pause", "demo") == 77
+            assert capsys.readouterr().err == "vmservice: polkit does not let you pause demo\n"
+            assert flags == [MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION | MessageFlag.NO_AUTOSTART]
+
+    asyncio.run(check())
+
+
+def test_an_answer_that_does_not_come(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vms, "VERB_TIMEOUT_SEC", 0.1)
+
+    async def check() -> None:
+        async with impostor(bus.address, bus_name("demo"), silent):
+            assert await run("pause", "demo") == 75
+            assert "the VM demo did not answer Pause within 0.1 seconds" in capsys.readouterr().err
+
+    asyncio.run(check())
+
+
+def test_what_the_bus_forbids(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    """One rule of the system's policy, for this test's account; tests/system has the policy itself."""
+    forbidding = OPEN_POLICY.replace("</policy>", f'<deny send_interface="{INTERFACE}" send_type="method_call"/></policy>')
+
+    async def check(bus: PrivateBus) -> None:
+        monkeypatch.setenv(ADDRESS, bus.address)
+        async with served_vm(bus.address):
+            assert await run("pause", "demo") == 77
+            sentence = "vmservice: this account may not Pause the VM demo; root and members of group vmservice may\n"
+            assert capsys.readouterr().err == sentence
+            assert await run("status", "demo") == 0
+
+    with PrivateBus(forbidding) as bus:
+        asyncio.run(check(bus))
+
+
+# The bus
+
+
+@pytest.mark.parametrize("words", [["list"], ["status", "demo"], ["pause", "demo"], ["wait", "demo", "running"]])
+def test_no_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output, words: list[str]) -> None:
+    monkeypatch.setenv(ADDRESS, f"unix:path={tmp_path}/none")
+    assert asyncio.run(run(*words)) == 69
+    said = f"vmservice: there is no system bus: nothing answers at {tmp_path}/none: No such file or directory\n"
+    assert capsys.readouterr() == ("", said)
+    assert asyncio.run(run(*words, "--user")) == 69
+    said = "there is no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set"
+    assert capsys.readouterr() == ("", f"vmservice: {said}\n")
+
+
+def test_the_session_bus(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, capsys: Output, tmp_path: Path) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", bus.address)
+    monkeypatch.setenv(ADDRESS, f"unix:path={tmp_path}/none")
+
+    async def check() -> None:
+        async with served_vm(bus.address):
+            assert await run("boot", "--user", "demo") == 0
+            assert await run("list", "--user") == 0
+            assert "demo  running" in capsys.readouterr().out
+            assert await run("pause", "other", "--user") == 69
+            assert "`systemctl --user start vm@other` starts it" in capsys.readouterr().err
+
+    asyncio.run(check())
+
+
+def test_a_bus_that_is_stopped(own_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr(client_bus, "CONNECT_TIMEOUT_SEC", 0.2)
+    own_bus.start()
+    own_bus.freeze()
+    assert asyncio.run(run("list")) == 69
+    assert capsys.readouterr() == ("", "vmservice: the system bus did not answer within 0.2 seconds\n")
+
+
+# status
+
+
+@asynccontextmanager
+async def systemd(address: str, vm: str, **values: object) -> AsyncIterator[None]:
+    """org.freedesktop.systemd1 with the unit of one VM."""
+
+    def answer(call: Message) -> Message:
+        assert (call.path, call.member) == (unit_path(f"vm@{vm}.service"), "Get")
+        interface, name = call.body
+        assert interface == (UNIT_INTERFACE if name != "MainPID" else "org.freedesktop.systemd1.Service")
+        value = values[name]
+        return Message.new_method_return(call, "v", [Variant("u" if isinstance(value, int) else "s", value)])
+
+    async with impostor(address, "org.freedesktop.systemd1", answer):
+        yield
+
+
+def test_status(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        unit = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": 485}
+        async with served_vm(bus.address, "web-1") as served, systemd(bus.address, "web-1", **unit):
+            served.vm.boot()
+            assert await run("status", "web-1") == 0
+            assert capsys.readouterr() == (
+                "web-1\n"
+                "      State: running\n"
+                "      vCPUs: 1 of 4\n"
+                "     Memory: 64 MiB\n"
+                "  Last exit: -\n"
+                "   Bus name: org.vmservice.VM1.web_2d1\n"
+                f"    Process: {os.getpid()}\n"
+                "       Unit: vm@web-1.service, active (running), main process 485\n",
+                "",
+            )
+            assert await run("status", "web-1", "--json") == 0
+            said = json.loads(capsys.readouterr().out)
+            assert (said["state"], said["pid"], said["error"]) == ("running", os.getpid(), None)
+            assert said["unit"] == {
+                "name": "vm@web-1.service",
+                "active_state": "active",
+                "sub_state": "running",
+                "main_pid": 485,
+            }
+
+    asyncio.run(check())
+
+
+def test_status_without_systemd(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address):
+            assert await run("status", "demo") == 0
+            assert "Unit" not in capsys.readouterr().out
+            assert await run("status", "demo", "--json") == 0
+            assert json.loads(capsys.readouterr().out)["unit"] is None
+            unknown = {"LoadState": "not-found", "ActiveState": "inactive", "SubState": "dead", "MainPID": 0}
+            async with systemd(bus.address, "demo", **unknown):
+                assert await run("status", "demo") == 0
+                assert "Unit" not in capsys.readouterr().out
+
+    asyncio.run(check())
+
+
+def test_status_of_a_vm_whose_unit_has_failed(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        unit = {"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed", "MainPID": 0}
+        async with systemd(bus.address, "demo", **unit):
+            assert await run("status", "demo", "--json") == 69
+            sentence = "the VM demo is not running; `systemctl start vm@demo` starts it (its unit is failed)"
+            assert capsys.readouterr() == ("", f"vmservice: {sentence}\n")
+
+    asyncio.run(check())
+
+
+# wait
+
+
+class Waiting:
+    """`vmservice wait` under way; `begun` when it has looked at the VM, or found that there is none."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._command = asyncio.ensure_future(run("wait", *arguments))
+
+    async def status(self) -> int:
+        async with asyncio.timeout(TIMEOUT_SEC):
+            return await self._command
+
+    @property
+    def over(self) -> bool:
+        return self._command.done()
+
+
+@asynccontextmanager
+async def watched(address: str) -> AsyncIterator[asyncio.Event]:
+    """An event that is set each time that somebody has asked who owns the name of a VM: the last thing before a wait waits."""
+    asked = asyncio.Event()
+    async with client(address) as monitor:
+
+        def hear(message: Message) -> bool:
+            """A monitor may not send: each call is taken for handled, so that dbus-next does not answer it."""
+            if message.member == "GetNameOwner":
+                asked.set()
+            return message.message_type is MessageType.METHOD_CALL
+
+        monitor.bus.add_message_handler(hear)
+        rules = [["type='method_call',member='GetNameOwner'"], 0]
+        await monitor.call("", "BecomeMonitor", "asu", rules, **{**DAEMON, "interface": "org.freedesktop.DBus.Monitoring"})
+        yield asked
+
+
+async def heard(event: asyncio.Event) -> None:
+    async with asyncio.timeout(TIMEOUT_SEC):
+        await event.wait()
+
+
+def test_wait_for_what_is_so_already(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address) as served:
+            assert await run("wait", "demo", "created") == 0
+            served.vm.boot()
+            assert await run("wait", "demo", "running", "--timeout", "5") == 0
+        assert capsys.readouterr() == ("", "")
+
+    asyncio.run(check())
+
+
+def test_wait_sees_a_state_that_lasts_no_time(bus: PrivateBus) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address) as served, watched(bus.address) as asked:
+            served.vm.boot()
+            waiting = Waiting("demo", "paused")
+            await heard(asked)
+            served.vm.pause()
+            served.vm.resume()
+            assert await waiting.status() == 0
+            assert served.vm.state == "running"
+
+    asyncio.run(check())
+
+
+def test_wait_gives_up(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address) as served:
+            served.vm.boot()
+            assert await run("wait", "demo", "paused", "--timeout", "1") == 75
+            sentence = "the VM demo did not reach state paused within 1 s; it is running"
+            assert capsys.readouterr() == ("", f"vmservice: {sentence}\n")
+        async with impostor(bus.address, bus_name("demo"), silent):
+            assert await run("wait", "demo", "paused", "--timeout", "0.3") == 75
+            assert capsys.readouterr().err.endswith("; it does not answer\n")
+
+    asyncio.run(check())
+
+
+def test_a_vm_without_a_process_is_shut_down(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        assert await run("wait", "demo", "shutdown") == 0
+        async with watched(bus.address) as asked:
+            async with served_vm(bus.address) as served:
+                served.vm.boot()
+                waiting = Waiting("demo", "shutdown")
+                await heard(asked)
+                assert not waiting.over
+            assert await waiting.status() == 0
+        assert capsys.readouterr() == ("", "")
+
+    asyncio.run(check())
+
+
+def test_wait_outlives_the_process(bus: PrivateBus, capsys: Output) -> None:
+    """As when systemd starts the unit anew."""
+
+    async def check() -> None:
+        async with watched(bus.address) as asked:
+            waiting = Waiting("demo", "running")
+            await heard(asked)
+            async with served_vm(bus.address) as first:
+                assert first.vm.state == "created"
+            async with served_vm(bus.address) as second:
+                second.vm.boot()
+                assert await waiting.status() == 0
+        assert capsys.readouterr().err == "vmservice: the VM demo is not running; waiting for it to start\n"
+
+    asyncio.run(check())
+
+
+def test_wait_believes_nobody_but_the_vm(bus: PrivateBus, capsys: Output) -> None:
+    """A signal that is sent to one connection reaches it whatever its match rules are."""
+
+    async def check() -> None:
+        async with served_vm(bus.address) as served, client(bus.address) as forger:
+            served.vm.boot()
+            waiting = Waiting("demo", "shutdown", "--timeout", "1")
+            vm = await forger.call("", "GetNameOwner", "s", [bus_name("demo")], **DAEMON)
+            change = [INTERFACE, {"State": Variant("s", "shutdown")}, []]
+            stopped = (OBJECT_PATH, PROPERTIES, "PropertiesChanged", "sa{sv}as", change)
+            gone = (DAEMON["path"], DAEMON["interface"], "NameOwnerChanged", "sss", [bus_name("demo"), vm, ""])
+            while not waiting.over:
+                listed = await forger.call("", "ListNames", "", [], **DAEMON)
+                victims = {name for name in listed if name.startswith(":")} - {vm, forger.bus.unique_name}
+                for victim, forged in itertools.product(victims, (stopped, gone)):
+                    message = Message.new_signal(*forged)
+                    message.destination = victim
+                    await forger.bus.send(message)
+            assert await waiting.status() == 75
+            assert capsys.readouterr().err.endswith("; it is running\n")
+
+    asyncio.run(check())
+
+
+def test_wait_ends_with_the_bus(own_bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        own_bus.start()
+        async with watched(own_bus.address) as asked:
+            waiting = Waiting("demo", "running")
+            await heard(asked)
+            own_bus.kill()
+            assert await waiting.status() == 69
+        assert capsys.readouterr().err.splitlines()[-1] == "vmservice: the connection to the system bus was lost"
+
+    asyncio.run(check())
+
+
+# Whole processes
+
+
+@pytest.fixture
+def sim(bus: PrivateBus, tmp_path: Path) -> Iterator[VmProcess]:
+    config = tmp_path / "demo.toml"
+    config.write_text(SIM_CONFIG)
+    manager = Manager()
+    process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
+    try:
+        manager.wait_for("READY", "1")
+        yield process
+    finally:
+        process.close()
+        manager.close()
+
+
+def test_a_script(bus: PrivateBus, sim: VmProcess) -> None:
+    environment = {ADDRESS: bus.address}
+    said = json.loads(vmservice("status", "demo", "--json", environment=environment).stdout)
+    assert (said["state"], said["pid"]) == ("running", sim.pid)
+    assert vmservice("power-button", "demo", environment=environment).returncode == 0
+    waited = vmservice("wait", "demo", "shutdown", "--timeout", "10", environment=environment)
+    assert (waited.returncode, waited.stdout, waited.stderr) == (0, "", "")
+    assert sim.wait() == 0
+
+
+def test_an_interrupted_wait_ends_quietly(bus: PrivateBus) -> None:
+    async def check() -> None:
+        async with watched(bus.address) as asked:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "vmservice", "wait", "demo", "running"),
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONWARNINGS": "ignore::DeprecationWarning"},
+            )
+            await heard(asked)
+            process.send_signal(signal.SIGINT)
+            _, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_SEC)
+            assert process.returncode == 130
+            assert b"Traceback" not in errors
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("extra", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colour_on_a_terminal(bus: PrivateBus, sim: VmProcess, extra: dict[str, str], coloured: bool) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TERM": "xterm", ADDRESS: bus.address, **extra}
+        command = [sys.executable, "-W", "ignore", "-m", "vmservice", "list"]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=theirs, env=environment, check=True, timeout=TIMEOUT_SEC)
+        assert (b"\x1b[32mrunning\x1b[0m" in os.read(ours, 4096)) is coloured
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_run_does_not_wait_for_the_clients() -> None:
+    program = "import sys, vmservice.cli, vmservice.service.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert not [name for name in loaded.stdout.split() if name.startswith("vmservice.client")]

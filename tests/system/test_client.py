@@ -1,0 +1,95 @@
+"""The commands that ask VMs, installed, with real units on the real bus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from support.container import Container
+from support.unit_vm import UnitVm, firmware_config
+
+
+def test_a_vm_from_start_to_stop(vm: UnitVm) -> None:
+    host, name = vm.host, vm.name
+    vm.configure(firmware_config(cpus=2))
+    host.run(f"systemctl start --no-block {vm.unit} && vmservice wait {name} running --timeout 60", check=True)
+
+    table = host.run("vmservice list", check=True).stdout.splitlines()
+    assert table[0].split() == ["NAME", "STATE", "VCPUS", "MEMORY", "LAST-EXIT"]
+    assert [name, "running", "2/2", "64", "MiB", "-"] in [line.split() for line in table]
+
+    host.run(f"vmservice pause {name}", check=True)
+    said = json.loads(host.run(f"vmservice status --json {name}", check=True).stdout)
+    pid = vm.main_pid()
+    assert (said["state"], said["pid"]) == ("paused", pid)
+    assert said["unit"] == {"name": vm.unit, "active_state": "active", "sub_state": "running", "main_pid": pid}
+    assert f"{vm.unit}, active (running), main process {pid}" in host.run(f"vmservice status {name}", check=True).stdout
+
+    refused = host.run(f"vmservice pause {name}")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("vmservice: a VM in state paused cannot go to state paused")
+    host.run(f"vmservice resume {name}", check=True)
+    host.run(f"systemctl stop --no-block {vm.unit} && vmservice wait {name} shutdown --timeout 60", check=True)
+    vm.wait_inactive()
+    gone = host.run(f"vmservice status {name}")
+    assert gone.returncode == 69
+    assert gone.stderr == (
+        f"vmservice: the VM {name} is not running; `systemctl start vm@{name}` starts it (its unit is inactive)\n"
+    )
+
+
+def test_everybody_may_look_and_who_may_not_control_is_told(vm: UnitVm) -> None:
+    vm.start()
+    nobody = "runuser -u nobody -- vmservice"
+    assert vm.name in vm.host.run(f"{nobody} list", check=True).stdout
+    assert json.loads(vm.host.run(f"{nobody} status --json {vm.name}", check=True).stdout)["state"] == "running"
+    vm.host.run(f"{nobody} wait {vm.name} running --timeout 20", check=True)
+
+    refused = vm.host.run(f"{nobody} pause {vm.name}")
+    assert refused.returncode == 77
+    assert refused.stderr.startswith("vmservice: ")
+    assert refused.stderr.count("\n") == 1
+    assert vm.state == "running"
+
+
+def test_a_vm_that_hangs_is_shown_as_such(vm: UnitVm) -> None:
+    vm.start()
+    vm.host.run(f"kill -STOP {vm.main_pid()}", check=True)
+    try:
+        listed = vm.host.run("vmservice list", check=True)
+        assert [vm.name, "?", "?", "?", "?"] in [line.split() for line in listed.stdout.splitlines()]
+        assert f"vmservice: the VM {vm.name} did not answer within 2 seconds\n" in listed.stderr
+        waited = vm.host.run(f"vmservice wait {vm.name} paused --timeout 1")
+        assert (waited.returncode, waited.stderr.count("it does not answer")) == (75, 1)
+    finally:
+        vm.host.run(f"kill -CONT {vm.main_pid()}", check=True)
+    assert vm.state == "running"
+
+
+@pytest.fixture
+def alice(container: Container) -> Iterator[str]:
+    """The start of a command line that runs as alice, in her session."""
+    container.run("usermod --append --groups kvm alice && loginctl enable-linger alice", check=True)
+    container.run("timeout 30 sh -c 'until [ -S /run/user/1000/bus ]; do sleep 0.1; done'", check=True)
+    yield "runuser --user alice -- env XDG_RUNTIME_DIR=/run/user/1000"
+    container.run("loginctl disable-linger alice; loginctl terminate-user alice; rm -rf /home/alice/.config", check=True)
+
+
+def test_a_users_own_vm(container: Container, alice: str) -> None:
+    container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
+    container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=firmware_config().encode(), check=True)
+    missing = container.run(f"{alice} vmservice pause --user mine")
+    assert missing.returncode == 69
+    assert "`systemctl --user start vm@mine` starts it" in missing.stderr
+
+    container.run(f"{alice} systemctl --user start vm@mine", check=True)
+    container.run(f"{alice} vmservice pause --user mine", check=True)
+    assert "mine  paused" in container.run(f"{alice} vmservice list --user", check=True).stdout
+    assert "vm@mine.service, active (running)" in container.run(f"{alice} vmservice status --user mine", check=True).stdout
+    container.run(f"{alice} systemctl --user stop vm@mine && {alice} vmservice wait --user mine shutdown", check=True)
+
+
+def test_the_mock_is_installed_where_the_documentation_says(container: Container) -> None:
+    files = container.run("dpkg -L vmservice", check=True).stdout.split()
+    assert "/usr/lib/python3/dist-packages/vmservice/client/dbusmock_template.py" in files

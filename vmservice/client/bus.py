@@ -1,0 +1,179 @@
+"""One short-lived connection to the bus: each call has a limit in time, and each failure is a sentence with an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dbus_next import Message
+from dbus_next._private.constants import HeaderField
+from dbus_next._private.unmarshaller import Unmarshaller
+from dbus_next.constants import MessageFlag, MessageType
+
+from vmservice.control.bus import bus_address
+from vmservice.control.dbus_transport import BoundedUnmarshaller, Transport
+from vmservice.errors import HostFacilityMissing, VmmError
+
+CONNECT_TIMEOUT_SEC = 5.0
+# What the bus itself is asked, it answers from its own tables.
+DAEMON_TIMEOUT_SEC = 5.0
+# ListNames of a bus with tens of thousands of names.
+NAMES_LIMIT_BYTES = 1 << 20
+TEXT_LIMIT_CHARS = 2048
+
+DAEMON = "org.freedesktop.DBus"
+DAEMON_PATH = "/org/freedesktop/DBus"
+PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
+
+_NAMES = "as"
+_UNPACKED_REPLIES = ("s", "u", "v", "a{sv}", _NAMES)
+_UNPACKED_SIGNALS = ("sss", "sa{sv}as")  # NameOwnerChanged, PropertiesChanged
+
+
+class CallFailed(Exception):
+    """The answer to a call was the D-Bus error `name`; `by_bus` where the bus itself gave it, in the callee's place."""
+
+    def __init__(self, name: str, text: str, *, by_bus: bool) -> None:
+        super().__init__(text)
+        self.name = name
+        self.text = text
+        self.by_bus = by_bus
+
+
+class NotInTime(VmmError):
+    """What was waited for did not come: EX_TEMPFAIL of sysexits(3)."""
+
+    exit_status = 75
+
+
+class ClientUnmarshaller(BoundedUnmarshaller):
+    """Unpacks what is answered to a client, and no call: nobody has anything to call here."""
+
+    def _message(self, kind: MessageType, flags: MessageFlag, serial: int, header: dict[int, Any], too_large: bool) -> Message:
+        if kind is MessageType.METHOD_RETURN and header.get(HeaderField.SIGNATURE.value) == _NAMES:
+            too_large = len(self.buf) - self.offset > NAMES_LIMIT_BYTES
+        return super()._message(kind, flags, serial, header, too_large)
+
+    @staticmethod
+    def _unpacked_part(kind: MessageType, signature: str, _sender: str | None = None) -> str:
+        if kind is MessageType.METHOD_CALL:
+            return ""
+        known = _UNPACKED_SIGNALS if kind is MessageType.SIGNAL else _UNPACKED_REPLIES
+        return signature if signature in known else ""
+
+
+class ClientTransport(Transport):
+    """The transport that a VM uses, reading as a client."""
+
+    def _create_unmarshaller(self) -> Unmarshaller:
+        return ClientUnmarshaller(self._stream)
+
+
+class Bus:
+    """The system bus, or the user's own (`user`), while `connected_bus` lasts."""
+
+    def __init__(self, transport: ClientTransport, *, user: bool) -> None:
+        self.transport = transport
+        self.user = user
+
+    async def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        arguments: list[Any] | None = None,
+        *,
+        timeout_sec: float,
+        interactive: bool = False,
+        on_reply: Callable[[Message], None] | None = None,
+    ) -> list[Any]:
+        """What the method returns. No service is started for it; `interactive` lets polkit ask the caller for a password.
+
+        `on_reply` has the reply before the next message is read; the caller goes on a little later.
+
+        Raises CallFailed for an error, TimeoutError, and HostFacilityMissing when the connection is lost.
+        """
+        flags = MessageFlag.NO_AUTOSTART | (MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE)
+        message = Message(
+            destination=destination,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=arguments or [],
+            flags=flags,
+        )
+        try:
+            reply = await self.transport.ask(message, timeout_sec, on_reply)
+        except ConnectionError:
+            raise self.lost() from None
+        if reply.message_type is MessageType.ERROR:
+            text = printable(str(reply.body[0])) if reply.body else ""
+            raise CallFailed(str(reply.error_name), text, by_bus=reply.sender == DAEMON)
+        if reply.too_large:
+            raise HostFacilityMissing(f"the answer of {destination} to {member} is too large")
+        body: list[Any] = reply.body
+        return body
+
+    async def ask_daemon(
+        self,
+        member: str,
+        signature: str = "",
+        arguments: list[Any] | None = None,
+        on_reply: Callable[[Message], None] | None = None,
+    ) -> list[Any]:
+        """A method of the bus itself; as `call`, but for the timeout, which is NotInTime."""
+        daemon = (DAEMON, DAEMON_PATH, DAEMON)
+        try:
+            return await self.call(*daemon, member, signature, arguments, timeout_sec=DAEMON_TIMEOUT_SEC, on_reply=on_reply)
+        except TimeoutError:
+            raise NotInTime(f"the {self.kind} bus did not answer within {DAEMON_TIMEOUT_SEC:g} seconds") from None
+
+    async def get(self, destination: str, path: str, interface: str, name: str, *, timeout_sec: float) -> object:
+        """The value of a property; None where the answer holds none."""
+        body = await self.call(destination, path, PROPERTIES_INTERFACE, "Get", "ss", [interface, name], timeout_sec=timeout_sec)
+        return body[0].value if body else None
+
+    @property
+    def kind(self) -> str:
+        return _kind(self.user)
+
+    def lost(self) -> HostFacilityMissing:
+        return HostFacilityMissing(f"the connection to the {self.kind} bus was lost")
+
+
+@asynccontextmanager
+async def connected_bus(*, user: bool) -> AsyncIterator[Bus]:
+    """A connection to the system bus or, with `user`, to the session bus; HostFacilityMissing where there is none."""
+    try:
+        address = bus_address("session" if user else "system")
+    except HostFacilityMissing as error:  # no session; what `run` may do about that is no advice here
+        raise HostFacilityMissing(str(error).partition("; use --bus")[0]) from None
+    try:
+        transport = ClientTransport(address)
+    except HostFacilityMissing as error:
+        raise HostFacilityMissing(f"there is no {_kind(user)} bus: {error}") from None
+    try:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SEC):
+                await transport.connect()
+        except TimeoutError:
+            raise HostFacilityMissing(f"the {_kind(user)} bus did not answer within {CONNECT_TIMEOUT_SEC:g} seconds") from None
+        except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
+            raise HostFacilityMissing(f"cannot join the {_kind(user)} bus: {error or type(error).__name__}") from None
+        yield Bus(transport, user=user)
+    finally:
+        transport.close()
+
+
+def printable(text: str) -> str:
+    """`text` of somebody else as a terminal may be given it: bounded, and without control characters."""
+    return "".join(char if char.isprintable() else "?" for char in text[:TEXT_LIMIT_CHARS])
+
+
+def _kind(user: bool) -> str:
+    return "session" if user else "system"

@@ -1,0 +1,171 @@
+"""VMs as the bus shows them: which there are, what they say of themselves, and what they answer to the verbs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vmservice.client.bus import PROPERTIES_INTERFACE, Bus, CallFailed, NotInTime, printable
+from vmservice.config import check_name
+from vmservice.control.errors import FAILED
+from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
+from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError
+
+# A VM answers a look from its own tables. A verb may wait for the guest (Resize: 30 s), or for a person to give a password.
+LOOK_TIMEOUT_SEC = 2.0
+VERB_TIMEOUT_SEC = 120.0
+# How many VMs are asked at a time: dbus-daemon's system bus lets a connection wait for 128 answers.
+LOOKS_AT_A_TIME = 32
+
+_ERROR = "org.freedesktop.DBus.Error."
+NOBODY_THERE = (f"{_ERROR}ServiceUnknown", f"{_ERROR}NameHasNoOwner")
+GONE = f"{_ERROR}NoReply"
+_DENIED = (f"{_ERROR}AccessDenied", f"{_ERROR}InteractiveAuthorizationRequired")
+
+
+class Refused(VmmError):
+    """The VM would not, and said why; nothing has changed."""
+
+    exit_status = 1
+
+
+class NotRunning(HostFacilityMissing):
+    """No process has the VM's name on the bus."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a VM says of itself. None is what it did not say; then `error` may have the reason."""
+
+    name: str
+    state: str | None = None
+    vcpus: int | None = None
+    max_vcpus: int | None = None
+    memory: int | None = None
+    last_exit: str | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, name: str, properties: Mapping[str, object]) -> Facts:
+        """From the values of the D-Bus properties; one of a type that it should not have was not said."""
+
+        def text(key: str) -> str | None:
+            value = properties.get(key)
+            return printable(value) if isinstance(value, str) else None
+
+        def number(key: str) -> int | None:
+            value = properties.get(key)
+            return value if isinstance(value, int) else None
+
+        return cls(name, text("State"), number("VCPUs"), number("MaxVCPUs"), number("Memory"), text("LastExit"))
+
+
+async def running_names(bus: Bus) -> list[str]:
+    """The names of all VMs on the bus, sorted. A bus name that no VM could have is nobody's."""
+    try:
+        (owned,) = await bus.ask_daemon("ListNames")
+    except CallFailed as failed:
+        raise HostError(f"the {bus.kind} bus does not list its names: {failed.text}") from None
+    prefix = f"{INTERFACE}."
+    found = (name_of_label(name.removeprefix(prefix)) for name in owned if name.startswith(prefix))
+    return sorted(name for name in found if name is not None)
+
+
+def name_of_label(label: str) -> str | None:
+    """The VM whose bus name ends in `label`; None unless some VM's name gives just this label."""
+    name, rest = "", label
+    while rest:
+        char, rest = rest[0], rest[1:]
+        if char == "_":
+            try:
+                char, rest = chr(int(rest[:2], 16)), rest[2:]
+            except ValueError:
+                return None
+        name += char
+    try:
+        check_name(name)
+    except UsageError:
+        return None
+    return name if bus_name(name) == f"{INTERFACE}.{label}" else None
+
+
+async def all_facts(bus: Bus) -> list[Facts]:
+    """What every VM says of itself. One that does not answer is there with an `error`, and holds up no other for long."""
+    turn = asyncio.Semaphore(LOOKS_AT_A_TIME)
+
+    async def look(name: str) -> Facts | None:
+        async with turn:
+            try:
+                return await facts(bus, name)
+            except NotRunning:  # it ended meanwhile
+                return None
+            except (NotInTime, Refused, NotPermitted) as error:
+                return Facts(name, error=str(error))
+
+    async with asyncio.TaskGroup() as group:
+        looks = [group.create_task(look(name)) for name in await running_names(bus)]
+    return [found for found in (task.result() for task in looks) if found is not None]
+
+
+async def facts(bus: Bus, name: str) -> Facts:
+    """What the VM says of itself; raises what `failure` makes of an error."""
+    try:
+        body = await bus.call(
+            bus_name(name), OBJECT_PATH, PROPERTIES_INTERFACE, "GetAll", "s", [INTERFACE], timeout_sec=LOOK_TIMEOUT_SEC
+        )
+    except TimeoutError:
+        raise NotInTime(f"the VM {name} did not answer within {LOOK_TIMEOUT_SEC:g} seconds") from None
+    except CallFailed as failed:
+        raise failure(bus, name, "look at", failed) from None
+    values = body[0] if body else {}
+    return Facts.of(name, {key: variant.value for key, variant in values.items()})
+
+
+async def process_id(bus: Bus, name: str) -> int | None:
+    """The process that has the VM's name, if the bus tells."""
+    try:
+        (pid,) = await bus.ask_daemon("GetConnectionUnixProcessID", "s", [bus_name(name)])
+    except (CallFailed, ValueError):
+        return None
+    return int(pid)
+
+
+async def call_verb(bus: Bus, name: str, member: str, vcpus: int | None = None) -> None:
+    """Call a method of the VM and wait until its work is done; `vcpus` is Resize's argument."""
+    signature, arguments = ("", []) if vcpus is None else ("y", [vcpus])
+    try:
+        await bus.call(
+            bus_name(name),
+            OBJECT_PATH,
+            INTERFACE,
+            member,
+            signature,
+            arguments,
+            timeout_sec=VERB_TIMEOUT_SEC,
+            interactive=True,
+        )
+    except TimeoutError:
+        raise NotInTime(
+            f"the VM {name} did not answer {member} within {VERB_TIMEOUT_SEC:g} seconds; it may still do it"
+        ) from None
+    except CallFailed as failed:
+        raise failure(bus, name, member, failed) from None
+
+
+def failure(bus: Bus, name: str, what: str, failed: CallFailed) -> VmmError:
+    """What a person is told about the error that answered `what` ("Pause")."""
+    if failed.by_bus and failed.name in NOBODY_THERE:
+        systemctl = "systemctl --user" if bus.user else "systemctl"
+        return NotRunning(f"the VM {name} is not running; `{systemctl} start vm@{name}` starts it")
+    if failed.by_bus and failed.name == GONE:
+        return NotRunning(f"the VM {name} ended before it answered")
+    if failed.name in _DENIED and failed.by_bus:
+        return NotPermitted(f"this account may not {what} the VM {name}; root and members of group vmservice may")
+    if failed.name in _DENIED:
+        return NotPermitted(failed.text or f"this account may not {what} the VM {name}")
+    if failed.name == FAILED:
+        return HostError(failed.text)
+    if failed.name.startswith(f"{INTERFACE}.Error."):
+        return Refused(failed.text or f"the VM {name} refused: {failed.name}")
+    return Refused(f"the VM {name} could not be asked to {what}: {failed.text or failed.name}")
