@@ -15,6 +15,7 @@ import pytest
 from support.bus_client import served_vm
 from support.private_bus import PrivateBus
 
+from vmservice.control import caller
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.vmservice.VM1.conf"
@@ -22,7 +23,7 @@ DAEMON = "org.freedesktop.DBus"
 PROPERTIES = f"{DAEMON}.Properties"
 DENIED = f"{DAEMON}.Error.AccessDenied"
 
-# Accounts that every Debian has. The member stands for one in group vmservice, which need not exist here.
+# Accounts that every Debian has. The member's group stands for the group vmservice, which need not exist here.
 MEMBER = "games"
 STRANGER = "nobody"
 
@@ -55,6 +56,16 @@ def system_bus(tmp_path_factory: pytest.TempPathFactory) -> PrivateBus:  # type:
     ours.write_text(POLICY.read_text("utf-8").replace('group="vmservice"', f'group="{group}"'), "utf-8")
     with PrivateBus(SYSTEM_DEFAULT.format(policy=ours), kind="system") as bus:
         yield bus
+
+
+@pytest.fixture(autouse=True)
+def accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The files of accounts and groups, with the member in group vmservice."""
+    user = pwd.getpwnam(MEMBER)
+    (tmp_path / "passwd").write_text(f"{MEMBER}:x:{user.pw_uid}:{user.pw_gid}:::\n")
+    (tmp_path / "group").write_text(f"vmservice:x:980:{MEMBER}\n")
+    monkeypatch.setattr(caller, "ACCOUNT_FILE", str(tmp_path / "passwd"))
+    monkeypatch.setattr(caller, "GROUP_FILE", str(tmp_path / "group"))
 
 
 def send(bus: PrivateBus, account: str, destination: str, path: str, member: str, *arguments: str) -> str:
@@ -103,15 +114,28 @@ def test_everybody_may_look(system_bus: PrivateBus) -> None:
     asyncio.run(check())
 
 
-def test_who_may_act(system_bus: PrivateBus) -> None:
+def test_who_may_act_where_there_is_no_polkit(system_bus: PrivateBus) -> None:
     async def check() -> None:
         async with served_vm(system_bus.address) as served:
-            assert DENIED in await call(system_bus, STRANGER, f"{INTERFACE}.Boot")
+            refused = await call(system_bus, STRANGER, f"{INTERFACE}.Boot")
+            assert f"{DENIED}: org.vmservice.vm1.boot is not authorized: polkit cannot be asked" in refused
             assert served.vm.state == "created"
             assert "method return" in await call(system_bus, MEMBER, f"{INTERFACE}.Boot")
             assert "method return" in await call(system_bus, "root", f"{INTERFACE}.Resize", "byte:2")
             assert DENIED in await call(system_bus, STRANGER, f"{INTERFACE}.Shutdown")
             assert served.vm.state == "running"
+
+    asyncio.run(check())
+
+
+def test_an_account_that_runs_vms_controls_none(system_bus: PrivateBus, tmp_path: Path) -> None:
+    """Its group lets it own a VM's name, and no more: a VMM that is taken over stays alone."""
+    (tmp_path / "group").write_text(f"vmservice:x:{pwd.getpwnam(MEMBER).pw_gid}:{MEMBER}\n")
+
+    async def check() -> None:
+        async with served_vm(system_bus.address) as served:
+            assert DENIED in await call(system_bus, MEMBER, f"{INTERFACE}.Boot")
+            assert served.vm.state == "created"
 
     asyncio.run(check())
 

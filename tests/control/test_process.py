@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -177,6 +178,117 @@ def test_the_bus_goes_and_comes_back(start: Start, manager: Manager, own_bus: Pr
     asyncio.run(wait_for_name())
     assert state(own_bus.address) == "paused"
     assert process.running()
+
+
+def reload(process: VmProcess, manager: Manager) -> str:
+    """Reload; the status afterwards."""
+    process.send(signal.SIGHUP)
+    told = manager.wait_for("RELOADING", "1")
+    assert abs(time.monotonic_ns() // 1000 - int(told["MONOTONIC_USEC"])) < 20_000_000
+    return manager.wait_for("READY", "1")["STATUS"]
+
+
+def vcpus(address: str) -> int:
+    async def ask() -> int:
+        async with client(address) as caller:
+            return int(await caller.get("demo", "VCPUs"))
+
+    return asyncio.run(ask())
+
+
+def test_a_reload_applies_what_a_running_vm_can_follow(start: Start, manager: Manager, bus: PrivateBus, config: Path) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    changed = SIM_CONFIG.replace("boot = 1", "boot = 3")
+    config.write_text(f'{changed}[service]\nshutdown_timeout = 0\non_poweroff = "stay"\n')
+    assert reload(process, manager) == "running; 3 vCPUs, 512 MiB"
+    assert vcpus(bus.address) == 3
+    call(bus.address, "PowerButton")
+    manager.wait_for("STATUS", "last exit: poweroff")
+    call(bus.address, "Boot")
+    assert vcpus(bus.address) == 3
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "forced the VM to stop: shutdown_timeout is 0" in process.messages
+    assert "in force when the VM is restarted" not in process.messages
+
+
+def test_a_reload_leaves_vcpus_alone_that_were_given_over_the_bus(
+    start: Start, manager: Manager, bus: PrivateBus, config: Path
+) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+
+    async def resize() -> None:
+        async with client(bus.address) as caller:
+            await caller.call("demo", "Resize", "y", [2])
+
+    asyncio.run(resize())
+    assert reload(process, manager) == "running; 2 vCPUs, 512 MiB"
+    assert vcpus(bus.address) == 2
+    assert "the configuration is reloaded" in process.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (SIM_CONFIG.replace("boot = 1", "boot = 2") + "[service]\non_reset = 3\n", "service.on_reset"),
+        (SIM_CONFIG.replace("boot = 1", "boot = 2") + "[nonsense]\n", "nonsense"),
+        (SIM_CONFIG.replace("boot = 1\nmax = 4", "boot = 8\nmax = 8") + "[service]\nshutdown_timeout = 0\n", "cpus.boot is 8"),
+        (SIM_CONFIG.replace("boot = 1", "boot = 2").replace("nowhere", "elsewhere"), "/elsewhere/vmlinuz"),
+        ("[kernel\n", "TOML"),
+    ],
+    ids=["a wrong value", "an unknown section", "more vCPUs than can be", "no kernel", "no TOML"],
+)
+def test_a_reload_of_a_wrong_file_changes_nothing(
+    start: Start, manager: Manager, bus: PrivateBus, config: Path, text: str, says: str
+) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    config.write_text(text)
+    status = reload(process, manager)
+    assert status.startswith("not reloaded, and nothing has changed: ")
+    assert says in status
+    assert process.messages.count("error: not reloaded, and nothing has changed") == 1
+    assert vcpus(bus.address) == 1
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "it has 120 seconds" in process.messages
+
+
+def test_a_reload_of_a_paused_vm_gives_it_no_vcpus(start: Start, manager: Manager, bus: PrivateBus, config: Path) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    call(bus.address, "Pause")
+    manager.wait_for("STATUS", "paused")
+    config.write_text(SIM_CONFIG.replace("boot = 1", "boot = 2") + '[service]\non_poweroff = "stay"\n')
+    assert "a VM in state paused cannot be resized" in reload(process, manager)
+    call(bus.address, "Resume")
+    manager.wait_for("STATUS", "running")
+    assert reload(process, manager) == "running; 2 vCPUs, 512 MiB"
+
+
+def test_a_reload_says_what_waits_for_a_restart(start: Start, manager: Manager, bus: PrivateBus, config: Path) -> None:
+    kernel = config.parent / "vmlinuz"
+    kernel.write_bytes(b"Linux")
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    config.write_text(
+        SIM_CONFIG.replace("/nowhere/vmlinuz", str(kernel)).replace("max = 4", "max = 8")
+        + '[memory]\nsize = "64M"\n[serial]\nmode = "null"\n[rng]\nenabled = false\n'
+    )
+    assert reload(process, manager) == "running; 1 vCPU, 512 MiB"
+    assert (
+        f"different in {config}, and in force when the VM is restarted: [kernel], cpus.max, [memory], [serial],"
+        " [console], [rng], [balloon] or [virtio]"
+    ) in process.messages
+
+
+def test_without_a_manager_a_hangup_is_the_end(start: Start) -> None:
+    """What SIGHUP means in a terminal."""
+    process = start("--bus", "none", told=False)
+    process.send(signal.SIGHUP)
+    assert process.wait() == -signal.SIGHUP
 
 
 def test_a_manager_that_is_gone_does_not_matter(start: Start, manager: Manager, bus: PrivateBus) -> None:

@@ -17,10 +17,11 @@ from dbus_next import Message
 from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameReply
 from dbus_next.errors import DBusError
 
+from vmservice.control.authority import Authority
 from vmservice.control.dbus_object import PROPERTIES_INTERFACE, VmObject
-from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Transport, checked_address
-from vmservice.control.errors import LIMITS_EXCEEDED, BusFault, describe
-from vmservice.control.names import OBJECT_PATH, bus_name
+from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Transport, checked_address, daemon_call
+from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
+from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError
 from vmservice.vm.lifecycle import Resizing, Vm
 
@@ -28,9 +29,6 @@ FIRST_RETRY_SEC = 0.1
 LAST_RETRY_SEC = 5.0
 CONNECT_TIMEOUT_SEC = 5.0
 FAREWELL_TIMEOUT_SEC = 1.0
-
-_DAEMON = "org.freedesktop.DBus"
-_ACCESS_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 
 
 class BusNameTaken(HostFacilityMissing):
@@ -77,12 +75,16 @@ class BusConnection:
         self.name = bus_name(vm.name)
         self.owned = False
         self._address = bus_address(bus)
+        # The session bus is its owner's alone, and there is no polkit on it.
+        self._guarded = bus != "session"
+        self._vm_name = vm.name
         self._object = VmObject(vm)
         self._on_acquired = on_acquired
         self._on_lost = on_lost
         self._log = log
         self._connect_timeout_sec = connect_timeout_sec
         self._transport: Transport | None = None
+        self._authority: Authority | None = None
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended = asyncio.Event()
         self._ended.set()
@@ -162,6 +164,8 @@ class BusConnection:
 
     async def _connect(self) -> Transport:
         transport = self._transport = Transport(self._address)
+        if self._guarded:
+            self._authority = Authority(transport, self._vm_name, self._log)
         try:
             transport.answer_calls(self._answer)
             await transport.connect()
@@ -169,7 +173,7 @@ class BusConnection:
         except HostError:
             raise
         except DBusError as error:
-            if error.type == _ACCESS_DENIED:
+            if error.type == ACCESS_DENIED:
                 raise NotPermitted(
                     f"the bus does not let this account own {self.name}; its policy allows root and members of group vmservice"
                 ) from None
@@ -184,21 +188,15 @@ class BusConnection:
     async def _owner_of(self, transport: Transport) -> str:
         """` by process 123`, or nothing where the bus does not say."""
         with contextlib.suppress(Exception):
-            reply = await transport.call(
-                Message(
-                    destination=_DAEMON,
-                    path="/org/freedesktop/DBus",
-                    interface=_DAEMON,
-                    member="GetConnectionUnixProcessID",
-                    signature="s",
-                    body=[self.name],
-                )
-            )
+            reply = await transport.call(daemon_call("GetConnectionUnixProcessID", "s", [self.name]))
             if reply.message_type is MessageType.METHOD_RETURN:
                 return f" by process {reply.body[0]}"
         return ""
 
     def _drop(self) -> None:
+        if self._authority is not None:
+            self._authority.close()
+            self._authority = None
         if self._transport is not None:
             self._transport.close()
             self._transport = None
@@ -206,17 +204,36 @@ class BusConnection:
     # Traffic
 
     def _answer(self, call: Message) -> Message | None:
-        """The reply; None where it comes later, when the guest has answered."""
+        """The reply; None where it comes later: when the caller is known, when polkit or the guest has answered."""
         try:
             if call.too_large:
                 raise BusFault(LIMITS_EXCEEDED, f"the call is too large; its arguments may take {BODY_LIMIT_BYTES} bytes")
-            answer = self._object.answer(call.path, call.interface, call.member, call.signature, call.body)
+            interface = self._object.check(call.path, call.interface, call.member, call.signature)
+        except BusFault as fault:
+            return self._error(call, fault)
+        act = partial(self._act, call, interface, self._transport)
+        if interface == INTERFACE and self._authority is not None:
+            self._authority.decide(call, act)
+        else:
+            act(None)
+        return None
+
+    def _act(self, call: Message, interface: str, transport: Transport | None, refusal: BusFault | None) -> None:
+        """Do what is asked, unless there is a `refusal` or the connection was lost in the meantime."""
+        if transport is None or transport is not self._transport:
+            return
+        try:
+            if refusal is not None:
+                raise refusal
+            answer = self._object.answer(call.path, interface, call.member, call.body)
             if isinstance(answer, Resizing):
-                answer.on_end = partial(self._send_late, call, self._transport)
-                return None
-            return Message.new_method_return(call, *answer)
+                answer.on_end = partial(self._send_late, call, transport)
+                return
+            reply = Message.new_method_return(call, *answer)
         except Exception as error:
-            return self._error(call, error)
+            reply = self._error(call, error)
+        if not call.flags & MessageFlag.NO_REPLY_EXPECTED:
+            transport.send(reply)
 
     def _error(self, call: Message, error: Exception) -> Message:
         name, text = describe(error, self._log)

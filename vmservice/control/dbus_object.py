@@ -62,15 +62,19 @@ class VmObject:
             "Reboot": vm.reboot,
         }
 
-    def answer(self, path: str, interface: str | None, member: str, signature: str, body: Sequence[object]) -> Reply | Resizing:
-        """The signature and body of the reply, or the work that it waits for.
-
-        Raises BusFault for a call that fits no member, and what the VM raises.
-        """
+    def check(self, path: str, interface: str | None, member: str, signature: str) -> str:
+        """The interface whose member is called. Raises BusFault for a call that fits no member."""
         interface = self._find(path, interface, member)
         expected = METHODS[interface][member]
         if signature != expected:
             raise BusFault(INVALID_ARGS, f"{member} takes {_spelled(expected)}, not {_spelled(signature)}")
+        return interface
+
+    def answer(self, path: str, interface: str, member: str, body: Sequence[object]) -> Reply | Resizing:
+        """The signature and body of the reply to a call that `check` let pass, or the work that it waits for.
+
+        Raises BusFault for a property that is not there, and what the VM raises.
+        """
         if interface == INTERFACE:
             return self._verbs[member](*body) or _NOTHING
         if interface == PROPERTIES_INTERFACE:

@@ -11,7 +11,8 @@ What dbus-next 0.2.3 does, and what is done here instead:
 * it drops the connection on a message that it cannot unpack: here that message is passed over;
 * it never closes its socket: `close` does.
 
-File descriptors are not negotiated, so the bus refuses a message that carries one, and none can be left behind here.
+File descriptors are negotiated only where `descriptors` says so (see `login.py`); else the bus refuses a message that carries
+one. What nobody takes of those that came is closed in a thread: to close one may wait for the file system that it belongs to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -39,13 +41,16 @@ BODY_LIMIT_BYTES = 64 * 1024
 HEADER_LIMIT_BYTES = 16 * 1024
 MESSAGES_A_TURN = 32
 UNSENT_LIMIT = 1024
+UNWANTED_LIMIT = 8  # messages with descriptors that nobody takes
 _RETRY_READING_SEC = 0.02
 _AUTH_LINE_LIMIT_BYTES = 512
 
 # The signatures of calls whose body is unpacked, and how much of it. Set's value is not looked at: no property is writable.
 _UNPACKED = {"": "", "y": "y", "s": "s", "ss": "ss", "ssv": "ss"}
-_UNPACKED_REPLIES = ("s", "u")  # of the bus itself, and errors
-_UNPACKED_SIGNALS = ("sss",)  # NameOwnerChanged, which dbus-next itself looks at
+_UNPACKED_REPLIES = ("s", "u", "h", "(bba{ss})")  # of the bus itself, errors, logind's Inhibit and polkit's CheckAuthorization
+_UNPACKED_SIGNALS = ("sss", "b")  # NameOwnerChanged, which dbus-next itself looks at, and logind's PrepareForSleep
+
+DAEMON = "org.freedesktop.DBus"
 
 
 class BoundedUnmarshaller(Unmarshaller):  # type: ignore[misc]
@@ -75,6 +80,7 @@ class BoundedUnmarshaller(Unmarshaller):  # type: ignore[misc]
         except (ValueError, TypeError):  # a type of message from the future, or a name that dbus-next will not have
             self.message = Message.new_signal("/", "org.vmservice.Ignored", "Ignored")
             self.message.serial = serial
+        self.message.unix_fds = self.unix_fds
 
     def _message(self, kind: MessageType, flags: MessageFlag, serial: int, header: dict[int, Any], too_large: bool) -> Message:
         fields = {field: header.get(field.value) for field in HeaderField}
@@ -133,11 +139,15 @@ class PatientWriter(_MessageWriter):  # type: ignore[misc]
 
 
 class Transport(MessageBus):  # type: ignore[misc]
-    """One connection to the bus at one of the addresses in `address`; `connect` makes it usable, `close` gives it back."""
+    """One connection to the bus at one of the addresses in `address`; `connect` makes it usable, `close` gives it back.
 
-    def __init__(self, address: str) -> None:
+    With `descriptors` messages may bring some; a handler that wants one takes it out of the message's `unix_fds`.
+    """
+
+    def __init__(self, address: str, *, descriptors: bool = False) -> None:
         self._unmarshaller: Unmarshaller
-        super().__init__(bus_address=address)
+        self._unwanted = 0
+        super().__init__(bus_address=address, negotiate_unix_fd=descriptors)
         self._writer = PatientWriter(self)
 
     def answer_calls(self, handler: Callable[[Message], Message | None]) -> None:
@@ -159,6 +169,29 @@ class Transport(MessageBus):  # type: ignore[misc]
         future.add_done_callback(_retrieve)
         return future
 
+    async def ask(self, call: Message, timeout_sec: float, on_reply: Callable[[Message], None] | None = None) -> Message:
+        """The reply to `call`, an error message included; `on_reply` has it first, and while its descriptors are open.
+
+        Raises TimeoutError, or ConnectionError when the connection is lost. A reply that comes later is not missed by anybody.
+        """
+        future: asyncio.Future[Message | None] = self._loop.create_future()
+
+        def handle(reply: Message | None, _error: Exception | None) -> None:
+            if not future.done():
+                if reply is not None and on_reply is not None:
+                    on_reply(reply)
+                future.set_result(reply)
+
+        self._call(call, handle)
+        try:
+            async with asyncio.timeout(timeout_sec):
+                reply = await future
+        finally:
+            self._method_return_handlers.pop(call.serial, None)
+        if reply is None:
+            raise ConnectionError("the connection to the bus was lost")
+        return reply
+
     @property
     def unsent(self) -> int:
         """Messages that the bus has not taken yet."""
@@ -173,6 +206,7 @@ class Transport(MessageBus):  # type: ignore[misc]
     def close(self) -> None:
         self._finalize(ConnectionError("the connection to the bus was closed"))
         _retrieve(self._disconnect_future)
+        _close_apart(self._unmarshaller.unix_fds)  # of a message that has come in half
         with contextlib.suppress(OSError):  # what was still to be written has no reader any more
             self._stream.close()
         self._sock.close()
@@ -205,7 +239,15 @@ class Transport(MessageBus):  # type: ignore[misc]
         return line[:-2].decode("ascii", "replace")
 
     def _create_unmarshaller(self) -> Unmarshaller:
-        return BoundedUnmarshaller(self._stream)
+        return BoundedUnmarshaller(self._stream, self._sock if self._negotiate_unix_fd else None)
+
+    def _on_message(self, message: Message) -> None:
+        super()._on_message(message)
+        if message.unix_fds:
+            _close_apart(message.unix_fds)
+            self._unwanted += 1
+            if self._unwanted > UNWANTED_LIMIT:
+                self._finalize(ConnectionError("strangers send descriptors"))
 
     def _message_reader(self) -> None:
         """One turn. What is left when it is over may lie in the stream's buffer, which no poll sees, so the next is queued."""
@@ -232,6 +274,13 @@ class Transport(MessageBus):  # type: ignore[misc]
         if not self._disconnected:
             self._loop.add_reader(self._fd, self._message_reader)
             self._message_reader()
+
+
+def daemon_call(member: str, signature: str, body: list[object]) -> Message:
+    """A call of the bus itself."""
+    return Message(
+        destination=DAEMON, path="/org/freedesktop/DBus", interface=DAEMON, member=member, signature=signature, body=body
+    )
 
 
 def checked_address(address: str) -> str:
@@ -264,3 +313,14 @@ def _retrieve(future: asyncio.Future[None]) -> None:
     """Look at the exception, lest asyncio report it as never retrieved; `disconnected` tells of a lost connection."""
     if not future.cancelled():
         future.exception()
+
+
+def _close_apart(fds: list[int]) -> None:
+    """Close `fds` in a thread that nobody waits for."""
+    if fds:
+        threading.Thread(target=_close_all, args=(list(fds),), name="closer", daemon=True).start()
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

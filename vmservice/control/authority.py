@@ -1,0 +1,210 @@
+"""Who may use a verb: the bus says who calls, and polkit decides about everybody who is not trusted anyway.
+
+A check never holds up the loop or another caller, and leaves nothing behind: it ends with polkit's answer, with a timeout, with
+the caller, or with the connection. How many are under way at once is bounded, for all callers and for each account. Whatever
+goes wrong on the way, the answer is no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from dbus_next import Message, Variant
+from dbus_next.constants import MessageFlag, MessageType
+
+from vmservice.control.caller import GROUP, Caller
+from vmservice.control.dbus_transport import DAEMON, Transport, daemon_call
+from vmservice.control.errors import ACCESS_DENIED, INTERACTION_REQUIRED, LIMITS_EXCEEDED, BusFault, wire_text
+
+# A verb of the interface and the polkit action that stands for it; dbus/org.vmservice.vm1.policy declares them.
+ACTIONS = {
+    "Boot": "org.vmservice.vm1.boot",
+    "Pause": "org.vmservice.vm1.pause",
+    "Resume": "org.vmservice.vm1.resume",
+    "Shutdown": "org.vmservice.vm1.shutdown",
+    "Resize": "org.vmservice.vm1.resize",
+    "PowerButton": "org.vmservice.vm1.power-button",
+    "Reboot": "org.vmservice.vm1.reboot",
+}
+
+POLKIT = "org.freedesktop.PolicyKit1"
+_POLKIT_PATH = "/org/freedesktop/PolicyKit1/Authority"
+_POLKIT_INTERFACE = f"{POLKIT}.Authority"
+_ALLOW_USER_INTERACTION = 1  # CheckAuthorizationFlags
+
+IDENTIFY_TIMEOUT_SEC = 5.0
+CHECK_TIMEOUT_SEC = 30.0
+INTERACTIVE_TIMEOUT_SEC = 120.0  # a person looks for the window, and types
+
+CHECKS_LIMIT = 32
+CHECKS_LIMIT_AN_ACCOUNT = 4
+# Calls that wait until the bus has said who makes them.
+WAITING_LIMIT = 1024
+WAITING_LIMIT_A_SENDER = 256
+_KNOWN_LIMIT = 256
+
+# Called once: with None when the call may proceed, else with what its caller is told. Never called for a caller that is gone.
+Verdict = Callable[[BusFault | None], None]
+
+
+class Authority:
+    """Decides for the calls that come over one connection, on behalf of the VM called `vm_name`."""
+
+    def __init__(self, transport: Transport, vm_name: str, log: Callable[[str], None]) -> None:
+        self._transport = transport
+        self._vm_name = vm_name
+        self._log = log
+        self._known: dict[str, Caller] = {}
+        self._waiting: dict[str, list[tuple[Message, Verdict]]] = {}
+        self._identifying: set[asyncio.Task[None]] = set()
+        self._checks: dict[asyncio.Task[None], Caller] = {}
+        self._next_cancellation = 0
+        self._told = False
+        transport.add_message_handler(self._on_message)
+
+    def decide(self, call: Message, verdict: Verdict) -> None:
+        """May the sender of `call`, a well-formed call of a verb, have it done? At once where that is known already."""
+        caller = self._known.get(call.sender)
+        if caller is not None:
+            self._judge(caller, call, verdict)
+            return
+        waiting = self._waiting.get(call.sender, [])
+        if len(waiting) >= WAITING_LIMIT_A_SENDER or sum(map(len, self._waiting.values())) >= WAITING_LIMIT:
+            verdict(BusFault(LIMITS_EXCEEDED, "too many calls wait until it is known who makes them; try again later"))
+            return
+        waiting.append((call, verdict))
+        if call.sender not in self._waiting:
+            self._waiting[call.sender] = waiting
+            task = asyncio.get_running_loop().create_task(self._identify(call.sender))
+            self._identifying.add(task)
+            task.add_done_callback(self._identifying.discard)
+
+    def close(self) -> None:
+        """Forget everything that waits; for when the connection is gone."""
+        for task in (*self._identifying, *self._checks):
+            task.cancel()
+        self._waiting.clear()
+
+    # Who it is
+
+    async def _identify(self, sender: str) -> None:
+        try:
+            caller = await self._caller(sender)
+        except (OSError, TimeoutError, BusFault) as error:
+            for _call, verdict in self._waiting.pop(sender, ()):
+                verdict(BusFault(ACCESS_DENIED, f"the bus does not say who calls: {error}"))
+            return
+        waiting = self._waiting.pop(sender, [])
+        if caller is None:
+            return
+        while len(self._known) >= _KNOWN_LIMIT:
+            del self._known[next(iter(self._known))]
+        self._known[sender] = caller
+        for call, verdict in waiting:
+            self._judge(caller, call, verdict)
+
+    async def _caller(self, sender: str) -> Caller | None:
+        """None for a sender that is gone. The kernel told the bus who connected; the sender has no say in it."""
+        reply = await self._transport.ask(daemon_call("GetConnectionUnixUser", "s", [sender]), IDENTIFY_TIMEOUT_SEC)
+        if reply.message_type is MessageType.ERROR and reply.error_name == "org.freedesktop.DBus.Error.NameHasNoOwner":
+            return None
+        if reply.message_type is MessageType.ERROR or reply.sender != DAEMON or reply.signature != "u" or not reply.body:
+            raise BusFault(ACCESS_DENIED, reply.error_name or "it gave an answer that makes no sense")
+        return Caller(sender, reply.body[0])
+
+    # Whether it may
+
+    def _judge(self, caller: Caller, call: Message, verdict: Verdict) -> None:
+        if caller.trusted:
+            verdict(None)
+            return
+        account_checks = sum(1 for other in self._checks.values() if other.uid == caller.uid)
+        if account_checks >= CHECKS_LIMIT_AN_ACCOUNT or len(self._checks) >= CHECKS_LIMIT:
+            verdict(BusFault(LIMITS_EXCEEDED, "too many authorizations are under way; try again when they have ended"))
+            return
+        if all(other.sender != caller.sender for other in self._checks.values()):
+            self._transport.send(_watch("AddMatch", caller.sender))
+        task = asyncio.get_running_loop().create_task(self._check(caller, call, verdict))
+        self._checks[task] = caller
+        task.add_done_callback(self._end_check)
+
+    def _end_check(self, task: asyncio.Task[None]) -> None:
+        caller = self._checks.pop(task)
+        if self._transport.connected and all(other.sender != caller.sender for other in self._checks.values()):
+            self._transport.send(_watch("RemoveMatch", caller.sender))
+
+    async def _check(self, caller: Caller, call: Message, verdict: Verdict) -> None:
+        action = ACTIONS[call.member]
+        interactive = bool(call.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        timeout_sec = INTERACTIVE_TIMEOUT_SEC if interactive else CHECK_TIMEOUT_SEC
+        self._next_cancellation += 1
+        cancellation = str(self._next_cancellation)
+        subject = ["system-bus-name", {"name": Variant("s", caller.sender)}]
+        flags = _ALLOW_USER_INTERACTION if interactive else 0
+        question = _polkit_call(
+            "CheckAuthorization", "(sa{sv})sa{ss}us", [subject, action, {"vm": self._vm_name}, flags, cancellation]
+        )
+        try:
+            reply = await self._transport.ask(question, timeout_sec)
+        except TimeoutError:
+            self._cancel(cancellation)
+            verdict(self._cannot_ask(action, f"it did not answer within {timeout_sec:.0f} seconds"))
+        except asyncio.CancelledError:
+            self._cancel(cancellation)
+            raise
+        except OSError as error:
+            verdict(self._cannot_ask(action, str(error)))
+        else:
+            verdict(self._answer(action, interactive, reply))
+
+    def _answer(self, action: str, interactive: bool, reply: Message) -> BusFault | None:
+        if reply.message_type is MessageType.ERROR:
+            words = f"{reply.error_name}: {reply.body[0]}" if reply.body else str(reply.error_name)
+            return self._cannot_ask(action, wire_text(words))
+        if reply.signature != "(bba{ss})" or not reply.body:
+            return self._cannot_ask(action, "it gave an answer that makes no sense")
+        self._told = False
+        authorized, challenge, _details = reply.body[0]
+        if authorized:
+            return None
+        if challenge and not interactive:
+            return BusFault(INTERACTION_REQUIRED, f"{action} needs interactive authentication, which the call does not allow")
+        return BusFault(ACCESS_DENIED, f"{action} is not authorized")
+
+    def _cannot_ask(self, action: str, why: str) -> BusFault:
+        """The refusal for an action that polkit says nothing about; the journal has the reason once an outage."""
+        if not self._told:
+            self._told = True
+            self._log(f"polkit cannot be asked: {why}; until it can, only root and members of group {GROUP} may control the VM")
+        return BusFault(ACCESS_DENIED, f"{action} is not authorized: polkit cannot be asked")
+
+    def _cancel(self, cancellation: str) -> None:
+        """An agent's window closes, and polkit forgets the check too."""
+        if self._transport.connected:
+            call = _polkit_call("CancelCheckAuthorization", "s", [cancellation])
+            call.flags = MessageFlag.NO_REPLY_EXPECTED | MessageFlag.NO_AUTOSTART
+            self._transport.send(call)
+
+    def _on_message(self, message: Message) -> None:
+        """The bus tells of a caller that is gone: what it asked for is not done. Others may send such a signal too."""
+        if message.member != "NameOwnerChanged" or message.sender != DAEMON or message.signature != "sss":
+            return
+        name, _old, new = message.body
+        if new == "":
+            for task, caller in list(self._checks.items()):
+                if caller.sender == name:
+                    task.cancel()
+
+
+def _polkit_call(member: str, signature: str, body: list[object]) -> Message:
+    return Message(
+        destination=POLKIT, path=_POLKIT_PATH, interface=_POLKIT_INTERFACE, member=member, signature=signature, body=body
+    )
+
+
+def _watch(member: str, name: str) -> Message:
+    rule = f"type='signal',sender='{DAEMON}',interface='{DAEMON}',member='NameOwnerChanged',arg0='{name}'"
+    call = daemon_call(member, "s", [rule])
+    call.flags = MessageFlag.NO_REPLY_EXPECTED
+    return call

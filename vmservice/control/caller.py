@@ -1,0 +1,58 @@
+"""Who calls: the account behind a name on the bus, and whether that account may control a VM without being asked for more.
+
+Three kinds of account may: root, the account that the VM itself runs as (it could stop its own process anyway), and members of
+the group vmservice. Accounts that are there for VMs to run as are none of them: a VMM that a guest has taken over must not
+steer the other VMs. Those are the accounts whose own group is vmservice; the group is what lets them own a bus name.
+
+Members are those that the files name. The bus could tell the groups of the caller's process, but dbus-broker sends a process
+descriptor along (GetConnectionCredentials) and throws whoever takes no descriptors off the bus; and a VM takes none from a bus
+that everybody can send to: to close one may wait, for ever, for the file system of a stranger.
+"""
+
+from __future__ import annotations
+
+import os
+
+GROUP = "vmservice"
+ACCOUNT_FILE = "/etc/passwd"
+GROUP_FILE = "/etc/group"
+
+_FILE_LIMIT_BYTES = 1 << 20
+
+
+class Caller:
+    """The account behind the unique bus name `sender`; a name never changes its account."""
+
+    __slots__ = ("sender", "trusted", "uid")
+
+    def __init__(self, sender: str, uid: int) -> None:
+        self.sender = sender
+        self.uid = uid
+        self.trusted = is_trusted(uid)
+
+
+def is_trusted(uid: int) -> bool:
+    """Whether the account `uid` needs no authorization.
+
+    The name service is not asked: it may wait for a server. Polkit knows accounts and groups that come from one.
+    """
+    if uid == 0:
+        return True
+    account = _entry(ACCOUNT_FILE, 2, str(uid), fields=7)
+    group = _entry(GROUP_FILE, 0, GROUP, fields=4)
+    if account is not None and group is not None and account[3] == group[2]:
+        return False
+    if uid == os.geteuid():
+        return True
+    return account is not None and group is not None and account[0] in group[3].split(",")
+
+
+def _entry(path: str, key: int, value: str, *, fields: int) -> list[str] | None:
+    """The first line of a file of passwd(5) or group(5) whose field number `key` is `value`."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read(_FILE_LIMIT_BYTES).splitlines()
+    except OSError:
+        return None
+    entries = (line.split(":") for line in lines)
+    return next((entry for entry in entries if len(entry) == fields and entry[key] == value and entry[0]), None)
