@@ -10,7 +10,7 @@ PYTHON := /usr/bin/python3
 LEVELS := style unit control kvm system lab
 
 LAB_PACKAGES := debian-archive-keyring e2fsprogs lz4 mmdebstrap util-linux xz-utils zstd
-TEST_PACKAGES := $(LAB_PACKAGES) acpica-tools binutils dbus gcc libc6-dev libxml2-utils lintian man-db python3-venv systemd systemd-container
+TEST_PACKAGES := $(LAB_PACKAGES) acpica-tools binutils dbus gcc libc6-dev libxml2-utils lintian man-db python3-dbusmock python3-venv systemd systemd-container
 
 .PHONY: demo test bench deb lab
 

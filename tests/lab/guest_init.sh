@@ -69,6 +69,19 @@ if [ "$vmtest" = virtio ]; then
     echo "vmservice guest: virtio end"
 fi
 
+# A console of its own at /dev/hvc0: it tells how large it is whenever that changes, and repeats what is typed at it.
+if [ "$vmtest" = console ]; then
+    while read -r typed; do
+        echo "vmservice guest: typed at hvc0: $typed"
+        echo "you typed $typed" > /dev/hvc0
+    done < /dev/hvc0 &
+    while sleep 0.2; do
+        size=$(stty size < /dev/hvc0)
+        [ "$size" = "$told" ] || echo "vmservice guest: hvc0 has $size"
+        told=$size
+    done &
+fi
+
 for device in /dev/input/event*; do
     [ -c "$device" ] && watch_button "$device" &
 done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lab.guest import guest_images
@@ -17,6 +18,8 @@ def payload() -> dict[str, Path]:
         **{image.name: image for image in guest_images().iterdir()},
         "vmservice.deb": debian_package(),
         "journal_wait.py": _SUPPORT / "journal_wait.py",
+        "person.py": Path(__file__).with_name("person.py"),
+        "masked.py": Path(__file__).with_name("masked.py"),
     }
 
 
@@ -32,15 +35,17 @@ def guest_config(
     cpus: int = 1,
     max_cpus: int = 0,
     memory: str = "256M",
+    memory_keys: str = "",
     cmdline: str = "console=ttyS0 quiet",
     service: str = "",
     more: str = "",
 ) -> str:
-    """A VM's configuration: one of the guests. `max_cpus` is `cpus` unless given; `service` holds lines of that section,
-    `more` whole sections."""
+    """A VM's configuration: one of the guests, or a kernel by its absolute path. `max_cpus` is `cpus` unless given;
+    `memory_keys` and `service` hold further lines of their sections, `more` whole sections."""
+    path = os.path.join("/lab", kernel)
     return (
-        f'[kernel]\npath = "/lab/{kernel}"\ninitramfs = "/lab/{initramfs}"\ncmdline = "{cmdline}"\n\n'
+        f'[kernel]\npath = "{path}"\ninitramfs = "/lab/{initramfs}"\ncmdline = "{cmdline}"\n\n'
         f"[cpus]\nboot = {cpus}\nmax = {max_cpus or cpus}\n\n"
-        f'[memory]\nsize = "{memory}"\n\n'
+        f'[memory]\nsize = "{memory}"\n{memory_keys}\n'
         f"[service]\n{service}\n{more}"
     )

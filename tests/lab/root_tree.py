@@ -16,7 +16,7 @@ SUITE = "trixie"
 PACKAGES = (
     # the host
     *("systemd", "systemd-sysv", "libpam-systemd", "udev", "kmod", "login", "passwd"),
-    *("dbus", "dbus-user-session", "dbus-broker", "polkitd", "linux-image-cloud-amd64"),
+    *("dbus", "dbus-user-session", "dbus-broker", "polkitd", "systemd-container", "linux-image-cloud-amd64"),
     # what the package depends on
     *("python3", "python3-dbus-next", "python3-pyelftools"),
     # what tests and people use there

@@ -220,6 +220,100 @@ def test_the_tables_a_guest_sees_are_sound(vm: UnitVm) -> None:
         assert "0 Errors, 0 Warnings" in taken_apart, taken_apart
 
 
+@pytest.mark.parametrize("release", ["trixie", "bookworm"])
+def test_persons_at_a_virtio_console(vm: UnitVm, release: str) -> None:
+    """Who come in turn, each with a terminal of another size, which the guest learns."""
+    cmdline = "console=ttyS0 quiet vmtest=console"
+    more = '[console]\nmode = "pty"\n'
+    vm.configure(guest_config(kernel=f"{release}.vmlinuz", initramfs=f"{release}.initramfs", cmdline=cmdline, more=more))
+    vm.start()
+    vm.wait_for("beat 1$", BOOT_TIMEOUT_SEC)
+    assert re.search(r"the hvc console is at /dev/pts/\d+", vm.journal())
+    before = _belongings(vm)
+    for columns, rows, word in ((100, 30, "one"), (132, 43, "two")):
+        command = f"vmservice console {vm.name}"
+        shown = vm.host.run(f"python3 /lab/person.py {columns} {rows} {word} {command}", timeout=90, check=True).stdout
+        assert f"you typed {word}" in shown
+        assert "vmservice: left the hvc console" in shown
+        vm.wait_for(f"typed at hvc0: {word}$")
+        vm.wait_for(f"hvc0 has {rows} {columns}$")
+    assert _belongings(vm) == before
+    vm.stop()
+    assert vm.show("Result") == "success"
+
+
+@pytest.mark.parametrize(
+    ("masked", "interrupts"),
+    [
+        ((), "our IOAPIC"),
+        (("SPLIT_IRQCHIP",), "the IOAPIC of KVM"),
+        (("TSC_DEADLINE_TIMER",), "the IOAPIC of KVM"),
+        (("SIGNAL_MSI", "READONLY_MEM", "COALESCED_PIO"), "the IOAPIC of KVM"),
+    ],
+    ids=lambda value: "-".join(value).lower() if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize("release", ["trixie", "bookworm"])
+def test_fallbacks(lab: LabHost, release: str, masked: tuple[str, ...], interrupts: str) -> None:
+    """A host's KVM that lacks what newer ones have, by a seam that no operator can reach."""
+    config = guest_config(
+        kernel=f"{release}.vmlinuz", initramfs=f"{release}.initramfs", cpus=2, cmdline="console=ttyS0 quiet vmtest=poweroff"
+    )
+    lab.run("cat > /tmp/masked.toml", stdin=config.encode(), check=True)
+    command = shlex.join(["python3", "/lab/masked.py", "/tmp/masked.toml", str(BOOT_TIMEOUT_SEC), *masked])
+    shown = lab.run(command, timeout=BOOT_TIMEOUT_SEC + 30).stdout
+    assert "vmservice guest: /init reached" in shown
+    assert ", 2 CPUs," in shown
+    assert not re.search(r"BUG|WARNING|Oops|Call Trace|ACPI Error|ACPI Exception", shown)
+    assert shown.splitlines()[-1] == f"masked: {interrupts}; ended by poweroff"
+
+
+@pytest.mark.parametrize(
+    "keys", ['file = "/dev/shm"', 'file = "/dev/shm"\nprefault = true', "hugepages = true", "hugepages = true\nprefault = true"]
+)
+def test_memory_of_other_kinds(vm: UnitVm, keys: str) -> None:
+    """With a balloon, which gives back what can be given back of it."""
+    vm.host.run("sysctl -q vm.nr_hugepages=160", check=True)
+    try:
+        vm.configure(guest_config(memory_keys=keys + "\n", more='[balloon]\nsize = "64M"\n'))
+        vm.start()
+        vm.wait_for("beat 1$", BOOT_TIMEOUT_SEC)
+        free = int(vm.host.run("grep HugePages_Free /proc/meminfo | tr -dc 0-9", check=True).stdout)
+        assert (free < 160) == ("hugepages" in keys)
+        vm.stop()
+        assert vm.show("Result") == "success"
+    finally:
+        vm.host.run("sysctl -q vm.nr_hugepages=0")
+
+
+def test_too_few_huge_pages_are_said(vm: UnitVm) -> None:
+    vm.configure(guest_config(memory_keys="hugepages = true\n"))
+    assert vm.host.run(f"systemctl start {vm.unit}").returncode != 0
+    assert "vmservice: " not in vm.journal()
+    assert re.search(r"cannot have 128 huge pages of 2 MiB .* 0 of this host's 0 are free; vm.nr_hugepages must", vm.journal())
+    assert vm.show("ExecMainStatus") == "71"
+
+
+def test_two_guests_share_pages(vm: UnitVm) -> None:
+    """KSM; both run the same kernel and the same programs."""
+    ksm = "/sys/kernel/mm/ksm"
+    vm.host.run(f"echo 20000 > {ksm}/pages_to_scan; echo 1 > {ksm}/run", check=True)
+    other = UnitVm(vm.host, f"{vm.name}b")
+    try:
+        for guest in (vm, other):
+            guest.configure(guest_config(memory_keys="mergeable = true\n"))
+            guest.start()
+        for guest in (vm, other):
+            guest.wait_for("beat 1$", BOOT_TIMEOUT_SEC)
+        # Kernel text alone is some 14 MiB.
+        vm.host.run(
+            f"timeout 120 sh -c 'until [ $(cat {ksm}/pages_sharing) -gt 3000 ]; do sleep 1; done'", timeout=150, check=True
+        )
+        assert "cannot be merged" not in vm.journal() + other.journal()
+    finally:
+        other.remove()
+        vm.host.run(f"echo 0 > {ksm}/run")
+
+
 def _belongings(vm: UnitVm) -> tuple[int, int]:
     """How many threads and file descriptors the VMM has."""
     counted = vm.host.run(f"ls /proc/{vm.main_pid()}/task | wc -l; ls /proc/{vm.main_pid()}/fd | wc -l", check=True).stdout

@@ -105,6 +105,7 @@ class Served:
         self.acquired = 0
         self.lost: list[str] = []
         self.news = asyncio.Event()
+        self.joined: BusConnection | None = None
         make = build or (lambda served: SimMachine(served.events, served.console.append, vcpus=1, max_vcpus=max_vcpus))
         self.vm = Vm(name=name, vcpus=1, max_vcpus=max_vcpus, memory_bytes=64 << 20, build=lambda _vcpus: make(self))
 
@@ -145,7 +146,7 @@ async def served_vm(
     served = Served(name, max_vcpus=max_vcpus, build=build)
     loop = asyncio.get_running_loop()
     loop.add_reader(served.events.fd, served.handle_events)
-    connection = served.connection(address)
+    connection = served.joined = served.connection(address)
     run = asyncio.ensure_future(connection.run())
     try:
         await served.until(lambda: served.acquired > 0)

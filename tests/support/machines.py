@@ -37,7 +37,7 @@ class RecordingMachine:
     def cancel_set_vcpus(self) -> None:
         self._note("cancel_set_vcpus")
 
-    def console_input(self, data: bytes) -> int:
+    def console_input(self, data: bytes, console: str = "serial") -> int:
         self._note("console_input")
         return len(data)
 

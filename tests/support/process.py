@@ -83,8 +83,8 @@ class VmProcess:
 
     @property
     def messages(self) -> str:
-        self._stderr.seek(0)
-        return self._stderr.read().decode()
+        # Not by seeking: the process writes at the same position.
+        return os.pread(self._stderr.fileno(), 1 << 20, 0).decode()
 
     def send(self, number: signal.Signals | int) -> None:
         self._process.send_signal(number)

@@ -12,10 +12,15 @@ from collections.abc import Callable, Generator
 
 import pytest
 
+HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+KSM = "/sys/kernel/mm/ksm/run"
+
 # (what the reason says, whether that is so on this machine).
 EXPECTED: tuple[tuple[str, Callable[[], bool]], ...] = (
     (r"no usable /dev/kvm on this machine", lambda: not os.access("/dev/kvm", os.R_OK | os.W_OK)),
     (r"only root .*", lambda: os.geteuid() != 0),
+    (r"huge pages of 2 MiB cannot be made on this machine", lambda: not os.access(HUGE_PAGES, os.W_OK)),
+    (r"KSM cannot be run on this machine", lambda: not os.access(KSM, os.W_OK)),
     # `make test` installs what tests need; whoever runs pytest alone may lack it.
     (r".* not installed|no C compiler .*|.* is built with binutils, and .* cannot be found", lambda: os.geteuid() != 0),
 )

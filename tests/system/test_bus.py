@@ -36,9 +36,10 @@ def test_everybody_may_look_and_the_group_may_control(running: UnitVm) -> None:
         assert refused.returncode != 0
         assert running.state == "running"
 
-        host.run(f"runuser -u alice -G vmservice -- busctl call {NAME} Pause", check=True)
+        host.run(f"usermod --append --groups vmservice alice && runuser -u alice -- busctl call {NAME} Pause", check=True)
         assert running.state == "paused"
     finally:
+        host.run("gpasswd --delete alice vmservice", check=True)
         running.remove()
 
 

@@ -19,10 +19,15 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/lib/systemd/catalog/vmservice.catalog",
         "/usr/lib/systemd/system/vm@.service",
         "/usr/lib/systemd/user/vm@.service",
+        "/usr/lib/systemd/system/vm@.service.d/notify-reload.conf",
+        "/usr/lib/systemd/user/vm@.service.d/notify-reload.conf",
+        "/usr/libexec/vmservice/register-machine",
+        "/usr/libexec/vmservice/reload",
         "/usr/lib/sysusers.d/vmservice.conf",
         "/usr/share/dbus-1/interfaces/org.vmservice.VM1.xml",
         "/usr/share/dbus-1/system.d/org.vmservice.VM1.conf",
         "/usr/share/doc/vmservice/examples/demo.toml",
+        "/usr/share/polkit-1/actions/org.vmservice.vm1.policy",
         "/usr/share/man/man1/vmservice.1.gz",
     } <= set(files)
 

@@ -38,6 +38,26 @@ def refusal(file: Path, text: str | bytes) -> str:
     return message.removeprefix(f"{file}: ")
 
 
+def test_huge_pages(file: Path) -> None:
+    memory = load(file, KERNEL + '[memory]\nsize = "64M"\nhugepages = true\nprefault = true').memory
+    assert (memory.size_bytes, memory.hugepages, memory.prefault) == (64 << 20, True, True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ('size = "65M"', "memory.size is '65M'; expected a multiple of 2M, for memory.hugepages is true"),
+        (
+            'file = "/dev/shm"',
+            "memory.hugepages is true; expected false with memory.file, which may be a directory of hugetlbfs",
+        ),
+        ("mergeable = true", "memory.hugepages is true; expected false with memory.mergeable, for KSM merges no huge pages"),
+    ],
+)
+def test_huge_pages_do_not_go_with_everything(file: Path, keys: str, words: str) -> None:
+    assert refusal(file, f"{KERNEL}[memory]\nhugepages = true\n{keys}\n") == words
+
+
 def test_everything_that_may_be_said(file: Path) -> None:
     config = load(
         file,
@@ -78,6 +98,7 @@ def test_defaults(file: Path) -> None:
     assert (config.kernel.initramfs, config.kernel.cmdline) == (None, "")
     assert (config.cpus.boot, config.cpus.max) == (1, 1)
     assert (config.memory.size_bytes, config.memory.file, config.memory.mergeable) == (512 << 20, None, False)
+    assert (config.memory.hugepages, config.memory.prefault) == (False, False)
     assert (config.serial.mode, config.serial.path) == (None, None)
     assert (config.service.on_poweroff, config.service.on_reset, config.service.shutdown_timeout_sec) == ("exit", "reboot", 120)
 
@@ -155,6 +176,8 @@ CPU_WORDS = "a whole number from 1 to 254"
         ("memory", "size", '"٦٤M"', "'٦٤M'", SIZE_WORDS),  # digits, but not ASCII ones
         ("memory", "size", '"0000000000000064M"', "'0000000000000064M'", SIZE_WORDS),
         ("memory", "mergeable", "1", "1", "true or false"),
+        ("memory", "hugepages", '"2M"', "'2M'", "true or false"),
+        ("memory", "prefault", "0", "0", "true or false"),
         ("memory", "mergeable", '"yes"', "'yes'", "true or false"),
         ("memory", "file", "1", "1", "a path of 1 to 4095 bytes"),
         ("memory", "file", '""', "''", "a path of 1 to 4095 bytes"),

@@ -1,7 +1,7 @@
 """Where the guest's serial console goes: the journal, a file, a terminal, a pseudoterminal, or nowhere.
 
 Every kind has `write`, for the vCPU threads: it neither waits nor raises; `flush`, for the event loop, several times a second;
-`input_fd`, readable when a person has typed, -1 where nobody can; and `close`.
+`input_fd`, readable when a person has typed, -1 where nobody can; `size`; and `close`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
         def flush(self) -> None:
             """Move on what waits."""
 
+        def size(self) -> tuple[int, int]:
+            """Columns and rows of the terminal now; 0 and 0 where there is none."""
+
         def close(self) -> None: ...
 
-    class Warner(Protocol):
+    class Log(Protocol):
+        def info(self, text: str) -> None: ...
         def warning(self, text: str) -> None: ...
 
 
@@ -38,7 +42,7 @@ CHUNK_BYTES = 4096
 WAITING_LIMIT_BYTES = 64 * 1024
 
 
-def open_console(mode: str, path: str | None, vm_name: str, log: Warner, label: str = "serial") -> Console:
+def open_console(mode: str, path: str | None, vm_name: str, log: Log, label: str = "serial") -> Console:
     """The host's side of a guest's console; `label` is what messages and the journal call that console.
 
     Raises ConfigError for a file that cannot be written, HostError for a terminal.
@@ -54,7 +58,8 @@ def open_console(mode: str, path: str | None, vm_name: str, log: Warner, label: 
     if mode == "tty":
         return StreamConsole(_own_description(1), 0)
     if mode == "pty":
-        return PtyConsole(log, label)
+        # systemd gives the unit one (RuntimeDirectory=).
+        return PtyConsole(log, label, os.environ.get("RUNTIME_DIRECTORY"))
     if mode in ("null", "off"):
         return NullConsole()
     raise ConfigError(f'{label}: mode "{mode}" is unknown; it can be journal, tty, file, pty, null or off')
@@ -69,6 +74,9 @@ class NullConsole:
     def flush(self) -> None:
         """Nothing waits."""
 
+    def size(self) -> tuple[int, int]:
+        return 0, 0
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -81,7 +89,7 @@ class FileConsole:
 
     input_fd = -1
 
-    def __init__(self, path: str, log: Warner, limit_bytes: int = FILE_LIMIT_BYTES) -> None:
+    def __init__(self, path: str, log: Log, limit_bytes: int = FILE_LIMIT_BYTES) -> None:
         self._path = path
         self._log = log
         self._limit_bytes = limit_bytes
@@ -116,6 +124,9 @@ class FileConsole:
         if trouble and not told:
             self._log.warning(f"console output is lost: {self._path}: {trouble}")
 
+    def size(self) -> tuple[int, int]:
+        return 0, 0
+
     def close(self) -> None:
         self.flush()
         with self._lock:
@@ -143,7 +154,7 @@ class FileConsole:
 class StreamConsole:
     """A terminal, or whatever standard output is: bytes pass through as they are. Owns `output_fd`, not `input_fd`.
 
-    While the other side does not read, up to WAITING_LIMIT_BYTES wait for it; the rest is lost.
+    While the other side does not read, the last WAITING_LIMIT_BYTES wait for it; what was before is lost.
     """
 
     def __init__(self, output_fd: int, input_fd: int) -> None:
@@ -154,12 +165,20 @@ class StreamConsole:
 
     def write(self, data: bytes) -> None:
         with self._lock:
-            self._waiting += data[: max(0, WAITING_LIMIT_BYTES - len(self._waiting))]
+            self._waiting += data
             self._pass_on()
+            if len(self._waiting) > WAITING_LIMIT_BYTES:
+                del self._waiting[:-WAITING_LIMIT_BYTES]
 
     def flush(self) -> None:
         with self._lock:
             self._pass_on()
+
+    def size(self) -> tuple[int, int]:
+        try:
+            return os.get_terminal_size(self._fd)
+        except OSError:  # no terminal, or closed
+            return 0, 0
 
     def close(self) -> None:
         with self._lock:
@@ -181,9 +200,12 @@ class StreamConsole:
 
 
 class PtyConsole(StreamConsole):
-    """A pseudoterminal of our own; `path` is what `screen` or `picocom` opens, and the log says it."""
+    """A pseudoterminal of our own; `path` is what `screen` or `picocom` opens, and the log says it.
 
-    def __init__(self, log: Warner, label: str = "serial") -> None:
+    A link to it, called `label`, is put into `directory`, where `vmservice console` looks for it.
+    """
+
+    def __init__(self, log: Log, label: str = "serial", directory: str | None = None) -> None:
         import tty
 
         try:
@@ -196,7 +218,8 @@ class PtyConsole(StreamConsole):
         os.set_blocking(controller, False)
         self.path = os.ttyname(terminal)
         super().__init__(controller, controller)
-        log.warning(f"the {label} console is at {self.path}")
+        self._link = _put_link(f"{directory}/{label}", self.path, log) if directory else ""
+        log.info(f"the {label} console is at {self.path}")
 
     def close(self) -> None:
         super().close()
@@ -204,6 +227,21 @@ class PtyConsole(StreamConsole):
         fd, self._terminal = self._terminal, -1
         if fd >= 0:
             os.close(fd)
+        link, self._link = self._link, ""
+        if link and os.path.islink(link):
+            os.unlink(link)
+
+
+def _put_link(link: str, target: str, log: Log) -> str:
+    """Make `link`, in place of one of before; its path, or nothing if it cannot be."""
+    try:
+        if os.path.islink(link):
+            os.unlink(link)
+        os.symlink(target, link)
+    except OSError as error:
+        log.warning(f"cannot make {link}, by which `vmservice console` would find the console: {error.strerror}")
+        return ""
+    return link
 
 
 def _own_description(fd: int) -> int:

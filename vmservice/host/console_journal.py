@@ -61,6 +61,9 @@ class JournalConsole:
             if self._pending and time.monotonic() - self._pending_since >= PARTIAL_LINE_SEC:
                 self._emit_rest("timeout")
 
+    def size(self) -> tuple[int, int]:
+        return 0, 0
+
     def close(self) -> None:
         with self._lock:
             if self._pending:

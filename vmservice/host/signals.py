@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 
+SIGHUP: int = _signal.SIGHUP
 SIGTERM: int = _signal.SIGTERM
 SIGINT: int = _signal.SIGINT
 SIGRTMIN: int = _signal.SIGRTMIN

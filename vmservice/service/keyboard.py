@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import signal
 import stat
-import termios
-import time
+import threading
 from typing import TYPE_CHECKING
+
+from vmservice.host.terminal import EscapeKeys, RawTerminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# As systemd-nspawn has it: this key, three times within a second, is for us and not for the guest.
-ESCAPE = 0x1D  # Ctrl-]
-ESCAPE_PRESSES = 3
-ESCAPE_WINDOW_SEC = 1.0
-
 _CHUNK_BYTES = 256
 
-# Where tcgetattr(3) puts what.
-_IFLAG, _OFLAG, _CFLAG, _LFLAG, _ISPEED, _OSPEED, _CC = range(7)
+_TIOCGPTN = 0x80045430  # <asm-generic/ioctls.h>
 
 
 class Keyboard:
     """Reads `fd` while the event loop runs. `on_input` takes bytes and answers how many it took; `on_escape` is the way out.
 
-    A terminal is put into raw mode by `start` and given back as it was by `close`: the guest, not the host, makes Ctrl-C of
-    Ctrl-C. Output processing stays on, for our own messages share the terminal. What cannot be read (a file, /dev/null, a
-    terminal that belongs to another job) is left alone.
+    A terminal is raw from `start` to `close`, but not while the process is stopped (SIGTSTP) or another job has the terminal;
+    SIGCONT has us look again. The controlling side of a pseudoterminal is read as a pipe is. What cannot be read (a file,
+    /dev/null, a terminal that belongs to another job) is left alone.
     """
 
     def __init__(self, fd: int, on_input: Callable[[bytes], int], on_escape: Callable[[], None]) -> None:
         self._fd = fd
         self._on_input = on_input
         self._on_escape = on_escape
-        self._saved: list[int | list[bytes | int]] | None = None
+        self._terminal: RawTerminal | None = None
         self._reading = False
         self._waiting = b""
-        self._presses: list[float] = []
+        self._keys = EscapeKeys()
 
     def start(self) -> None:
         if not _is_readable(self._fd):
             return
-        if os.isatty(self._fd):
-            if not _is_ours(self._fd):
-                return
-            self._make_raw()
-        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
-        self._reading = True
+        if not os.isatty(self._fd) or _is_controller(self._fd):
+            self._read()
+            return
+        self._terminal = RawTerminal(self._fd)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTSTP, self._on_stop)
+        loop.add_signal_handler(signal.SIGCONT, self._take_terminal)
+        self._take_terminal()
 
     def retry(self) -> None:
         """Offer again what the guest did not take; reading goes on when all is taken."""
@@ -58,20 +57,46 @@ class Keyboard:
                 asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
+        self._leave()
+        if self._terminal is not None:
+            self._terminal = None
+            for number in (signal.SIGTSTP, signal.SIGCONT):
+                asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _take_terminal(self) -> None:
+        """The terminal for the guest, if it is ours now; else for the job that has it."""
+        if self._terminal is None:
+            return
+        if self._terminal.is_ours():
+            self._terminal.enter()
+            self._read()
+        else:
+            self._leave()
+
+    def _on_stop(self) -> None:
+        """SIGTSTP: stop as any program does, but not before the terminal is itself again.
+
+        The default action for a signal that a thread sends to itself is carried out before the call returns.
+        """
+        self._leave()
+        loop = asyncio.get_running_loop()
+        loop.remove_signal_handler(signal.SIGTSTP)  # which restores the default
+        signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
+        loop.add_signal_handler(signal.SIGTSTP, self._on_stop)
+        self._take_terminal()
+
+    def _read(self) -> None:
+        self._reading = True
+        if not self._waiting:
+            asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+
+    def _leave(self) -> None:
+        """Read no more, and give the terminal back."""
         if self._reading:
             self._reading = False
             asyncio.get_running_loop().remove_reader(self._fd)
-        if self._saved is not None:
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
-            self._saved = None
-
-    def _make_raw(self) -> None:
-        self._saved = termios.tcgetattr(self._fd)
-        raw = termios.tcgetattr(self._fd)
-        raw[_IFLAG] &= ~(termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.ISTRIP | termios.IXON)
-        raw[_LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-        raw[_CC][termios.VMIN], raw[_CC][termios.VTIME] = 1, 0
-        termios.tcsetattr(self._fd, termios.TCSADRAIN, raw)
+        if self._terminal is not None:
+            self._terminal.leave()
 
     def _on_readable(self) -> None:
         try:
@@ -87,22 +112,20 @@ class Keyboard:
         self._waiting = data[self._on_input(data) :]
         if self._waiting:
             self._stop_reading()
-        if self._saved is not None and self._is_escape(data):
+        if self._terminal is not None and self._keys.feed(data):
             self._on_escape()
 
     def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
 
-    def _is_escape(self, data: bytes) -> bool:
-        """Whether `data` ends the sequence; any other key begins it anew."""
-        now = time.monotonic()
-        for key in data:
-            self._presses = [*self._presses, now] if key == ESCAPE else []
-        self._presses = [press for press in self._presses if now - press <= ESCAPE_WINDOW_SEC]
-        if len(self._presses) < ESCAPE_PRESSES:
-            return False
-        self._presses = []
-        return True
+
+def _is_controller(fd: int) -> bool:
+    """Whether it is the controlling side of a pseudoterminal, which looks like a terminal too."""
+    try:
+        fcntl.ioctl(fd, _TIOCGPTN, bytes(4))
+    except OSError:
+        return False
+    return True
 
 
 def _is_readable(fd: int) -> bool:
@@ -110,14 +133,3 @@ def _is_readable(fd: int) -> bool:
         return False
     mode = os.fstat(fd).st_mode
     return os.isatty(fd) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-
-
-def _is_ours(fd: int) -> bool:
-    """Whether this process may read the terminal: another job's would stop us with SIGTTIN.
-
-    A pseudoterminal's controlling side is nobody's job; tcgetpgrp(3) fails for it.
-    """
-    try:
-        return os.tcgetpgrp(fd) == os.getpgrp()
-    except OSError:
-        return False

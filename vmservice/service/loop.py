@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmservice.errors import VmmError
 from vmservice.host import signals
 from vmservice.service.keyboard import Keyboard
 from vmservice.service.main import STOP_SIGNALS
+from vmservice.service.reload import Reload
 from vmservice.service.sd_notify import watchdog_sec
 from vmservice.service.stop import GracefulStop
 from vmservice.vm.events import EventKind
@@ -52,7 +54,6 @@ class Service:
         self, vm: Vm, config: Config, events: EventQueue, consoles: Consoles, log: Log, notifier: Notifier, bus: str
     ) -> None:
         self._vm = vm
-        self._config = config
         self._events = events
         self._consoles = consoles
         self._log = log
@@ -60,7 +61,10 @@ class Service:
         self._bus = bus
         self._ready = False
         self._stop: GracefulStop | None = None
-        self._keyboard = Keyboard(consoles.input_fd, vm.console_input, self._on_stop_signal)
+        self._reload = Reload(vm, config, log, notifier, self._status)
+        self._keyboards = [
+            Keyboard(fd, partial(vm.console_input, console=label), self._on_stop_signal) for label, fd in consoles.inputs()
+        ]
         self._exit: asyncio.Future[int]
 
     async def serve(self) -> int:
@@ -72,14 +76,20 @@ class Service:
         loop.add_reader(self._events.fd, self._on_guest_events)
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_stop_signal)
-        signals.unblock(*STOP_SIGNALS)
-        self._keyboard.start()
+        if self._notifier.active:
+            loop.add_signal_handler(signals.SIGHUP, self._on_reload_signal)
+        signals.unblock(*STOP_SIGNALS, signals.SIGHUP)
+        for keyboard in self._keyboards:
+            keyboard.start()
         connection = self._join_bus()
         tasks = [loop.create_task(self._move_console())]
         if (period_sec := watchdog_sec()) is not None:
             tasks.append(loop.create_task(self._feed_watchdog(period_sec / 2)))
         if connection is not None:
             tasks.append(loop.create_task(self._keep_on_bus(connection)))
+            from vmservice.service.sleep import HostSleep
+
+            tasks.append(loop.create_task(HostSleep(self._vm, self._bus, self._log).run()))
         try:
             return await self._exit
         finally:
@@ -87,7 +97,8 @@ class Service:
 
     async def _leave(self, tasks: list[asyncio.Task[None]], connection: BusConnection | None) -> None:
         """Let replies go out, give the terminal back, and leave nothing running."""
-        self._keyboard.close()
+        for keyboard in self._keyboards:
+            keyboard.close()
         if self._stop is not None:
             self._stop.cancel()
         if connection is not None:
@@ -169,7 +180,7 @@ class Service:
             self._finish(EXIT_BUG if self._vm.last_failure == EventKind.BUG else EXIT_HOST)
         elif reason == LastExit.RESET:
             self._finish(EXIT_GUEST_RESET)
-        elif reason == LastExit.POWEROFF and self._config.service.on_poweroff == "exit":
+        elif reason == LastExit.POWEROFF and self._reload.service.on_poweroff == "exit":
             self._finish(EXIT_OK)
 
     # Signals and timers
@@ -178,10 +189,13 @@ class Service:
         if self._stop is not None:
             self._stop.force()
             return
-        self._stop = GracefulStop(
-            self._vm, self._log, self._notifier, self._config.service.shutdown_timeout_sec, lambda: self._finish(EXIT_OK)
-        )
+        patience_sec = self._reload.service.shutdown_timeout_sec
+        self._stop = GracefulStop(self._vm, self._log, self._notifier, patience_sec, lambda: self._finish(EXIT_OK))
         self._stop.start()
+
+    def _on_reload_signal(self) -> None:
+        if self._ready and self._stop is None:
+            self._reload.start()
 
     async def _feed_watchdog(self, period_sec: float) -> None:
         """A sign of life to systemd, from the loop: a loop that hangs gives none."""
@@ -194,7 +208,8 @@ class Service:
             await asyncio.sleep(_CONSOLE_PERIOD_SEC)
             self._vm.tick()
             self._consoles.flush()
-            self._keyboard.retry()
+            for keyboard in self._keyboards:
+                keyboard.retry()
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody caught is our bug: the journal gets it whole, and the VM ends rather than limp on."""

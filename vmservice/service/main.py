@@ -59,6 +59,8 @@ def run(options: RunOptions) -> int:
     signals.block(*STOP_SIGNALS)
     log = Log(options.name)
     notifier = Notifier(log.warning)
+    if notifier.active:
+        signals.block(signals.SIGHUP)  # the manager's word for a reload; from a terminal it is the end of the session
     try:
         return _run(options, log, notifier)
     except VmmError as error:
@@ -114,16 +116,10 @@ class Consoles:
         closers.append(console.close)
         return console
 
-    @property
-    def typing_at(self) -> str:
-        """Which of the two has somebody to type: the virtio-console if it can be typed at, else the serial port."""
-        return "hvc" if self.hvc is not None and self.hvc.input_fd >= 0 else "serial"
-
-    @property
-    def input_fd(self) -> int:
-        """What the person who types is read from, -1 for none."""
-        console = self.hvc if self.typing_at == "hvc" else self.serial
-        return console.input_fd if console is not None else -1
+    def inputs(self) -> list[tuple[str, int]]:
+        """Where persons type: (serial or hvc, what is to be read)."""
+        consoles = (("serial", self.serial), ("hvc", self.hvc))
+        return [(label, console.input_fd) for label, console in consoles if console is not None and console.input_fd >= 0]
 
     def flush(self) -> None:
         for console in (self.serial, self.hvc):
@@ -154,7 +150,8 @@ def _make_vm(
             events,
             serial=consoles.serial.write if consoles.serial is not None else None,
             hvc=consoles.hvc.write if consoles.hvc is not None else None,
-            typing_at=consoles.typing_at,
+            hvc_size=consoles.hvc.size if consoles.hvc is not None else None,
+            info=log.info,
             warn=log.warning,
         )
 

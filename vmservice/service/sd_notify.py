@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket  # not `socket`, which costs milliseconds before the guest runs
 import errno
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Notifier:
     def status(self, text: str) -> bool:
         """One line for `systemctl status`."""
         return self.notify(STATUS=text)
+
+    def reloading(self) -> bool:
+        """The configuration is being read again; `ready` ends it. systemd 253 and later wait for that, and want the time."""
+        return self.notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
 
     def stopping(self) -> bool:
         return self.notify(STOPPING=1)

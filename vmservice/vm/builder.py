@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vmservice.arch.x86_64 import layout
-from vmservice.arch.x86_64.cpuid import vcpu_cpuid
+from vmservice.arch.x86_64.cpuid import physical_address_bits, vcpu_cpuid
 from vmservice.errors import ConfigError
 from vmservice.kvm import abi
 from vmservice.memory import backing
+from vmservice.vm import resources
 from vmservice.vm.chipset import Chipset
 from vmservice.vm.machine import KvmMachine
 
@@ -14,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmservice.boot.initramfs import LoadedInitramfs
+    from vmservice.boot.kernel import LoadedKernel
     from vmservice.config import Config, KernelConfig, VirtioConfig
     from vmservice.devices.cpu_hotplug import CpuHotplug
     from vmservice.kvm.system import Kvm
@@ -26,10 +29,11 @@ class HostPorts:
     """What the host lends to a machine, and keeps when the machine goes.
 
     `serial` and `hvc` take what the guest writes to its serial port and its virtio-console; None for a machine without one.
-    `typing_at` says which of them has the keyboard.
+    `hvc_size` answers the columns and rows of the virtio-console's terminal now, 0 and 0 when there is none. `info` and `warn`
+    take messages for the log.
     """
 
-    __slots__ = ("events", "hvc", "kvm", "serial", "typing_at", "warn")
+    __slots__ = ("events", "hvc", "hvc_size", "info", "kvm", "serial", "warn")
 
     def __init__(
         self,
@@ -38,14 +42,16 @@ class HostPorts:
         *,
         serial: Callable[[bytes], None] | None,
         hvc: Callable[[bytes], None] | None = None,
-        typing_at: str = "serial",
+        hvc_size: Callable[[], tuple[int, int]] | None = None,
+        info: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
         self.kvm = kvm
         self.events = events
         self.serial = serial
         self.hvc = hvc
-        self.typing_at = typing_at
+        self.hvc_size = hvc_size
+        self.info = info
         self.warn = warn
 
 
@@ -54,16 +60,18 @@ def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
 
     Leaves nothing behind on error.
     """
-    _check_host(config, host.kvm)
-    machine = KvmMachine(host.events, typing_at=host.typing_at)
+    host.kvm.require()
+    supported_cpuid = host.kvm.supported_cpuid()
+    _check_limits(config, host.kvm, supported_cpuid)
+    machine = KvmMachine(host.events)
     try:
         _create_vm(machine, config, host)
         _create_interrupts_and_devices(machine, host, vcpus, config.cpus.max)
-        _create_vcpus(machine, host.kvm, vcpus, from_kernel=config.kernel is not None)
+        _create_vcpus(machine, host.kvm, supported_cpuid, vcpus, from_kernel=config.kernel is not None)
         if config.virtio is not None:
-            _create_peripherals(machine, config.virtio, host)
+            _create_peripherals(machine, config.virtio, host, physical_address_bits(supported_cpuid))
         if config.kernel is not None:
-            _boot_kernel(machine, config.kernel, host.kvm, config.cpus.max)
+            _boot_kernel(machine, config.kernel, host, config.cpus.max)
         elif config.firmware is not None:
             _boot_firmware(machine, config.firmware.path, host.kvm)
     except BaseException:
@@ -72,8 +80,9 @@ def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
     return machine
 
 
-def _check_host(config: Config, kvm: Kvm) -> None:
-    kvm.require()
+def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:
+    last_gpa, last_size = layout.ram_ranges(config.memory.size_bytes)[-1]
+    resources.check_reach(last_gpa + last_size, physical_address_bits(supported_cpuid))
     if config.cpus.max > kvm.max_vcpus:
         raise ConfigError(f"[cpus] max is {config.cpus.max}, but KVM on this host gives a VM at most {kvm.max_vcpus} vCPUs")
 
@@ -81,7 +90,12 @@ def _check_host(config: Config, kvm: Kvm) -> None:
 def _create_vm(machine: KvmMachine, config: Config, host: HostPorts) -> None:
     memory = config.memory
     machine.memory = backing.allocate(
-        layout.ram_ranges(memory.size_bytes), file=memory.file, mergeable=memory.mergeable, warn=host.warn
+        layout.ram_ranges(memory.size_bytes),
+        file=memory.file,
+        mergeable=memory.mergeable,
+        hugepages=memory.hugepages,
+        prefault=memory.prefault,
+        warn=host.warn,
     )
     vm = machine.kvm_vm = host.kvm.create_vm()
     vm.set_tss_address(layout.TSS_ADDRESS)
@@ -108,14 +122,13 @@ def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts, vcpus: 
         split_irqchip=split,
         console=host.serial,
         cpu_hotplug=_cpu_hotplug(machine, vcpus, max_vcpus) if max_vcpus > 1 else None,
-        on_console_room=machine.feed_console,
+        on_console_room=machine.feed_serial,
         on_sleep=machine.guest_poweroff,
         on_reset=machine.guest_reset,
     )
 
 
-def _create_peripherals(machine: KvmMachine, config: VirtioConfig, host: HostPorts) -> None:
-    from vmservice.arch.x86_64.cpuid import physical_address_bits
+def _create_peripherals(machine: KvmMachine, config: VirtioConfig, host: HostPorts, address_bits: int) -> None:
     from vmservice.vm.peripherals import Peripherals
 
     assert machine.kvm_vm is not None and machine.memory is not None
@@ -124,9 +137,10 @@ def _create_peripherals(machine: KvmMachine, config: VirtioConfig, host: HostPor
         vm=machine.kvm_vm,
         memory=machine.memory,
         chipset=machine.chipset,
-        address_bits=physical_address_bits(host.kvm.supported_cpuid()),
+        address_bits=address_bits,
         hvc=host.hvc,
-        on_console_room=machine.feed_console,
+        hvc_size=host.hvc_size,
+        on_console_room=machine.feed_hvc,
         on_backlog=machine.backlog,
         warn=host.warn,
     )
@@ -138,17 +152,16 @@ def _cpu_hotplug(machine: KvmMachine, vcpus: int, max_vcpus: int) -> CpuHotplug:
     return CpuHotplug(CpuHotplugState(vcpus, max_vcpus), machine.vcpu_taken, machine.vcpu_ejected)
 
 
-def _create_vcpus(machine: KvmMachine, kvm: Kvm, vcpus: int, *, from_kernel: bool) -> None:
+def _create_vcpus(machine: KvmMachine, kvm: Kvm, supported_cpuid: bytes, vcpus: int, *, from_kernel: bool) -> None:
     """The boot vCPUs, and the way in which the machine makes more of them."""
     vm = machine.kvm_vm
     assert vm is not None
-    supported = kvm.supported_cpuid()
     tsc_deadline = bool(kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
 
     def create_vcpu(index: int) -> KvmVcpu:
         vcpu = vm.create_vcpu(index)
         try:
-            vcpu.set_cpuid(vcpu_cpuid(supported, index, tsc_deadline=tsc_deadline))
+            vcpu.set_cpuid(vcpu_cpuid(supported_cpuid, index, tsc_deadline=tsc_deadline))
             if from_kernel:  # a firmware does this itself
                 from vmservice.arch.x86_64 import registers
 
@@ -164,32 +177,52 @@ def _create_vcpus(machine: KvmMachine, kvm: Kvm, vcpus: int, *, from_kernel: boo
         machine.kvm_vcpus[index] = create_vcpu(index)
 
 
-def _boot_kernel(machine: KvmMachine, kernel_config: KernelConfig, kvm: Kvm, max_vcpus: int) -> None:
+def _boot_kernel(machine: KvmMachine, kernel_config: KernelConfig, host: HostPorts, max_vcpus: int) -> None:
     """What a boot loader and a PC's firmware would have done together."""
-    from vmservice.arch.x86_64 import boot_params, gdt, mptable, paging, registers, reset_vector
+    from vmservice.arch.x86_64 import mptable, reset_vector
     from vmservice.boot.cmdline import write_cmdline
     from vmservice.boot.initramfs import load_initramfs
     from vmservice.boot.loader import load_kernel
 
     memory = machine.memory
     assert memory is not None and machine.kvm_vm is not None
-    if machine.chipset.serial is not None and kvm.extension(abi.KVM_CAP_COALESCED_PIO):
+    if machine.chipset.serial is not None and host.kvm.extension(abi.KVM_CAP_COALESCED_PIO):
         # The kernel's 8250 console reads a status register for each byte that it writes: let the write wait for the read.
         machine.coalesce_console()
     kernel = load_kernel(kernel_config.path, memory)
     initramfs = load_initramfs(kernel_config.initramfs, memory, kernel) if kernel_config.initramfs else None
-    boot_params.write_zero_page(
-        memory,
-        setup_header=kernel.setup_header,
-        cmdline_size=write_cmdline(kernel_config.cmdline, memory, kernel),
-        initramfs=(initramfs.gpa, initramfs.size_bytes) if initramfs else None,
-        rsdp=_write_acpi(machine, memory, max_vcpus),
-    )
+    cmdline_size = write_cmdline(kernel_config.cmdline, memory, kernel)
+    rsdp = _write_acpi(machine, memory, max_vcpus)
     mptable.write_mptable(memory, machine.vcpus)
     reset_vector.write_reset_vector(memory)
-    gdt.write_gdt(memory)
+    _enter_kernel(machine.kvm_vcpus[0], memory, kernel, initramfs, cmdline_size, rsdp)
+    host.info(f"booting {kernel_config.path} by the {kernel.protocol} boot protocol")
+
+
+def _enter_kernel(
+    vcpu: KvmVcpu,
+    memory: GuestMemory,
+    kernel: LoadedKernel,
+    initramfs: LoadedInitramfs | None,
+    cmdline_size: int,
+    rsdp: int,
+) -> None:
+    """What the kernel's boot protocol wants to find in memory and in the registers of the first vCPU."""
+    from vmservice.arch.x86_64 import boot_params, gdt, paging, pvh, registers
+    from vmservice.boot.kernel import PVH
+
+    module = (initramfs.gpa, initramfs.size_bytes) if initramfs is not None else None
+    if kernel.protocol == PVH:
+        pvh.write_start_info(memory, initramfs=module, rsdp=rsdp, address_map=boot_params.e820(memory))
+        gdt.write_gdt(memory, gdt.PROTECTED_MODE)
+        registers.set_pvh_registers(vcpu, kernel.entry)
+        return
+    boot_params.write_zero_page(
+        memory, setup_header=kernel.setup_header, cmdline_size=cmdline_size, initramfs=module, rsdp=rsdp
+    )
+    gdt.write_gdt(memory, gdt.LONG_MODE)
     paging.write_page_tables(memory)
-    registers.set_boot_registers(machine.kvm_vcpus[0], kernel.entry)
+    registers.set_long_mode_registers(vcpu, kernel.entry)
 
 
 def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
         def cancel_set_vcpus(self) -> None:
             """Take back what the guest has not answered; `vcpus` stays what it is now."""
 
-        def console_input(self, data: bytes) -> int:
-            """Give the guest what a person typed; how many bytes it took."""
+        def console_input(self, data: bytes, console: str = "serial") -> int:
+            """Give the guest what a person typed at its serial port or virtio-console (hvc); how many bytes it took."""
 
         def drain(self) -> None:
             """Move on what waits somewhere: console output, requests; called several times a second."""
@@ -194,6 +194,11 @@ class Vm:
 
     # What the service tells it
 
+    def reconfigure(self, *, boot_vcpus: int, on_reset: str) -> None:
+        """What the next Boot starts with, and what the guest's next reset leads to; as in the constructor."""
+        self._boot_vcpus = boot_vcpus
+        self._on_reset = on_reset
+
     def hold(self, reason: str) -> None:
         """Refuse the verbs that would undo what is under way, with `reason` ("it is being stopped"); Shutdown stays allowed."""
         self._busy = reason
@@ -218,9 +223,9 @@ class Vm:
         else:
             self._reset_in_place()
 
-    def console_input(self, data: bytes) -> int:
-        """What a person typed, for the guest; how many bytes it took, 0 unless it runs."""
-        return self._machine.console_input(data) if self._machine is not None else 0
+    def console_input(self, data: bytes, console: str = "serial") -> int:
+        """What a person typed at the guest's `console`, serial or hvc; how many bytes it took, 0 unless it runs."""
+        return self._machine.console_input(data, console) if self._machine is not None else 0
 
     def tick(self) -> None:
         """Several times a second: move on console output that waits, and give up on a guest that does not answer."""

@@ -44,14 +44,14 @@ class KvmMachine:
     What only needs to be closed with the machine, such as a firmware's mapping, goes to `owned`.
     """
 
-    def __init__(self, events: EventQueue, *, typing_at: str = "serial") -> None:
-        """`typing_at`: serial or hvc, the console that has the keyboard."""
+    def __init__(self, events: EventQueue) -> None:
         self._events = events
         self._left = False  # the guest powered off, reset or failed: no vCPU runs on
         self._paused = False
         self._coalescing = False  # KVM gathers writes to COM1 in its ring
-        self._typed = bytearray()  # typed by a person, not yet taken by the guest
-        self._typing_at = typing_at
+        # Typed by persons at each console, not yet taken by the guest.
+        self._typed_at_serial = bytearray()
+        self._typed_at_hvc = bytearray()
         self._threads: dict[int, VcpuThread] = {}  # by vCPU; those of the vCPUs that are there now
         self._ejected: list[int] = []  # given back by the guest, their threads not yet ended
         self.kvm_vm: KvmVm | None = None
@@ -148,24 +148,27 @@ class KvmMachine:
             thread.finish()
             del self._threads[index]
 
-    def console_input(self, data: bytes) -> int:
-        """Type `data` on the guest's console; how many bytes were taken. A paused machine takes nothing."""
+    def console_input(self, data: bytes, console: str = "serial") -> int:
+        """Type `data` on the guest's console, serial or hvc; how many bytes were taken. A paused machine takes nothing."""
         with self.chipset.lock:
             if self._paused or self._left:
                 return 0
-            taken = data[: max(0, TYPED_LIMIT_BYTES - len(self._typed))]
-            self._typed += taken
-            self.feed_console()
+            typed = self._typed_at_hvc if console == "hvc" else self._typed_at_serial
+            taken = data[: max(0, TYPED_LIMIT_BYTES - len(typed))]
+            typed += taken
+            self.feed_hvc()
+            self.feed_serial()
             return len(taken)
 
-    def feed_console(self) -> None:
-        """Move on what was typed as far as the console has room; called whenever it has, with the devices' lock held."""
-        if not self._typed:
-            return
-        if self._typing_at == "hvc" and self.peripherals is not None and self.peripherals.console is not None:
-            del self._typed[: self.peripherals.console.receive(0, bytes(self._typed))]
-        elif self.chipset.serial is not None:
-            del self._typed[: self.chipset.serial.receive(bytes(self._typed))]
+    def feed_serial(self) -> None:
+        """Move on what was typed as far as the UART has room; called whenever it has, with the devices' lock held."""
+        if self._typed_at_serial and self.chipset.serial is not None:
+            del self._typed_at_serial[: self.chipset.serial.receive(bytes(self._typed_at_serial))]
+
+    def feed_hvc(self) -> None:
+        """The same for the virtio-console."""
+        if self._typed_at_hvc and self.peripherals is not None and self.peripherals.console is not None:
+            del self._typed_at_hvc[: self.peripherals.console.receive(0, bytes(self._typed_at_hvc))]
 
     def drain(self) -> None:
         """Pass on output that waits in KVM's ring because the guest has had no other exit since, and requests that wait."""
@@ -299,12 +302,14 @@ class KvmMachine:
         self._events.post(GuestEvent(self, EventKind.VCPUS))
 
     def _fault(self, detail: str) -> None:
+        if self.memory is not None and self.memory.is_cut_short():
+            detail += "; somebody has cut short the file that [memory] file names"
         self._leave(EventKind.ERROR, detail)
 
     def _vcpu_failed(self, error: Exception) -> None:
         """Whatever ended a vCPU's loop ends this guest, not the process."""
         if isinstance(error, VmmError):
-            self._leave(EventKind.ERROR, str(error))
+            self._fault(str(error))
             return
         import traceback
 

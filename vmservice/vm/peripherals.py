@@ -34,8 +34,9 @@ _PCI_PORTS = [(0, resources.PCI_CONFIG_PORT - 1), (0xD00, 0xFFFF)]
 class Peripherals:
     """All of them, plugged in at once. Every method is called with the chipset's lock held.
 
-    `hvc` takes what the guest writes to its virtio-console, or is None for a machine without one. `on_backlog` asks for a
-    `tick` soon: a guest has made more requests than one notification is worth.
+    `hvc` takes what the guest writes to its virtio-console, or is None for a machine without one; `hvc_size` answers the
+    columns and rows of its terminal. `on_backlog` asks for a `tick` soon: a guest has made more requests than one notification
+    is worth.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Peripherals:
         chipset: Chipset,
         address_bits: int,
         hvc: Callable[[bytes], None] | None,
+        hvc_size: Callable[[], tuple[int, int]] | None,
         on_console_room: Callable[[], None],
         on_backlog: Callable[[], None],
         warn: Callable[[str], None],
@@ -54,6 +56,7 @@ class Peripherals:
         self._vm = vm
         self._memory = memory
         self._chipset = chipset
+        self._hvc_size = hvc_size
         self._on_backlog = on_backlog
         self._warn = warn
         self._resources = resources.Resources(memory.end, address_bits)
@@ -63,6 +66,7 @@ class Peripherals:
         self.console = Console([Port(hvc, on_room=on_console_room)]) if hvc is not None else None
         if self.console is not None:
             self._plug(self.console)
+            self._follow_terminal()
         self._rng: Rng | None = None
         if config.rng:
             from vmservice.devices.virtio.rng import Rng
@@ -91,7 +95,8 @@ class Peripherals:
     # While the machine runs
 
     def tick(self) -> None:
-        """Several times a second: go on with requests that had to wait."""
+        """Several times a second: go on with requests that had to wait, and see how large the terminal is."""
+        self._follow_terminal()
         if self._rng is not None:
             self._rng.tick()
         for transport in self._transports:
@@ -101,6 +106,11 @@ class Peripherals:
         """Let go of guest memory."""
         for transport in self._transports:
             transport.close()
+
+    def _follow_terminal(self) -> None:
+        """Asked for rather than told by SIGWINCH, which comes for our own terminal only and not for a pseudoterminal's."""
+        if self.console is not None and self._hvc_size is not None:
+            self.console.resize(*self._hvc_size())
 
     # Plugging in
 

@@ -105,12 +105,8 @@ class Resources:
     __slots__ = ("mmio32", "mmio64", "msi_gsis", "pins", "pio")
 
     def __init__(self, ram_end: int, address_bits: int) -> None:
+        check_reach(ram_end, address_bits)
         reach = 1 << address_bits
-        if ram_end > reach:
-            raise RangeOutside(
-                f"guest memory would end at {ram_end:#x}, but this host's processors have {address_bits} address bits, which"
-                f" end at {reach:#x}: [memory] size must be smaller"
-            )
         self.pins = RangeAllocator("interrupt pins", 0, layout.IOAPIC_PINS, first_free=_FIRST_FREE_PIN, number="d")
         self.msi_gsis = RangeAllocator("message GSIs", layout.IOAPIC_PINS, _GSIS - layout.IOAPIC_PINS, number="d")
         self.pio = RangeAllocator("I/O ports", 0, _PORTS, first_free=_FIRST_FREE_PORT)
@@ -137,6 +133,16 @@ class Resources:
     def mmio64_window(self) -> tuple[int, int] | None:
         """`mmio64` as (first, last) address; None when RAM takes all that there is above 4 GiB."""
         return (self.mmio64.base, self.mmio64.end - 1) if self.mmio64.end > self.mmio64.base else None
+
+
+def check_reach(ram_end: int, address_bits: int) -> None:
+    """RangeOutside unless the host's processors reach RAM up to `ram_end`."""
+    reach = 1 << address_bits
+    if ram_end > reach:
+        raise RangeOutside(
+            f"guest memory would end at {ram_end:#x}, but this host's processors have {address_bits} address bits, which"
+            f" end at {reach:#x}: [memory] size must be smaller"
+        )
 
 
 def _align_up(value: int, alignment: int) -> int:

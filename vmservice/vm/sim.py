@@ -98,7 +98,7 @@ class SimMachine:
     def cancel_set_vcpus(self) -> None:
         """Nor to take back."""
 
-    def console_input(self, data: bytes) -> int:
+    def console_input(self, data: bytes, console: str = "serial") -> int:
         """The simulated guest echoes what is typed, as a line discipline would."""
         with self._lock:
             if self._paused_at or not self._alive:

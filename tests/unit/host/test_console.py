@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import stat
+import termios
 import time
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from vmservice.host.console import (
 class Warnings:
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.messages: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.messages.append(text)
 
     def warning(self, text: str) -> None:
         self.texts.append(text)
@@ -166,7 +171,7 @@ def test_pseudoterminal() -> None:
     log = Warnings()
     console = open_console("pty", None, "demo", log)
     assert isinstance(console, PtyConsole)
-    assert log.texts == [f"the serial console is at {console.path}"]
+    assert (log.messages, log.texts) == ([f"the serial console is at {console.path}"], [])
     for _ in range(2):  # a person comes, goes, and comes again
         person = os.open(console.path, os.O_RDWR | os.O_NOCTTY)
         console.write(b"login: \r\n")
@@ -180,6 +185,54 @@ def test_pseudoterminal() -> None:
     console.close()
     console.close()
     assert console.input_fd == -1
+
+
+def test_nobody_at_a_pseudoterminal_holds_the_guest_and_whoever_comes_sees_the_end() -> None:
+    console = PtyConsole(Warnings())
+    begin = time.monotonic()
+    for number in range(20_000):
+        console.write(b"line %d\r\n" % number)
+    assert time.monotonic() - begin < 5
+    person = os.open(console.path, os.O_RDWR | os.O_NOCTTY)
+    seen = b""
+    while not seen.endswith(b"line 19999\r\n"):
+        assert select.select([person], [], [], 10)[0], seen[-100:]
+        seen += os.read(person, 4096)
+        console.flush()
+    assert WAITING_LIMIT_BYTES < len(seen) < 3 * WAITING_LIMIT_BYTES
+    assert seen.startswith(b"line 0\r\n")
+    os.close(person)
+    console.close()
+
+
+def test_a_link_to_the_pseudoterminal(tmp_path: Path) -> None:
+    (tmp_path / "hvc").symlink_to("/nowhere")  # of a process that was killed
+    console = PtyConsole(Warnings(), "hvc", str(tmp_path))
+    assert os.readlink(tmp_path / "hvc") == console.path
+    console.close()
+    assert os.listdir(tmp_path) == []
+    log = Warnings()
+    PtyConsole(log, "hvc", str(tmp_path / "gone")).close()
+    assert log.texts == [
+        f"cannot make {tmp_path}/gone/hvc, by which `vmservice console` would find the console: No such file or directory"
+    ]
+
+
+def test_size() -> None:
+    console = PtyConsole(Warnings())
+    assert console.size() == (0, 0)
+    person = os.open(console.path, os.O_RDWR | os.O_NOCTTY)
+    termios.tcsetwinsize(person, (43, 132))
+    assert console.size() == (132, 43)
+    os.close(person)
+    console.close()
+    assert console.size() == (0, 0)
+    reader, writer = os.pipe()
+    console_in_pipe = StreamConsole(writer, -1)
+    assert console_in_pipe.size() == (0, 0)
+    console_in_pipe.close()
+    os.close(reader)
+    assert NullConsole().size() == (0, 0)
 
 
 @pytest.mark.parametrize("mode", ["null", "off"])

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import termios
+import tty
 from collections.abc import Callable, Coroutine, Iterator
 
 import pytest
@@ -91,6 +92,24 @@ def test_what_the_guest_does_not_take_is_offered_again() -> None:
     run(check())
     os.close(reader)
     os.close(writer)
+
+
+def test_what_is_typed_at_our_pseudoterminal_is_read_and_nothing_of_it_is_for_us(terminal: tuple[int, int]) -> None:
+    controller, fd = terminal
+    tty.setraw(fd)
+    before = termios.tcgetattr(fd)
+
+    async def check() -> None:
+        typed = Typed()
+        keyboard = Keyboard(controller, typed.take, typed.escape)
+        keyboard.start()
+        os.write(fd, b"root\r\x1d\x1d\x1d")
+        await until(lambda: typed.data == b"root\r\x1d\x1d\x1d")
+        keyboard.close()
+        assert typed.escapes == 0
+        assert termios.tcgetattr(fd) == before
+
+    run(check())
 
 
 @pytest.mark.parametrize("path", ["/dev/null", __file__])

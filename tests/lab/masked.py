@@ -1,0 +1,61 @@
+"""Runs in the lab's host: masked.py CONFIG TIMEOUT [CAPABILITY…] runs the guest of CONFIG in this process until it powers off,
+on a KVM that is made to lack the capabilities (names of <linux/kvm.h>).
+
+Prints what the guest prints, and at the end "masked: " with what the machine was built of. Ends with 0 for a power-off.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+
+sys.path.append("/usr/lib/python3/dist-packages")
+
+from vmservice.config import load_config
+from vmservice.kvm import abi
+from vmservice.kvm.system import Kvm
+from vmservice.vm.builder import HostPorts, build
+from vmservice.vm.events import EventKind, EventQueue
+from vmservice.vm.vcpu import install_kick_handler
+
+
+def show(data: bytes) -> None:
+    os.write(1, data)
+
+
+def say(text: str) -> None:
+    print(f"masked: {text}", flush=True)
+
+
+def main(path: str, timeout_sec: float, capabilities: list[str]) -> int:
+    config = load_config("masked", path)
+    install_kick_handler()
+    events = EventQueue()
+    kvm = Kvm(masked=tuple(getattr(abi, f"KVM_CAP_{name}") for name in capabilities))
+    host = HostPorts(kvm, events, serial=show, info=say, warn=say)
+    machine = build(config, host, config.cpus.boot)
+    try:
+        machine.start()
+        event = _next_event(events, machine.drain, time.monotonic() + timeout_sec)
+    finally:
+        machine.close()
+    say(f"{'our IOAPIC' if machine.chipset.ioapic is not None else 'the IOAPIC of KVM'}; ended by {event}")
+    return 0 if event == EventKind.POWEROFF else 1
+
+
+def _next_event(events: EventQueue, drain: Callable[[], None], deadline: float) -> str:
+    """What ends the guest; `drain` is called several times a second meanwhile."""
+    while time.monotonic() < deadline:
+        select.select([events.fd], [], [], 0.1)
+        for event in events.drain():
+            if event.kind in (EventKind.POWEROFF, EventKind.RESET, EventKind.ERROR, EventKind.BUG):
+                return f"{event.kind}{': ' * bool(event.detail)}{event.detail}"
+        drain()
+    return "the timeout"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], float(sys.argv[2]), sys.argv[3:]))

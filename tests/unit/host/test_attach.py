@@ -1,0 +1,209 @@
+"""A person who comes to a VM's console and leaves it, in a terminal and a process of their own."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.process import CHECKOUT
+
+from vmservice.errors import HostError, HostFacilityMissing, UsageError
+from vmservice.host import attach
+from vmservice.host.console import PtyConsole
+
+TIMEOUT_SEC = 20.0
+PROGRAM = """
+import sys
+from vmservice.errors import VmmError
+from vmservice.host.attach import attach
+try:
+    attach("demo", sys.argv[1])
+except VmmError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+GREETING = b"vmservice: at the serial console of demo; Ctrl-] three times within a second leaves it\r\n"
+
+
+class Log:
+    def info(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[PtyConsole]:
+    console = PtyConsole(Log(), "serial", str(tmp_path))
+    yield console
+    console.close()
+
+
+class Person:
+    def __init__(self, directory: Path) -> None:
+        self.screen, self.terminal = os.openpty()
+        self.before = termios.tcgetattr(self.terminal)
+        termios.tcsetwinsize(self.terminal, (24, 80))
+        self.shown = b""
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", sys.executable, "-c", PROGRAM, directory],
+            stdin=self.terminal,
+            stdout=self.terminal,
+            stderr=self.terminal,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        )
+
+    def type(self, data: bytes) -> None:
+        os.write(self.screen, data)
+
+    def wait_shown(self, text: bytes) -> None:
+        self.wait(lambda: text in self.shown, f"{text!r} was not shown")
+
+    def wait_end(self) -> int:
+        self.wait(lambda: self.process.poll() is not None, "it does not end")
+        while select.select([self.screen], [], [], 0)[0]:
+            self.shown += os.read(self.screen, 4096)
+        return self.process.wait()
+
+    def wait(self, condition: Callable[[], bool], otherwise: str) -> None:
+        deadline = time.monotonic() + TIMEOUT_SEC
+        while not condition():
+            assert time.monotonic() < deadline, f"{otherwise}; shown: {self.shown!r}"
+            if select.select([self.screen], [], [], 0.02)[0]:
+                self.shown += os.read(self.screen, 4096)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.screen)
+        os.close(self.terminal)
+
+
+@pytest.fixture
+def come(tmp_path: Path) -> Iterator[Callable[[], Person]]:
+    """Somebody comes; their terminal is closed afterwards."""
+    persons: list[Person] = []
+
+    def come() -> Person:
+        persons.append(Person(tmp_path))
+        return persons[-1]
+
+    yield come
+    for person in persons:
+        person.close()
+
+
+def test_several_in_turn(console: PtyConsole, come: Callable[[], Person]) -> None:
+    for visit in range(3):
+        person = come()
+        person.wait_shown(GREETING)
+        console.write(b"login %d: \r\n\x1b[1m" % visit)
+        person.wait_shown(b"login %d: \r\n\x1b[1m" % visit)
+        person.type(b"root\x03\r\x1d")
+        received = b""
+        while not received.endswith(b"\x1d"):
+            assert select.select([console.input_fd], [], [], TIMEOUT_SEC)[0]
+            received += os.read(console.input_fd, 100)
+        assert received == b"root\x03\r\x1d", "raw: every key is the guest's"
+        person.type(b"\x1d\x1d")
+        assert person.wait_end() == 0
+        assert person.shown.endswith(b"\r\nvmservice: left the serial console of demo\r\n")
+        assert termios.tcgetattr(person.terminal) == person.before
+
+
+def test_the_size_of_the_terminal_reaches_the_vm(console: PtyConsole, come: Callable[[], Person]) -> None:
+    person = come()
+    person.wait(lambda: console.size() == (80, 24), "the size at the beginning is not told")
+    termios.tcsetwinsize(person.terminal, (50, 200))
+    person.wait(lambda: console.size() == (200, 50), "another size is not told")
+
+
+def test_a_guest_that_takes_nothing_keeps_nobody(console: PtyConsole, come: Callable[[], Person]) -> None:
+    person = come()
+    person.wait_shown(GREETING)
+    for _ in range(20):
+        person.type(b"x" * 1000)
+    person.type(b"\x1d\x1d\x1d")
+    assert person.wait_end() == 0
+
+
+def test_a_vm_that_goes_sends_everybody_home(console: PtyConsole, come: Callable[[], Person]) -> None:
+    person = come()
+    person.wait_shown(GREETING)
+    console.write(b"Power down\r\n")
+    person.wait_shown(b"Power down")
+    console.close()
+    assert person.wait_end() == 0
+    assert b"vmservice: the VM has closed the serial console of demo" in person.shown
+    assert termios.tcgetattr(person.terminal) == person.before
+
+
+def test_only_one_at_a_time(console: PtyConsole, come: Callable[[], Person]) -> None:
+    first = come()
+    first.wait_shown(GREETING)
+    second = come()
+    assert second.wait_end() == 1
+    assert second.shown == b"HostError: somebody else is at the console of demo\r\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_gives_the_terminal_back_too(console: PtyConsole, come: Callable[[], Person], number: signal.Signals) -> None:
+    person = come()
+    person.wait_shown(GREETING)
+    person.wait(lambda: termios.tcgetattr(person.terminal) != person.before, "the terminal is not raw")
+    os.kill(person.process.pid, number)
+    assert person.wait_end() == -number
+    person.wait(lambda: termios.tcgetattr(person.terminal) == person.before, "the terminal is still raw")
+
+
+def test_without_a_terminal(tmp_path: Path, console: PtyConsole) -> None:
+    reader, writer = os.pipe()
+    with pytest.raises(UsageError, match="needs a terminal for standard input and output"):
+        attach.attach("demo", str(tmp_path), input_fd=reader, output_fd=writer)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_vm_without_such_a_console(tmp_path: Path, console: PtyConsole) -> None:
+    with pytest.raises(HostFacilityMissing, match=r'^demo has no hvc console to attach to: it must run, with mode = "pty" in'):
+        attach._open_console("demo", str(tmp_path), "hvc")
+    with pytest.raises(HostFacilityMissing, match=r"^demo has no console to attach to"):
+        attach._open_console("demo", str(tmp_path / "gone"), None)
+
+
+@pytest.mark.parametrize("target", ["/dev/sda", "/dev/pts/../sda", "/dev/pts/", "/dev/pts/1/../../sda", "/dev/tty"])
+def test_a_link_to_something_else_is_not_followed(tmp_path: Path, target: str) -> None:
+    (tmp_path / "serial").symlink_to(target)
+    with pytest.raises(HostError, match="which is no pseudoterminal"):
+        attach._open_console("demo", str(tmp_path), None)
+
+
+def test_a_pseudoterminal_of_somebody_else_is_not_opened(
+    tmp_path: Path, console: PtyConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fstat
+
+    def of_another(fd: int) -> os.stat_result:
+        fields = list(real(fd))
+        fields[4] = os.getuid() + 1
+        return os.stat_result(fields, {"st_rdev": real(fd).st_rdev})
+
+    monkeypatch.setattr(os, "fstat", of_another)
+    with pytest.raises(HostError, match=r"^/dev/pts/\d+ is no longer the console of demo$"):
+        attach._open_console("demo", str(tmp_path), None)
+
+
+def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attach.runtime_directory("demo", user=False) == "/run/vmservice/demo"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert attach.runtime_directory("demo", user=True) == "/run/user/7/vmservice/demo"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert attach.runtime_directory("demo", user=True) == f"/run/user/{os.getuid()}/vmservice/demo"

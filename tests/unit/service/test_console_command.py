@@ -1,0 +1,40 @@
+"""`vmservice console`: its arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from vmservice.errors import UsageError
+from vmservice.host import attach
+from vmservice.service.console_command import add_command, console
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers(dest="command"))
+    return parser.parse_args(["console", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("demo",), ("demo", "/run/vmservice/demo", None)),
+        (("demo", "hvc"), ("demo", "/run/vmservice/demo", "hvc")),
+        (("--user", "demo", "serial"), ("demo", "/run/user/7/vmservice/demo", "serial")),
+    ],
+)
+def test_what_is_attached_to(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: tuple[str, str, str | None]
+) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    monkeypatch.setattr(attach, "attach", lambda *arguments: calls.append(arguments))
+    assert console(parse(*words)) == 0
+    assert calls == [expected]
+
+
+def test_a_name_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot be the name of a VM"):
+        console(parse("../etc"))

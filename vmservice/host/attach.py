@@ -1,0 +1,156 @@
+"""`vmservice console NAME`: a person at the console of a VM that runs, in a pseudoterminal, for as long as they like.
+
+In its unit's RuntimeDirectory the VM keeps a link, called serial or hvc, to the pseudoterminal of each console in mode "pty".
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import stat
+import struct
+import sys
+import termios
+
+from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError
+from vmservice.host.terminal import EscapeKeys, RawTerminal
+
+LABELS = ("serial", "hvc")
+
+_CHUNK_BYTES = 4096
+_WAITING_LIMIT_BYTES = 4096
+_PTS = "/dev/pts/"
+_PTS_MAJORS = range(136, 144)  # Documentation/admin-guide/devices.txt: Unix98 PTY slaves
+# How often the other end is told of our size, and looked at whether it is still there.
+_PERIOD_MS = 200
+
+
+def runtime_directory(name: str, *, user: bool) -> str:
+    """Where the unit of the VM `name` has its RuntimeDirectory."""
+    if not user:
+        return f"/run/vmservice/{name}"
+    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/vmservice/{name}"
+
+
+def attach(name: str, directory: str, label: str | None = None, *, input_fd: int = 0, output_fd: int = 1) -> None:
+    """Join the terminal at `input_fd` and `output_fd` to a console, until the person leaves it or the VM goes.
+
+    `label` is serial or hvc, None for the one that is there. What comes from the guest is passed on as it is. Raises UsageError
+    without a terminal, HostFacilityMissing where there is no such console, NotPermitted, and HostError when it is taken.
+    """
+    if not (os.isatty(input_fd) and os.isatty(output_fd)):
+        raise UsageError("console needs a terminal for standard input and output")
+    chosen, console = _open_console(name, directory, label)
+    try:
+        terminal = RawTerminal(input_fd, raw_output=True)
+        if not terminal.is_ours():
+            raise UsageError("console needs a terminal that it is in the foreground of")
+        terminal.enter()
+        try:
+            _say(f"vmservice: at the {chosen} console of {name}; Ctrl-] three times within a second leaves it\r")
+            gone = _join(console, input_fd, output_fd)
+        finally:
+            terminal.leave()
+        _say(f"\nvmservice: {'the VM has closed the' if gone else 'left the'} {chosen} console of {name}")
+    finally:
+        os.close(console)
+
+
+def _open_console(name: str, directory: str, label: str | None) -> tuple[str, int]:
+    """(label, descriptor) of the console, locked: two persons at one console would each get a part of what it says."""
+    for candidate in (label,) if label is not None else LABELS:
+        try:
+            target = os.readlink(f"{directory}/{candidate}")
+        except PermissionError:
+            raise NotPermitted(f"no permission to look for the consoles of {name} in {directory}", errno.EACCES) from None
+        except OSError:
+            continue
+        return candidate, _open_pseudoterminal(target, name, os.stat(directory).st_uid)
+    wanted = f"{label} console" if label is not None else "console"
+    raise HostFacilityMissing(
+        f'{name} has no {wanted} to attach to: it must run, with mode = "pty" in [serial] or [console] of its configuration'
+    )
+
+
+def _open_pseudoterminal(target: str, name: str, owner: int) -> int:
+    """The link is the VM's, who is not trusted with what we open: a pseudoterminal of the VM's own account, or nothing."""
+    if not (target.startswith(_PTS) and target.removeprefix(_PTS).isdecimal()):
+        raise HostError(f"the console of {name} is said to be {target[:60]!r}, which is no pseudoterminal")
+    try:
+        fd = os.open(target, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        raise HostError.from_os(f"cannot open {target}, the console of {name}", error) from None
+    try:
+        status = os.fstat(fd)
+        is_pseudoterminal = stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _PTS_MAJORS
+        if not is_pseudoterminal or status.st_uid != owner:
+            raise HostError(f"{target} is no longer the console of {name}")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise HostError(f"somebody else is at the console of {name}", errno.EBUSY) from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _join(console: int, input_fd: int, output_fd: int) -> bool:
+    """Pass everything on both ways; whether it was the VM that ended it."""
+    keys = EscapeKeys()
+    poll = select.poll()
+    poll.register(input_fd, select.POLLIN)
+    size = b""
+    waiting = b""  # typed, and not yet taken by the VM
+    while True:
+        size = _pass_size_on(output_fd, console, size)
+        poll.register(console, select.POLLIN | (select.POLLOUT if waiting else 0))
+        events = dict(poll.poll(_PERIOD_MS))
+        if events.get(console, 0) & ~select.POLLOUT:
+            shown = _read(console)
+            if shown is None:
+                return True
+            _write(output_fd, shown)
+        if events.get(input_fd, 0):
+            typed = _read(input_fd)
+            if typed is None or keys.feed(typed):
+                return False
+            waiting = (waiting + typed)[:_WAITING_LIMIT_BYTES]
+        if waiting:
+            waiting = waiting[_write_some(console, waiting) :]
+
+
+def _pass_size_on(output_fd: int, console: int, before: bytes) -> bytes:
+    """The VM's end learns how large our terminal is, and the guest at a virtio-console from that; the size as of now."""
+    size = fcntl.ioctl(output_fd, termios.TIOCGWINSZ, bytes(struct.calcsize("4H")))
+    if size != before:
+        fcntl.ioctl(console, termios.TIOCSWINSZ, size)
+    return size
+
+
+def _read(fd: int) -> bytes | None:
+    """What is there; None at the end, and from a terminal that was hung up."""
+    try:
+        return os.read(fd, _CHUNK_BYTES) or None
+    except BlockingIOError:
+        return b""
+    except OSError:
+        return None
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _write_some(fd: int, data: bytes) -> int:
+    try:
+        return os.write(fd, data)
+    except OSError:  # full, or gone, which the next poll tells
+        return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
