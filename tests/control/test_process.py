@@ -321,3 +321,17 @@ def test_signals_before_the_loop_are_not_lost(start: Start) -> None:
     process = start("--bus", "none", told=False)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() in (0, -signal.SIGTERM)
+
+
+def test_a_bug_in_a_task_ends_the_vm_and_is_told_to_the_journal_only(
+    start: Start, manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A console that breaks stands for any: sitecustomize is the seam that makes it break."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from vmservice.host import console\ndef fail(self): raise ValueError('a bug')\nconsole.StreamConsole.flush = fail\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start("--bus", "none")
+    assert process.wait() == 70
+    assert "internal error: Traceback" in process.messages
+    assert "ValueError: a bug" in process.messages

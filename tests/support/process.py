@@ -105,4 +105,9 @@ class VmProcess:
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "INVOCATION_ID")}
-    return {**kept, "PYTHONPATH": str(CHECKOUT), "PYTHONWARNINGS": "ignore::DeprecationWarning", **more}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join([str(CHECKOUT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+        "PYTHONWARNINGS": "ignore::DeprecationWarning",
+        **more,
+    }

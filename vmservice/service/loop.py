@@ -90,6 +90,8 @@ class Service:
             from vmservice.service.sleep import HostSleep
 
             tasks.append(loop.create_task(HostSleep(self._vm, self._bus, self._log).run()))
+        for task in tasks:
+            task.add_done_callback(self._on_task_end)
         try:
             return await self._exit
         finally:
@@ -210,6 +212,11 @@ class Service:
             self._consoles.flush()
             for keyboard in self._keyboards:
                 keyboard.retry()
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        """A task that fails would otherwise be missed by nobody until the VM ends."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_bug(task.get_loop(), {"exception": error, "message": "a task failed"})
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody caught is our bug: the journal gets it whole, and the VM ends rather than limp on."""

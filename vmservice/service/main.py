@@ -67,6 +67,12 @@ def run(options: RunOptions) -> int:
         log.error(str(error))
         notifier.failed(str(error), getattr(error, "errno", 0))
         return error.exit_status
+    except Exception as error:  # the process's top: our bug, whole in the journal
+        import traceback
+
+        log.error(f"internal error: {''.join(traceback.format_exception(error))}")
+        notifier.failed("internal error; the journal has the details")
+        return VmmError.exit_status
     finally:
         notifier.close()
         log.close()
