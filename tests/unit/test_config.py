@@ -381,3 +381,12 @@ def test_a_kernel_gets_virtio_devices_and_a_firmware_only_what_it_asks_for(file:
     virtio = load_config("demo", str(file)).virtio
     assert virtio is not None
     assert virtio.balloon_bytes == 4 << 20
+
+
+@pytest.mark.parametrize("document", ["README.md", "packaging/examples/demo.toml"])
+def test_what_we_tell_people_to_write_is_accepted(file: Path, document: str) -> None:
+    text = (Path(__file__).parents[2] / document).read_text()
+    file.write_text(text.partition("```toml\n")[2].partition("```")[0] if document.endswith(".md") else text)
+    config = load_config("demo", str(file))
+    assert (config.cpus.boot, config.cpus.max, config.memory.size_bytes) == (1, 4, 512 << 20)
+    assert config.serial.mode == "journal"
