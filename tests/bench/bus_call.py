@@ -1,4 +1,4 @@
-"""Calls without arguments over the system bus, as cheap as they can be in Python: the bench measures the VM, not its client."""
+"""Calls over the system bus, as cheap as they can be in Python: the bench measures the VM, not its client."""
 
 from __future__ import annotations
 
@@ -35,30 +35,35 @@ class BusCaller:
         self._socket.sendall(b"BEGIN\r\n")
         self._call(_DAEMON, "/org/freedesktop/DBus", _DAEMON, "Hello")
 
-    def call(self, member: str) -> None:
-        kind, body = self._call(self._destination, _PATH, _INTERFACE, member)
+    def call(self, member: str, number: int | None = None) -> None:
+        """Returns when it is answered; `number` goes along as a byte."""
+        argument = None if number is None else (b"y", bytes((number,)))
+        kind, body = self._call(self._destination, _PATH, _INTERFACE, member, argument)
         if kind == _ERROR:
             raise SystemExit(f"{member} failed: {body!r}")
 
     def wait_for_name(self) -> None:
         deadline = time.monotonic() + _TIMEOUT_SEC
         while time.monotonic() < deadline:
-            kind, _ = self._call(_DAEMON, "/org/freedesktop/DBus", _DAEMON, "GetNameOwner", self._destination)
+            kind, _ = self._call(_DAEMON, "/org/freedesktop/DBus", _DAEMON, "GetNameOwner", (b"s", _string(self._destination)))
             if kind == _METHOD_RETURN:
                 return
             time.sleep(0.005)
         raise SystemExit(f"{self._destination} did not come")
 
-    def _call(self, destination: str, path: str, interface: str, member: str, argument: str | None = None) -> tuple[int, bytes]:
+    def _call(
+        self, destination: str, path: str, interface: str, member: str, argument: tuple[bytes, bytes] | None = None
+    ) -> tuple[int, bytes]:
+        """`argument` is its signature, one character, and how it lies in the body."""
         self._serial += 1
-        body = b"" if argument is None else _string(argument)
+        signature, body = argument or (b"", b"")
         fields = [(_FIELD_PATH, b"o", path), (_FIELD_INTERFACE, b"s", interface), (_FIELD_MEMBER, b"s", member)]
         fields.append((_FIELD_DESTINATION, b"s", destination))
         array = b""
         for code, kind, value in fields:
             array = _padded(array) + bytes((code, 1)) + kind + b"\0" + _string(value)
-        if argument is not None:
-            array = _padded(array) + bytes((_FIELD_SIGNATURE, 1)) + b"g\0" + b"\1s\0"
+        if signature:
+            array = _padded(array) + bytes((_FIELD_SIGNATURE, 1)) + b"g\0" + b"\1" + signature + b"\0"
         head = struct.pack("<cBBBIII", b"l", _METHOD_CALL, 0, 1, len(body), self._serial, len(array))
         self._socket.sendall(_padded(head + array) + body)
         while True:

@@ -1,6 +1,6 @@
-"""Runs in the lab's host: start of a Linux guest and memory beyond it, ours and the peer's in turn; prints JSON.
+"""Runs in the lab's host: a Linux guest's start, memory beyond it, Resize, consoles, ours and the peer's in turn; prints JSON.
 
-    guest.py RUNS
+    guest.py RUNS [SUBJECT…]      of start, resize, console; all of them without
 
 Expects the guest images in /lab. Standard library only.
 """
@@ -12,7 +12,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench import linux_console, resize
+from bench.rows import Samples
 
 LAB = Path("/lab")
 LINE = b"vmservice guest: /init reached"
@@ -74,9 +79,9 @@ def beyond_guest_mib(pid: int) -> float:
     return (resident_kib - guest_kib) / 1024
 
 
-def main(runs: int) -> None:
+def measure(runs: int) -> Samples:
     console = Path("/run/bench.console")
-    samples: dict[str, dict[str, list[float]]] = {}
+    samples: Samples = {}
     for kind, cmdline in (("quiet", "console=ttyS0 quiet"), ("full console", "console=ttyS0")):
         sides = {"vmservice": ours, "peer": peer}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -94,8 +99,18 @@ def main(runs: int) -> None:
         samples[f"Linux to /init, {kind}, s"] = seconds
         if kind == "quiet":
             samples["beyond the guest's memory, MiB"] = memory
+    return samples
+
+
+SUBJECTS: dict[str, Callable[[int], Samples]] = {"start": measure, "resize": resize.measure, "console": linux_console.measure}
+
+
+def main(runs: int, subjects: list[str]) -> None:
+    samples: Samples = {}
+    for subject in subjects or SUBJECTS:
+        samples |= SUBJECTS[subject](runs)
     print(json.dumps(samples))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -61,6 +61,8 @@ MCR_MASK = 0x1F
 LSR_DATA_READY = 0x01
 LSR_OVERRUN = 0x02
 LSR_TRANSMITTER_EMPTY = 0x60  # THRE and TEMT
+_READY = bytes((LSR_TRANSMITTER_EMPTY,))
+_READY_WITH_DATA = bytes((LSR_TRANSMITTER_EMPTY | LSR_DATA_READY,))
 
 # Modem status register: four inputs, and below them what has changed since the last read
 MSR_RI = 0x40
@@ -147,11 +149,22 @@ class Serial:
 
     def read(self, offset: int, size: int) -> bytes:
         if size == 1:
+            # What nearly every read is: a driver that polls before each byte it transmits.
+            if offset == LSR and not self.state.line_errors:
+                return _READY_WITH_DATA if self.state.received else _READY
             return bytes((self._read_register(offset),))
         return bytes([self._read_register(register) for register in range(offset, offset + size)])
 
     def write(self, offset: int, data: bytes) -> None:
         """The ISA bus takes a wide access apart into bytes for consecutive ports."""
+        state = self.state
+        # What nearly every write is, and the path of each byte of a console: kept short.
+        if offset == DATA and len(data) == 1 and not (state.lcr & LCR_DLAB or state.mcr & MCR_LOOP):
+            self._sink(data)
+            state.thr_empty_pending = True
+            if state.ier:
+                self._update_line()
+            return
         for register, value in enumerate(data, offset):
             self._write_register(register, value)
 
