@@ -42,21 +42,30 @@ CMDLINE_MAX_BYTES = 0xFFFF
 SHUTDOWN_TIMEOUT_DEFAULT_SEC = 120
 SHUTDOWN_TIMEOUT_MAX_SEC = 86400
 
-CONSOLE_MODES = ("journal", "tty", "file", "pty", "null", "off")
+LOG_LEVELS = ("err", "warning", "notice", "info")  # the words of systemd's LogLevelMax=
+
+CONSOLE_MODES = ("journal", "tty", "file", "pty", "socket", "null", "off")
 TRANSPORTS = ("pci", "mmio")
+
+# virtio-console has 31 at most, as with QEMU. By its name a port is found in the guest, in the unit's RuntimeDirectory and in
+# the journal, beside the two consoles.
+PORTS_MAX = 30
+PORT_NAMES_TAKEN = ("serial", "hvc")
 
 SECTIONS = {
     "kernel": ("path", "initramfs", "cmdline"),
     "firmware": ("path",),
     "cpus": ("boot", "max"),
-    "memory": ("size", "file", "mergeable", "hugepages", "prefault"),
+    "memory": ("size", "file", "mergeable", "hugepages", "prefault", "shared"),
     "serial": ("mode", "path"),
     "console": ("mode", "path"),
+    "port": ("name", "mode", "path", "console"),
     "rng": ("enabled",),
     "balloon": ("size",),
     "virtio": ("transport",),
-    "service": ("on_poweroff", "on_reset", "shutdown_timeout"),
+    "service": ("on_panic", "on_poweroff", "on_reset", "on_watchdog", "shutdown_timeout", "log_level"),
 }
+ARRAYS = ("port",)
 
 
 class KernelConfig:
@@ -92,10 +101,11 @@ class CpusConfig:
 class MemoryConfig:
     """`[memory]`: whole pages; `file` is a file or a directory that backs them, None for anonymous memory.
 
-    `mergeable` offers them to KSM, `hugepages` are of 2 MiB, `prefault` has them all present before the guest runs.
+    `mergeable` offers them to KSM, `hugepages` are of 2 MiB, `prefault` has them all present before the guest runs, `shared`
+    lets another process map them too, as a file always does.
     """
 
-    __slots__ = ("file", "hugepages", "mergeable", "prefault", "size_bytes")
+    __slots__ = ("file", "hugepages", "mergeable", "prefault", "shared", "size_bytes")
 
     def __init__(
         self,
@@ -105,7 +115,9 @@ class MemoryConfig:
         mergeable: bool = False,
         hugepages: bool = False,
         prefault: bool = False,
+        shared: bool = False,
     ) -> None:
+        self.shared: Final = shared
         self.size_bytes: Final = size_bytes
         self.file: Final = file
         self.mergeable: Final = mergeable
@@ -124,15 +136,36 @@ class ConsoleConfig:
         self.path: Final = path
 
 
+class PortConfig:
+    """A `[[port]]`: a stream of bytes that the guest finds by `name`, or a console more if `is_console`. `mode` and `path` as
+    those of a console."""
+
+    __slots__ = ("is_console", "mode", "name", "path")
+
+    def __init__(self, name: str, mode: str, path: str | None, *, is_console: bool = False) -> None:
+        self.name: Final = name
+        self.mode: Final = mode
+        self.path: Final = path
+        self.is_console: Final = is_console
+
+
 class VirtioConfig:
-    """`[console]`, `[rng]`, `[balloon]` and `[virtio]`: the devices that are virtio's, and whether they are on PCI or MMIO.
+    """`[console]`, `[[port]]`, `[rng]`, `[balloon]`, `[virtio]`: the devices that are virtio's, and whether on PCI or MMIO.
 
     `balloon_bytes` is what the guest is asked to lend back from its start, None for a machine without a balloon.
     """
 
-    __slots__ = ("balloon_bytes", "console", "rng", "transport")
+    __slots__ = ("balloon_bytes", "console", "ports", "rng", "transport")
 
-    def __init__(self, transport: str, console: ConsoleConfig, rng: bool, balloon_bytes: int | None) -> None:
+    def __init__(
+        self,
+        transport: str,
+        console: ConsoleConfig,
+        rng: bool,
+        balloon_bytes: int | None,
+        ports: tuple[PortConfig, ...] = (),
+    ) -> None:
+        self.ports: Final = ports
         self.transport: Final = transport
         self.console: Final = console
         self.rng: Final = rng
@@ -140,11 +173,23 @@ class VirtioConfig:
 
 
 class ServiceConfig:
-    """`[service]`: `on_poweroff` is exit or stay, `on_reset` reboot or exit."""
+    """`[service]`: `on_poweroff` is exit or stay, `on_reset` reboot or exit, `on_panic` and `on_watchdog` those or pause.
+    `log_level`, one of LOG_LEVELS, bounds what the VMM itself says."""
 
-    __slots__ = ("on_poweroff", "on_reset", "shutdown_timeout_sec")
+    __slots__ = ("log_level", "on_panic", "on_poweroff", "on_reset", "on_watchdog", "shutdown_timeout_sec")
 
-    def __init__(self, on_poweroff: str, on_reset: str, shutdown_timeout_sec: int) -> None:
+    def __init__(
+        self,
+        on_poweroff: str,
+        on_reset: str,
+        shutdown_timeout_sec: int,
+        on_panic: str = "exit",
+        on_watchdog: str = "reboot",
+        log_level: str = "info",
+    ) -> None:
+        self.log_level: Final = log_level
+        self.on_panic: Final = on_panic
+        self.on_watchdog: Final = on_watchdog
         self.on_poweroff: Final = on_poweroff
         self.on_reset: Final = on_reset
         self.shutdown_timeout_sec: Final = shutdown_timeout_sec
@@ -181,11 +226,16 @@ class Config:
 
 def check_name(name: str) -> None:
     """UsageError unless `name` may be the NAME of a VM."""
-    if not (0 < len(name) <= NAME_MAX_LENGTH and name[0] in NAME_FIRST and NAME_REST.issuperset(name)):
+    if not is_name(name):
         raise UsageError(
             f"{name[: 2 * NAME_MAX_LENGTH]!r} cannot be the name of a VM; "
             f"it must be 1 to {NAME_MAX_LENGTH} of A-Z a-z 0-9 _ . - and begin with a letter or digit"
         )
+
+
+def is_name(name: str) -> bool:
+    """Whether a VM, or a port of one, may be called so."""
+    return 0 < len(name) <= NAME_MAX_LENGTH and name[0] in NAME_FIRST and NAME_REST.issuperset(name)
 
 
 def config_path(name: str, *, user: bool) -> str:
@@ -203,13 +253,12 @@ def load_config(name: str, path: str) -> Config:
     """The checked configuration of the VM `name` from the file at `path`; UsageError or ConfigError."""
     check_name(name)
     path = os.path.abspath(path)
-    reader = TableReader(path, _read_table(name, path), SECTIONS)
+    reader = TableReader(path, _read_table(name, path), SECTIONS, ARRAYS)
     kernel, firmware = _read_guest(reader)
     memory = _read_memory(reader)
     serial = _read_console(reader, "serial", "")
     virtio = _read_virtio(reader, memory.size_bytes, kernel is not None)
-    if virtio is not None and serial.mode == virtio.console.mode == "tty":
-        raise ConfigError(f'{path}: serial.mode and console.mode are both "tty"; there is one terminal, for one of them')
+    _check_terminal(path, serial, virtio)
     return Config(
         name=name,
         path=path,
@@ -223,6 +272,9 @@ def load_config(name: str, path: str) -> Config:
             reader.choice("service", "on_poweroff", ("exit", "stay"), "exit"),
             reader.choice("service", "on_reset", ("reboot", "exit"), "reboot"),
             reader.integer("service", "shutdown_timeout", 0, SHUTDOWN_TIMEOUT_MAX_SEC, SHUTDOWN_TIMEOUT_DEFAULT_SEC),
+            reader.choice("service", "on_panic", ("reboot", "exit", "pause"), "exit"),
+            reader.choice("service", "on_watchdog", ("reboot", "exit", "pause"), "reboot"),
+            reader.choice("service", "log_level", LOG_LEVELS, "info"),
         ),
     )
 
@@ -235,14 +287,17 @@ def check_files(config: Config) -> None:
             RegularFile(config.kernel.initramfs, "initramfs").close()
     if config.firmware is not None:
         RegularFile(config.firmware.path, "firmware image").close()
-    memory, serial = config.memory.file, config.serial.path
-    console = config.virtio.console.path if config.virtio is not None else None
-    for key, file in (("memory.file", memory), ("serial.path", serial), ("console.path", console)):
+    memory = config.memory.file
+    outputs: list[tuple[str, str | None]] = [("serial.path", config.serial.path)]
+    if config.virtio is not None:
+        outputs.append(("console.path", config.virtio.console.path))
+        outputs += [(f"port[{number}].path", port.path) for number, port in enumerate(config.virtio.ports)]
+    for key, file in (("memory.file", memory), *outputs):
         if file is not None and not os.path.isdir(os.path.dirname(file)):
             raise ConfigError(f"{config.path}: {key} is {file}, but there is no directory {os.path.dirname(file)}")
     if memory is not None and os.path.exists(memory) and not os.path.isdir(memory) and not os.path.isfile(memory):
         raise ConfigError(f"{config.path}: memory.file is {memory}; expected a regular file or a directory")
-    for key, file in (("serial.path", serial), ("console.path", console)):
+    for key, file in outputs:
         if file is not None and os.path.isdir(file):
             raise ConfigError(f"{config.path}: {key} is {file}, a directory; expected a file")
 
@@ -332,7 +387,10 @@ def _read_memory(reader: TableReader) -> MemoryConfig:
     if hugepages and mergeable:
         raise reader.refusal("memory", "hugepages", "false with memory.mergeable, for KSM merges no huge pages")
     prefault = reader.boolean("memory", "prefault", False)
-    return MemoryConfig(size_bytes, file=file, mergeable=mergeable, hugepages=hugepages, prefault=prefault)
+    shared = reader.boolean("memory", "shared", file is not None)
+    if file is not None and not shared:
+        raise reader.refusal("memory", "shared", "true with memory.file, for a file is always shared")
+    return MemoryConfig(size_bytes, file=file, mergeable=mergeable, hugepages=hugepages, prefault=prefault, shared=shared)
 
 
 def _read_console(reader: TableReader, section: str, default: str) -> ConsoleConfig:
@@ -347,9 +405,35 @@ def _read_console(reader: TableReader, section: str, default: str) -> ConsoleCon
     return ConsoleConfig(mode or None, path)
 
 
+def _read_ports(reader: TableReader) -> tuple[PortConfig, ...]:
+    ports: dict[str, PortConfig] = {}
+    for section in reader.several("port", PORTS_MAX):
+        name = reader.text(section, "name", "")
+        if not is_name(name):
+            letters = "A-Z a-z 0-9 _ . - that begin with a letter or digit"
+            raise reader.refusal(section, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
+        if name in PORT_NAMES_TAKEN or name in ports:
+            raise reader.refusal(section, "name", "a name of its own, also beside serial and hvc, which the consoles have")
+        console = _read_console(reader, section, "socket")
+        is_console = reader.boolean(section, "console", False)
+        ports[name] = PortConfig(name, console.mode or "socket", console.path, is_console=is_console)
+    return tuple(ports.values())
+
+
+def _check_terminal(path: str, serial: ConsoleConfig, virtio: VirtioConfig | None) -> None:
+    consoles = [("serial", serial.mode)]
+    if virtio is not None:
+        consoles.append(("console", virtio.console.mode))
+        consoles += [(f"port[{number}]", port.mode) for number, port in enumerate(virtio.ports)]
+    at_terminal = [f"{section}.mode" for section, mode in consoles if mode == "tty"]
+    if len(at_terminal) > 1:
+        raise ConfigError(f'{path}: {" and ".join(at_terminal[:2])} are both "tty"; there is one terminal, for one of them')
+
+
 def _read_virtio(reader: TableReader, memory_bytes: int, is_default: bool) -> VirtioConfig | None:
     """A firmware gets such devices only where its configuration names one of them."""
-    if not is_default and not any(reader.has(section) for section in ("console", "rng", "balloon", "virtio")):
+    ports = _read_ports(reader)
+    if not (is_default or ports or any(reader.has(section) for section in ("console", "rng", "balloon", "virtio"))):
         return None
     balloon_bytes = None
     if reader.has("balloon"):
@@ -361,4 +445,5 @@ def _read_virtio(reader: TableReader, memory_bytes: int, is_default: bool) -> Vi
         _read_console(reader, "console", "off"),
         reader.boolean("rng", "enabled", True),
         balloon_bytes,
+        ports,
     )

@@ -8,7 +8,7 @@ from vmservice.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     Sections = Mapping[str, Sequence[str]]
 
@@ -21,23 +21,40 @@ SHOWN_MAX_LENGTH = 60
 class TableReader:
     """The sections of one configuration file. Every method raises ConfigError with the file, the key and what was expected."""
 
-    def __init__(self, path: str, table: Mapping[str, object], sections: Sections) -> None:
-        """`path` is absolute; `sections` are all that may be there, with all their keys."""
+    def __init__(self, path: str, table: Mapping[str, object], sections: Sections, arrays: Container[str] = ()) -> None:
+        """`path` is absolute; `sections` are all that may be there, with all their keys. Those in `arrays` may be there several
+        times, each as [[name]], and are read as the sections "name[0]", "name[1]" and so on."""
         self.path = path
         self._directory = os.path.dirname(path)
         self._sections: dict[str, dict[str, object]] = {}
         for name, section in table.items():
             if name not in sections:
                 raise ConfigError(f"{path}: {_unknown_section(name, section, sections)}")
-            if not isinstance(section, dict):
-                raise ConfigError(f"{path}: {name} is {_shown(section)}; expected a section, [{name}]")
-            for key in section:
-                if key not in sections[name]:
-                    raise ConfigError(f"{path}: {_unknown_key(name, key, sections)}")
-            self._sections[name] = section
+            if name not in arrays:
+                self._add(name, section, f"a section, [{name}]", sections[name], sections)
+            elif isinstance(section, list):
+                for number, item in enumerate(section):
+                    self._add(f"{name}[{number}]", item, f"a section, [[{name}]]", sections[name], sections)
+            else:
+                raise ConfigError(f"{path}: {name} is {_shown(section)}; expected sections, each as [[{name}]]")
+
+    def _add(self, name: str, section: object, expected: str, keys: Sequence[str], sections: Sections) -> None:
+        if not isinstance(section, dict):
+            raise ConfigError(f"{self.path}: {name} is {_shown(section)}; expected {expected}")
+        for key in section:
+            if key not in keys:
+                raise ConfigError(f"{self.path}: {_unknown_key(name, key, keys, sections)}")
+        self._sections[name] = section
 
     def has(self, section: str) -> bool:
         return section in self._sections
+
+    def several(self, array: str, most: int) -> list[str]:
+        """The names of all sections that are there as [[array]], in their order; at most `most`."""
+        names = [name for name in self._sections if name.startswith(f"{array}[")]
+        if len(names) > most:
+            raise ConfigError(f"{self.path}: [[{array}]] is there {len(names)} times; at most {most} are possible")
+        return names
 
     def refusal(self, section: str, key: str, expected: str) -> ConfigError:
         """The error for a value that is there and wrong; `expected` is a noun phrase."""
@@ -131,10 +148,10 @@ def _unknown_section(name: str, section: object, sections: Sections) -> str:
     return f"{_shown_name(name)} is not in a section; {advice}"
 
 
-def _unknown_key(section: str, key: str, sections: Sections) -> str:
+def _unknown_key(section: str, key: str, keys: Sequence[str], sections: Sections) -> str:
     wrong = f"{section}.{_shown_name(key)} is not a known key"
     homes = [f"{home}.{key}" for home, keys in sections.items() if key in keys]
-    return f"{wrong}; did you mean {' or '.join(homes)}?" if homes else f"{wrong}; {_nearest(key, sections[section], '{}')}"
+    return f"{wrong}; did you mean {' or '.join(homes)}?" if homes else f"{wrong}; {_nearest(key, keys, '{}')}"
 
 
 def _nearest(name: str, known: Sequence[str] | Sections, form: str) -> str:

@@ -102,11 +102,11 @@ def _read_own_file(cache: str) -> bytes | None:
 
 
 def _write_atomically(cache: str, data: bytes) -> None:
-    temporary = f"{cache}.{os.getpid()}"
+    temporary = f"{cache}.new"  # always the same: one that a killed process left is written over
     if len(data) > MAX_SIZE_BYTES:
         return
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except (OSError, ValueError):
         return
     try:

@@ -280,7 +280,7 @@ def test_a_reload_says_what_waits_for_a_restart(start: Start, manager: Manager, 
     assert reload(process, manager) == "running; 1 vCPU, 512 MiB"
     assert (
         f"different in {config}, and in force when the VM is restarted: [kernel], cpus.max, [memory], [serial],"
-        " [console], [rng], [balloon] or [virtio]"
+        " [console], [[port]], [rng], [balloon] or [virtio]"
     ) in process.messages
 
 

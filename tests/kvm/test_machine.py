@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.kvm_guest import needs_kvm, running_guest, wait_until
+from support.kvm_guest import TIMEOUT_SEC, needs_kvm, running_guest, wait_until
 from support.payload import BANNER
 
 from vmservice.errors import ConfigError
@@ -199,3 +200,35 @@ def test_a_machine_of_254_vcpus_starts_and_stops(payloads: Payloads) -> None:
         guest.vm.pause()
         guest.vm.shutdown()
         assert guest.vm.state == State.SHUTDOWN
+
+
+@pytest.mark.parametrize("variant", ["idle", "busy", "beat", "smp"])
+def test_every_vcpu_answers_whatever_its_guest_does(payloads: Payloads, variant: str) -> None:
+    """Halted, spinning, printing, and waiting to be started; while it runs, while it is paused, and after a reset."""
+    with running_guest(payloads(variant), vcpus=3) as guest:
+        guest.output.wait_for(BANNER)
+        changes: list[Callable[[], None]] = [lambda: None, guest.vm.pause, guest.vm.resume, guest.vm.reboot]
+        for change in changes:
+            change()
+            guest.vm.silent(TIMEOUT_SEC)
+            wait_until(lambda: guest.vm.silent(TIMEOUT_SEC) == [] or None, "a vCPU did not answer")
+
+
+def test_a_device_that_hangs_is_named_with_its_vcpu(payloads: Payloads) -> None:
+    with running_guest(payloads("beat"), vcpus=2) as guest:
+        guest.output.wait_for(BANNER)
+        come, go_on = threading.Event(), threading.Event()
+
+        def hang(_data: bytes) -> None:
+            come.set()
+            go_on.wait(TIMEOUT_SEC)
+
+        serial = guest.machines[-1].chipset.serial
+        assert serial is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serial, "write", lambda _offset, data: hang(data))
+            assert come.wait(TIMEOUT_SEC)
+            assert guest.vm.silent(0.01) == ["the lock of the devices"]
+            assert guest.vm.silent(0.01) == ["vCPU 0", "the lock of the devices"]
+        go_on.set()
+        wait_until(lambda: guest.vm.silent(TIMEOUT_SEC) == [] or None, "it did not go on")

@@ -83,6 +83,31 @@ def test_a_file_that_is_cut_short_ends_its_guest_with_a_sentence(payloads: Paylo
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.ERROR)
 
 
+def test_a_file_that_is_cut_short_is_noticed_before_anybody_touches_it(payloads: Payloads, tmp_path: Path) -> None:
+    """An access of the VMM itself to what is gone is a SIGBUS."""
+    file = tmp_path / "memory"
+    file.touch()
+    with running_guest(payloads("idle"), memory=MemoryConfig(16 * MIB, file=str(file))) as guest:
+        guest.output.wait_for(BANNER)
+        os.truncate(file, 15 * MIB)
+        guest.vm.tick()
+        event = guest.next_event()
+        assert event.kind == EventKind.ERROR
+        assert event.detail == "the guest's memory has lost pages; somebody has cut short the file that [memory] file names"
+        guest.vm.handle(event)
+        assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.ERROR)
+
+
+def test_shared_memory_runs_a_guest_and_starts_clean(payloads: Payloads) -> None:
+    with running_guest(payloads("beat"), memory=MemoryConfig(16 * MIB, shared=True)) as guest:
+        seen = guest.output.wait_for(b"beat 1\n")
+        assert os.readlink(f"/proc/self/fd/{guest.memory.fd}") == "/memfd:vmservice-guest (deleted)"
+        guest.memory.write(8 * MIB, b"a secret of the first guest")
+        guest.vm.reboot()
+        guest.output.wait_for(b"beat 1\n", seen)
+        assert guest.memory.read(8 * MIB, 4096) == bytes(4096)
+
+
 @pytest.fixture
 def ksm() -> Iterator[Path]:
     """The host's page merger at work, put back afterwards."""

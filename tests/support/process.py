@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -58,6 +59,22 @@ class Manager:
                 return message
         raise AssertionError(f"no {field}={value}; there were {self.messages}")
 
+    def rest(self) -> list[dict[str, str]]:
+        """The messages that are there and were not taken yet."""
+        self._socket.settimeout(0)
+        messages = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                messages.append(dict(line.split("=", 1) for line in self._socket.recv(4096).decode().splitlines()))
+        return messages
+
+    def fill(self) -> None:
+        """Leave no room for another message."""
+        other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        with other, contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(b"X=1", self.address)
+
     def vanish(self) -> None:
         os.unlink(self.address)
 
@@ -85,6 +102,13 @@ class VmProcess:
     def messages(self) -> str:
         # Not by seeking: the process writes at the same position.
         return os.pread(self._stderr.fileno(), 1 << 20, 0).decode()
+
+    def wait_for(self, text: str) -> None:
+        """Returns when it has said `text`."""
+        deadline = time.monotonic() + TIMEOUT_SEC
+        while text not in self.messages:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.messages!r}"
+            time.sleep(0.02)
 
     def send(self, number: signal.Signals | int) -> None:
         self._process.send_signal(number)

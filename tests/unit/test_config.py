@@ -43,6 +43,11 @@ def test_huge_pages(file: Path) -> None:
     assert (memory.size_bytes, memory.hugepages, memory.prefault) == (64 << 20, True, True)
 
 
+NAME_WORDS = "1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"
+OWN_NAME = "a name of its own, also beside serial and hvc, which the consoles have"
+FILE_WORDS = 'port[0].path is missing; mode "file" needs the file that the console is written to'
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -79,6 +84,8 @@ def test_everything_that_may_be_said(file: Path) -> None:
         [service]
         on_poweroff = "stay"
         on_reset = "exit"
+        on_panic = "pause"
+        on_watchdog = "exit"
         shutdown_timeout = 0
         """,
     )
@@ -90,6 +97,7 @@ def test_everything_that_may_be_said(file: Path) -> None:
     assert (config.memory.size_bytes, config.memory.file, config.memory.mergeable) == (64 << 20, "/dev/shm", True)
     assert (config.serial.mode, config.serial.path) == ("file", "/var/log/vm.log")
     assert (config.service.on_poweroff, config.service.on_reset, config.service.shutdown_timeout_sec) == ("stay", "exit", 0)
+    assert (config.service.on_panic, config.service.on_watchdog) == ("pause", "exit")
 
 
 def test_defaults(file: Path) -> None:
@@ -101,6 +109,7 @@ def test_defaults(file: Path) -> None:
     assert (config.memory.hugepages, config.memory.prefault) == (False, False)
     assert (config.serial.mode, config.serial.path) == (None, None)
     assert (config.service.on_poweroff, config.service.on_reset, config.service.shutdown_timeout_sec) == ("exit", "reboot", 120)
+    assert (config.service.on_panic, config.service.on_watchdog) == ("exit", "reboot")
 
 
 def test_max_follows_boot(file: Path) -> None:
@@ -181,11 +190,13 @@ CPU_WORDS = "a whole number from 1 to 254"
         ("memory", "mergeable", '"yes"', "'yes'", "true or false"),
         ("memory", "file", "1", "1", "a path of 1 to 4095 bytes"),
         ("memory", "file", '""', "''", "a path of 1 to 4095 bytes"),
-        ("serial", "mode", '"ttyS0"', "'ttyS0'", '"journal", "tty", "file", "pty", "null" or "off"'),
-        ("serial", "mode", "1", "1", '"journal", "tty", "file", "pty", "null" or "off"'),
-        ("serial", "mode", '["tty"]', "an array", '"journal", "tty", "file", "pty", "null" or "off"'),
+        ("serial", "mode", '"ttyS0"', "'ttyS0'", '"journal", "tty", "file", "pty", "socket", "null" or "off"'),
+        ("serial", "mode", "1", "1", '"journal", "tty", "file", "pty", "socket", "null" or "off"'),
+        ("serial", "mode", '["tty"]', "an array", '"journal", "tty", "file", "pty", "socket", "null" or "off"'),
         ("service", "on_poweroff", '"reboot"', "'reboot'", '"exit" or "stay"'),
         ("service", "on_reset", "2026-11-25", "2026-11-25", '"reboot" or "exit"'),
+        ("service", "on_panic", '"stay"', "'stay'", '"reboot", "exit" or "pause"'),
+        ("service", "on_watchdog", "1", "1", '"reboot", "exit" or "pause"'),
         ("service", "shutdown_timeout", "86401", "86401", "a whole number from 0 to 86400"),
         ("service", "shutdown_timeout", "-1", "-1", "a whole number from 0 to 86400"),
         ("service", "shutdown_timeout", "1.5", "1.5", "a whole number from 0 to 86400"),
@@ -230,8 +241,8 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
             KERNEL + "[[disk]]",
-            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [console], [rng],"
-            " [balloon], [virtio], [service]",
+            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [console], [port],"
+            " [rng], [balloon], [virtio], [service]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
@@ -239,14 +250,15 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + '[cpus]\nsize = "1G"', "cpus.size is not a known key; did you mean memory.size or balloon.size?"),
         (
             KERNEL + '[service]\n"a\\u001bb" = 1',
-            "service.'a\\x1bb' is not a known key; known are on_poweroff, on_reset, shutdown_timeout",
+            "service.'a\\x1bb' is not a known key; known are on_panic, on_poweroff, on_reset, on_watchdog,"
+            " shutdown_timeout, log_level",
         ),
         ("cpus = 2", "cpus is 2; expected a section, [cpus]"),
         ("[[cpus]]", "cpus is an array; expected a section, [cpus]"),
         ("size = 2", "size is not in a section; did you mean memory.size or balloon.size?"),
         (
             'path = "/boot/vmlinuz"',
-            "path is not in a section; did you mean kernel.path or firmware.path or serial.path or console.path?",
+            "path is not in a section; did you mean kernel.path or firmware.path or serial.path or console.path or port.path?",
         ),
         (
             KERNEL + '[serial]\nmode = "tty"\n[console]\nmode = "tty"',
@@ -263,6 +275,29 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
             "balloon.size is '512M'; expected a multiple of 4096 bytes, less than memory.size",
         ),
         ("memry = 2", "memry is not in a section; did you mean [memory]?"),
+        (KERNEL + '[port]\nname = "a"', "port is a table; expected sections, each as [[port]]"),
+        ("port = 1", "port is 1; expected sections, each as [[port]]"),
+        ("port = [1]", "port[0] is 1; expected a section, [[port]]"),
+        (KERNEL + '[[port]]\nname = "a"\n[[port]]\nnmae = "b"', "port[1].nmae is not a known key; did you mean name?"),
+        (KERNEL + "[[port]]", f"port[0].name is missing; expected {NAME_WORDS}"),
+        (KERNEL + '[[port]]\nname = "../a"', f"port[0].name is '../a'; expected {NAME_WORDS}"),
+        (KERNEL + f'[[port]]\nname = "{"n" * 65}"', f"port[0].name is '{'n' * 59}…; expected {NAME_WORDS}"),
+        (KERNEL + '[[port]]\nname = "hvc"', f"port[0].name is 'hvc'; expected {OWN_NAME}"),
+        (KERNEL + '[[port]]\nname = "a"\n[[port]]\nname = "a"', f"port[1].name is 'a'; expected {OWN_NAME}"),
+        (KERNEL + '[[port]]\nname = "a"\nmode = "file"', FILE_WORDS),
+        (KERNEL + '[[port]]\nname = "a"\nconsole = 1', "port[0].console is 1; expected true or false"),
+        (
+            KERNEL + "".join(f'[[port]]\nname = "p{number}"\n' for number in range(31)),
+            "[[port]] is there 31 times; at most 30 are possible",
+        ),
+        (
+            KERNEL + '[console]\nmode = "tty"\n[[port]]\nname = "a"\nmode = "tty"',
+            'console.mode and port[0].mode are both "tty"; there is one terminal, for one of them',
+        ),
+        (
+            KERNEL + '[memory]\nfile = "/dev/shm"\nshared = false',
+            "memory.shared is false; expected true with memory.file, for a file is always shared",
+        ),
     ],
 )
 def test_refused_text(file: Path, text: str, expected: str) -> None:
@@ -390,3 +425,25 @@ def test_what_we_tell_people_to_write_is_accepted(file: Path, document: str) -> 
     config = load_config("demo", str(file))
     assert (config.cpus.boot, config.cpus.max, config.memory.size_bytes) == (1, 4, 512 << 20)
     assert config.serial.mode == "journal"
+
+
+def test_ports(file: Path) -> None:
+    config = load(
+        file,
+        KERNEL + '[[port]]\nname = "org.qemu.guest_agent.0"\n[[port]]\nname = "log"\nmode = "file"\npath = "l"\nconsole = true',
+    )
+    virtio = config.virtio
+    assert virtio is not None
+    assert [(port.name, port.mode, port.path, port.is_console) for port in virtio.ports] == [
+        ("org.qemu.guest_agent.0", "socket", None, False),
+        ("log", "file", str(file.parent / "l"), True),
+    ]
+
+
+def test_a_firmware_with_a_port_has_virtio_devices(file: Path) -> None:
+    assert load(file, '[firmware]\npath = "bios"\n[[port]]\nname = "a"').virtio is not None
+
+
+@pytest.mark.parametrize(("keys", "shared"), [("", False), ("shared = true", True), ('file = "/dev/shm"', True)])
+def test_shared_memory(file: Path, keys: str, shared: bool) -> None:
+    assert load(file, f"{KERNEL}[memory]\n{keys}").memory.shared is shared

@@ -40,6 +40,16 @@ def real_time_clock(port: int) -> bytes:
     )
 
 
+def pvpanic(port: int) -> bytes:
+    """The port by which a guest says that it has panicked (QEMU, docs/specs/pvpanic.rst)."""
+    return aml.device(
+        "PEVT",
+        aml.name("_HID", aml.string("QEMU0001")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resource_template(aml.io(port, 1))),
+    )
+
+
 def power_button() -> bytes:
     """The control-method power button (ACPI 6.5 §4.8.2.2.1.2); the GED tells it that it was pressed."""
     return aml.device("PWRB", aml.name("_HID", aml.eisaid("PNP0C0C")), aml.name("_UID", aml.integer(0)))

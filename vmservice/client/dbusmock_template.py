@@ -3,7 +3,7 @@
 The verbs, the table of states and every error sentence are vmservice's own: a mocked VM answers as a real one does, only its
 guest does nothing by itself. A test lets the guest act, or a call fail, by these methods of org.freedesktop.DBus.Mock:
 
-* `GuestStops(s how)`: "poweroff", "reset" or "error". While paused that waits for Resume, as with a real guest.
+* `GuestStops(s how)`: "poweroff", "reset", "panic", "watchdog" or "error". While paused that waits for Resume.
 * `FailNextCall(s error_name, s text)`: the next method of org.vmservice.VM1 fails so, and changes nothing.
 
 Parameters: VCPUs (1), MaxVCPUs (4), Memory (536870912 bytes), State ("running", or any other of the four). The VM's name is
@@ -38,7 +38,7 @@ MAIN_IFACE = INTERFACE
 SYSTEM_BUS = True
 
 MOCK_INTERFACE = "org.freedesktop.DBus.Mock"
-GUEST_STOPS = (EventKind.POWEROFF, EventKind.RESET, EventKind.ERROR)
+GUEST_STOPS = (EventKind.POWEROFF, EventKind.RESET, EventKind.PANIC, EventKind.WATCHDOG, EventKind.ERROR)
 
 _TYPES: dict[str, Callable[[Any], object]] = {
     "State": dbus.String,
@@ -76,6 +76,11 @@ class MockMachine:
         return len(data)
 
     def drain(self) -> None: ...
+
+    def set_balloon(self, size_bytes: int) -> None: ...
+
+    def silent(self, patience_sec: float) -> list[str]:
+        return []
 
     def close(self) -> None: ...
 

@@ -38,8 +38,12 @@ def is_trusted(uid: int) -> bool:
     """
     if uid == 0:
         return True
-    account = _entry(ACCOUNT_FILE, 2, str(uid), fields=7)
-    group = _entry(GROUP_FILE, 0, GROUP, fields=4)
+    try:
+        account = _entry(ACCOUNT_FILE, 2, str(uid), fields=7)
+        group = _entry(GROUP_FILE, 0, GROUP, fields=4)
+    except OSError:
+        # Out of descriptors, say. Not even our own account then: other VMs may run as it.
+        return False
     if account is not None and group is not None and account[3] == group[2]:
         return False
     if uid == os.geteuid():
@@ -48,11 +52,11 @@ def is_trusted(uid: int) -> bool:
 
 
 def _entry(path: str, key: int, value: str, *, fields: int) -> list[str] | None:
-    """The first line of a file of passwd(5) or group(5) whose field number `key` is `value`."""
+    """The first line of a file of passwd(5) or group(5) whose field number `key` is `value`; OSError if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.read(_FILE_LIMIT_BYTES).splitlines()
-    except OSError:
+    except FileNotFoundError:
         return None
     entries = (line.split(":") for line in lines)
     return next((entry for entry in entries if len(entry) == fields and entry[key] == value and entry[0]), None)

@@ -1,21 +1,30 @@
 """`vmservice console NAME`: a person at the console of a VM that runs, in a pseudoterminal, for as long as they like.
 
-In its unit's RuntimeDirectory the VM keeps a link, called serial or hvc, to the pseudoterminal of each console in mode "pty".
+In its unit's RuntimeDirectory the VM keeps, for each console or port by its label, a link to its pseudoterminal in mode "pty",
+or in mode "socket" the socket LABEL.sock. A socket that systemd holds for the serial console is in a directory of its own.
 """
 
 from __future__ import annotations
 
+import _thread
 import errno
 import fcntl
 import os
 import select
+import signal
+import socket
 import stat
 import struct
 import sys
 import termios
 
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError
+from vmservice.host.console_socket import BUSY, socket_path
 from vmservice.host.terminal import EscapeKeys, RawTerminal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 LABELS = ("serial", "hvc")
 
@@ -37,8 +46,9 @@ def runtime_directory(name: str, *, user: bool) -> str:
 def attach(name: str, directory: str, label: str | None = None, *, input_fd: int = 0, output_fd: int = 1) -> None:
     """Join the terminal at `input_fd` and `output_fd` to a console, until the person leaves it or the VM goes.
 
-    `label` is serial or hvc, None for the one that is there. What comes from the guest is passed on as it is. Raises UsageError
-    without a terminal, HostFacilityMissing where there is no such console, NotPermitted, and HostError when it is taken.
+    `label` is serial, hvc or a port's name, None for the console that is there. What comes from the guest is passed on as it
+    is. Raises UsageError without a terminal, HostFacilityMissing where there is no such console, NotPermitted, and HostError
+    when it is taken.
     """
     if not (os.isatty(input_fd) and os.isatty(output_fd)):
         raise UsageError("console needs a terminal for standard input and output")
@@ -48,30 +58,98 @@ def attach(name: str, directory: str, label: str | None = None, *, input_fd: int
         if not terminal.is_ours():
             raise UsageError("console needs a terminal that it is in the foreground of")
         terminal.enter()
+        jobs = _JobControl(terminal)
         try:
             _say(f"vmservice: at the {chosen} console of {name}; Ctrl-] three times within a second leaves it\r")
-            gone = _join(console, input_fd, output_fd)
+            gone = _join(console, name, input_fd, output_fd)
         finally:
+            jobs.close()
             terminal.leave()
         _say(f"\nvmservice: {'the VM has closed the' if gone else 'left the'} {chosen} console of {name}")
     finally:
         os.close(console)
 
 
+class _JobControl:
+    """Stopped (SIGTSTP) and continued as any program: the terminal is itself again while we stop, and raw when we go on."""
+
+    def __init__(self, terminal: RawTerminal) -> None:
+        self._terminal = terminal
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTSTP, signal.SIGCONT)}
+        signal.signal(signal.SIGTSTP, self._on_stop)
+        signal.signal(signal.SIGCONT, self._on_continue)
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
+        self._terminal.leave()
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_kill(_thread.get_ident(), number)
+        signal.signal(number, self._on_stop)
+        self._take_terminal()
+
+    def _on_continue(self, _number: int, _frame: FrameType | None) -> None:
+        self._take_terminal()
+
+    def _take_terminal(self) -> None:
+        """Not from another job that has it; the next SIGCONT comes with the terminal."""
+        if self._terminal.is_ours():
+            self._terminal.enter()
+
+
 def _open_console(name: str, directory: str, label: str | None) -> tuple[str, int]:
-    """(label, descriptor) of the console, locked: two persons at one console would each get a part of what it says."""
+    """(label, descriptor) of the console, ours alone: two persons at one console would each get a part of what it says."""
     for candidate in (label,) if label is not None else LABELS:
-        try:
-            target = os.readlink(f"{directory}/{candidate}")
-        except PermissionError:
-            raise NotPermitted(f"no permission to look for the consoles of {name} in {directory}", errno.EACCES) from None
-        except OSError:
-            continue
-        return candidate, _open_pseudoterminal(target, name, os.stat(directory).st_uid)
+        fd = -1
+        if candidate == LABELS[0]:  # others than the VM's account may be let in there
+            fd = _connect(f"{os.path.dirname(directory)}-console/{name}", name, trusted=True)
+        if fd < 0:
+            fd = _open_in(directory, name, candidate)
+        if fd >= 0:
+            return candidate, fd
     wanted = f"{label} console" if label is not None else "console"
     raise HostFacilityMissing(
-        f'{name} has no {wanted} to attach to: it must run, with mode = "pty" in [serial] or [console] of its configuration'
+        f'{name} has no {wanted} to attach to: it must run, with mode = "pty" or "socket" for it in its configuration'
     )
+
+
+def _open_in(directory: str, name: str, label: str) -> int:
+    """The console that the VM has under `label` in its directory; -1 if none."""
+    try:
+        owner = os.stat(directory).st_uid
+        target = os.readlink(f"{directory}/{label}")
+    except PermissionError:
+        raise NotPermitted(f"no permission to look for the consoles of {name} in {directory}", errno.EACCES) from None
+    except OSError:
+        return _connect(socket_path(directory, label), name)
+    return _open_pseudoterminal(target, name, owner)
+
+
+def _connect(path: str, name: str, *, trusted: bool = False) -> int:
+    """A connection to the socket at `path`; -1 if there is none. One in the VM's directory must be its account's own."""
+    try:
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except PermissionError:
+        raise NotPermitted(f"no permission to connect to {path}, a console of {name}", errno.EACCES) from None
+    except OSError:
+        return -1
+    try:
+        status = os.fstat(place)
+        if not stat.S_ISSOCK(status.st_mode) or not (trusted or status.st_uid == os.stat(os.path.dirname(path)).st_uid):
+            raise HostError(f"{path} is not the console of {name}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            # What was looked at, and nothing that has taken its place.
+            connection.connect(f"/proc/self/fd/{place}")
+            connection.setblocking(False)
+            return connection.detach()
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise NotPermitted(f"no permission to connect to {path}, a console of {name}", errno.EACCES) from None
+        raise HostError.from_os(f"cannot connect to {path}, a console of {name}", error) from None
+    finally:
+        os.close(place)
 
 
 def _open_pseudoterminal(target: str, name: str, owner: int) -> int:
@@ -97,21 +175,27 @@ def _open_pseudoterminal(target: str, name: str, owner: int) -> int:
     return fd
 
 
-def _join(console: int, input_fd: int, output_fd: int) -> bool:
+def _join(console: int, name: str, input_fd: int, output_fd: int) -> bool:
     """Pass everything on both ways; whether it was the VM that ended it."""
     keys = EscapeKeys()
+    is_socket = stat.S_ISSOCK(os.fstat(console).st_mode)
+    is_first = True
     poll = select.poll()
     poll.register(input_fd, select.POLLIN)
     size = b""
     waiting = b""  # typed, and not yet taken by the VM
     while True:
-        size = _pass_size_on(output_fd, console, size)
+        if not is_socket:
+            size = _pass_size_on(output_fd, console, size)
         poll.register(console, select.POLLIN | (select.POLLOUT if waiting else 0))
         events = dict(poll.poll(_PERIOD_MS))
         if events.get(console, 0) & ~select.POLLOUT:
             shown = _read(console)
             if shown is None:
                 return True
+            if is_socket and is_first and shown == BUSY:
+                raise HostError(f"somebody else is at the console of {name}", errno.EBUSY)
+            is_first = False
             _write(output_fd, shown)
         if events.get(input_fd, 0):
             typed = _read(input_fd)

@@ -1,7 +1,7 @@
-"""Where the guest's serial console goes: the journal, a file, a terminal, a pseudoterminal, or nowhere.
+"""Where a guest's console or port goes: the journal, a file, a terminal, a pseudoterminal, a socket, or nowhere.
 
 Every kind has `write`, for the vCPU threads: it neither waits nor raises; `flush`, for the event loop, several times a second;
-`input_fd`, readable when a person has typed, -1 where nobody can; `size`; and `close`.
+`input_fd`, readable when a person has typed, -1 where nobody can, and `read`; `size`; and `close`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     class Console(Protocol):
         @property
         def input_fd(self) -> int:
-            """To be read, without closing it, for what a person types; -1 where there is nobody."""
+            """To be waited for, without closing it, for what a person types; -1 where there is nobody."""
+
+        @property
+        def is_attached(self) -> bool:
+            """Whether somebody, or something, is at this end now."""
+
+        def read(self, size_bytes: int) -> bytes:
+            """What was typed, when `input_fd` is readable; nothing at the end, BlockingIOError when there is nothing yet."""
+
+        def has_room(self) -> bool:
+            """Whether all of a `write` is kept now, up to a limit; for those that can wait."""
 
         def write(self, data: bytes) -> None:
             """What the guest printed; from any thread."""
@@ -42,10 +52,20 @@ CHUNK_BYTES = 4096
 WAITING_LIMIT_BYTES = 64 * 1024
 
 
-def open_console(mode: str, path: str | None, vm_name: str, log: Log, label: str = "serial") -> Console:
+def open_console(
+    mode: str,
+    path: str | None,
+    vm_name: str,
+    log: Log,
+    label: str = "serial",
+    *,
+    is_stream: bool = False,
+    passed_fd: int = -1,
+) -> Console:
     """The host's side of a guest's console; `label` is what messages and the journal call that console.
 
-    Raises ConfigError for a file that cannot be written, HostError for a terminal.
+    `is_stream` is for bytes that no person reads. `passed_fd` is a listening socket that systemd has made, for mode "socket".
+    Raises ConfigError for a file that cannot be written, HostError for a terminal or socket.
     """
     if mode == "journal":
         from vmservice.host.console_journal import JournalConsole
@@ -60,34 +80,48 @@ def open_console(mode: str, path: str | None, vm_name: str, log: Log, label: str
     if mode == "pty":
         # systemd gives the unit one (RuntimeDirectory=).
         return PtyConsole(log, label, os.environ.get("RUNTIME_DIRECTORY"))
+    if mode == "socket":
+        from vmservice.host.console_socket import open_socket_console
+
+        directory = os.environ.get("RUNTIME_DIRECTORY")
+        return open_socket_console(log, label, directory=directory, passed_fd=passed_fd, is_stream=is_stream)
     if mode in ("null", "off"):
         return NullConsole()
-    raise ConfigError(f'{label}: mode "{mode}" is unknown; it can be journal, tty, file, pty, null or off')
+    raise ConfigError(f'{label}: mode "{mode}" is unknown; it can be journal, tty, file, pty, socket, null or off')
 
 
-class NullConsole:
+class OutputConsole:
+    """What all have in common at which nobody types."""
+
     input_fd = -1
+    is_attached = True
 
+    def read(self, _size_bytes: int) -> bytes:
+        return b""
+
+    def has_room(self) -> bool:
+        return True
+
+    def size(self) -> tuple[int, int]:
+        return 0, 0
+
+
+class NullConsole(OutputConsole):
     def write(self, data: bytes) -> None:
         """Nobody wants it."""
 
     def flush(self) -> None:
         """Nothing waits."""
 
-    def size(self) -> tuple[int, int]:
-        return 0, 0
-
     def close(self) -> None:
         """Nothing is held."""
 
 
-class FileConsole:
+class FileConsole(OutputConsole):
     """Appends what the guest prints, as it is, to a regular file of mode 0600, up to FILE_LIMIT_BYTES; one host write a line.
 
     What a full disk or the limit keeps out is lost, and said once. A log rotation that truncates the file makes room again.
     """
-
-    input_fd = -1
 
     def __init__(self, path: str, log: Log, limit_bytes: int = FILE_LIMIT_BYTES) -> None:
         self._path = path
@@ -124,9 +158,6 @@ class FileConsole:
         if trouble and not told:
             self._log.warning(f"console output is lost: {self._path}: {trouble}")
 
-    def size(self) -> tuple[int, int]:
-        return 0, 0
-
     def close(self) -> None:
         self.flush()
         with self._lock:
@@ -157,11 +188,19 @@ class StreamConsole:
     While the other side does not read, the last WAITING_LIMIT_BYTES wait for it; what was before is lost.
     """
 
+    is_attached = True
+
     def __init__(self, output_fd: int, input_fd: int) -> None:
         self.input_fd = input_fd
         self._fd = output_fd
         self._lock = _thread.allocate_lock()
         self._waiting = bytearray()
+
+    def read(self, size_bytes: int) -> bytes:
+        return os.read(self.input_fd, size_bytes)
+
+    def has_room(self) -> bool:
+        return True
 
     def write(self, data: bytes) -> None:
         with self._lock:

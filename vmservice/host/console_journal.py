@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import time
 
+from vmservice.host.console import OutputConsole
 from vmservice.host.console_text import printable
 from vmservice.host.journal_socket import JournalSocket
 
@@ -21,10 +22,8 @@ PARTIAL_LINE_SEC = 0.25
 _BREAK_FIELD = "VM_LINE_BREAK"
 
 
-class JournalConsole:
+class JournalConsole(OutputConsole):
     """Takes what the guest prints and never waits or raises: a vCPU calls `write`, the event loop `flush` from time to time."""
-
-    input_fd = -1
 
     def __init__(self, vm_name: str, journal: JournalSocket | None = None, label: str = "serial") -> None:
         self._journal = JournalSocket() if journal is None else journal
@@ -60,9 +59,6 @@ class JournalConsole:
         with self._lock:
             if self._pending and time.monotonic() - self._pending_since >= PARTIAL_LINE_SEC:
                 self._emit_rest("timeout")
-
-    def size(self) -> tuple[int, int]:
-        return 0, 0
 
     def close(self) -> None:
         with self._lock:

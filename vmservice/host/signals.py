@@ -23,6 +23,11 @@ def unblock(*numbers: int) -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)
 
 
+def any_pending(*numbers: int) -> bool:
+    """Whether one of these, which are blocked, has come and waits."""
+    return not _signal.sigpending().isdisjoint(numbers)
+
+
 def make_interrupting(number: int) -> None:
     """Let the signal end a system call with EINTR and do nothing else. For the main thread."""
     _signal.signal(number, _do_nothing)

@@ -54,18 +54,18 @@ class RawTerminal:
             return False
 
     def enter(self) -> None:
-        if self._saved is not None:
-            return
-        saved = termios.tcgetattr(self._fd)
+        """Also when it is raw as far as we know: a shell that saw us stopped, by SIGSTOP say, has changed it since."""
         raw = termios.tcgetattr(self._fd)
+        saved = termios.tcgetattr(self._fd) if self._saved is None else self._saved
         raw[_IFLAG] &= ~(termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.ISTRIP | termios.IXON)
         if self._raw_output:
             raw[_OFLAG] &= ~termios.OPOST
         raw[_LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
         raw[_CC][termios.VMIN], raw[_CC][termios.VTIME] = 1, 0
-        self._guard = _Guard.start(self._fd, saved)
-        self._saved = saved
-        atexit.register(self.leave)
+        if self._saved is None:
+            self._guard = _Guard.start(self._fd, saved)
+            self._saved = saved
+            atexit.register(self.leave)
         termios.tcsetattr(self._fd, termios.TCSADRAIN, raw)
 
     def leave(self) -> None:

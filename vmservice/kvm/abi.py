@@ -141,6 +141,10 @@ class kvm_irq_routing(ctypes.Structure):
     _fields_ = (("nr", c_uint32), ("flags", c_uint32))
 
 
+class kvm_irqfd(ctypes.Structure):
+    _fields_ = (("fd", c_uint32), ("gsi", c_uint32), ("flags", c_uint32), ("resamplefd", c_uint32), ("pad", c_uint8 * 16))
+
+
 class kvm_coalesced_mmio_zone(ctypes.Structure):
     _fields_ = (("addr", c_uint64), ("size", c_uint32), ("pio", c_uint32))
 
@@ -161,6 +165,7 @@ KVM_CREATE_IRQCHIP = io(0x60)
 KVM_IRQ_LINE = iow(0x61, ctypes.sizeof(kvm_irq_level))
 KVM_REGISTER_COALESCED_MMIO = iow(0x67, ctypes.sizeof(kvm_coalesced_mmio_zone))
 KVM_SET_GSI_ROUTING = iow(0x6A, ctypes.sizeof(kvm_irq_routing))
+KVM_IRQFD = iow(0x76, ctypes.sizeof(kvm_irqfd))
 KVM_CREATE_PIT2 = iow(0x77, ctypes.sizeof(kvm_pit_config))
 KVM_RUN = io(0x80)
 KVM_GET_REGS = ior(0x81, ctypes.sizeof(kvm_regs))
@@ -179,6 +184,7 @@ KVM_KVMCLOCK_CTRL = io(0xAD)
 KVM_MEM_READONLY = 1 << 1
 KVM_PIT_SPEAKER_DUMMY = 1
 KVM_IRQ_ROUTING_MSI = 2
+KVM_IRQFD_FLAG_DEASSIGN = 1 << 0
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_USER_MEMORY = 3
@@ -187,6 +193,7 @@ KVM_CAP_EXT_CPUID = 7
 KVM_CAP_NR_VCPUS = 9
 KVM_CAP_COALESCED_MMIO = 15
 KVM_CAP_IRQ_ROUTING = 25
+KVM_CAP_IRQFD = 32
 KVM_CAP_PIT2 = 33
 KVM_CAP_SET_IDENTITY_MAP_ADDR = 37
 KVM_CAP_MAX_VCPUS = 66

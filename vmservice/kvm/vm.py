@@ -23,6 +23,9 @@ class KvmVm:
         self.fd = fd
         self._kvm = kvm
         self._msi = abi.kvm_msi()
+        # By GSI: address and data. KVM takes the whole table at once.
+        self._pin_routes: dict[int, tuple[int, int]] = {}
+        self._message_routes: dict[int, tuple[int, int]] = {}
 
     def set_memory(self, slot: int, gpa: int, mapping: mmap.mmap, *, read_only: bool = False) -> None:
         """Show `mapping` to the guest at `gpa`; it must stay mapped as long as the VM lives."""
@@ -71,8 +74,31 @@ class KvmVm:
         ioctl.raw(self.fd, abi.KVM_SIGNAL_MSI, ctypes.addressof(self._msi))
 
     def set_msi_routes(self, routes: list[tuple[int, int] | None]) -> None:
-        """The (address, data) of each GSI from 0 on, or None: tells KVM for which vectors an EOI must come to us."""
-        used = [(gsi, route) for gsi, route in enumerate(routes) if route is not None]
+        """The (address, data) of each pin, or None: tells KVM for which vectors an EOI must come to us."""
+        self._pin_routes = {gsi: route for gsi, route in enumerate(routes) if route is not None}
+        self._set_routes()
+
+    def set_msi_route(self, gsi: int, message: tuple[int, int]) -> None:
+        """The (address, data) that `gsi`, which is no pin's, stands for; KvmError, with the route gone, when KVM refuses it."""
+        if self._message_routes.get(gsi) == message:
+            return
+        self._message_routes[gsi] = message
+        try:
+            self._set_routes()
+        except KvmError:
+            del self._message_routes[gsi]
+            raise
+
+    def attach_eventfd(self, fd: int, gsi: int) -> None:
+        """From now on a write to `fd` is an interrupt by way of `gsi`, which has a route; one of before is made up for."""
+        ioctl.call(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd=fd, gsi=gsi), name="KVM_IRQFD")
+
+    def detach_eventfd(self, fd: int, gsi: int) -> None:
+        irqfd = abi.kvm_irqfd(fd=fd, gsi=gsi, flags=abi.KVM_IRQFD_FLAG_DEASSIGN)
+        ioctl.call(self.fd, abi.KVM_IRQFD, irqfd, name="KVM_IRQFD(DEASSIGN)")
+
+    def _set_routes(self) -> None:
+        used = [*self._pin_routes.items(), *self._message_routes.items()]
         head_bytes = ctypes.sizeof(abi.kvm_irq_routing)
         buffer = ctypes.create_string_buffer(head_bytes + max(len(used), 1) * ctypes.sizeof(abi.kvm_irq_routing_entry))
         abi.kvm_irq_routing.from_buffer(buffer).nr = len(used)

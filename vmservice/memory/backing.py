@@ -1,4 +1,4 @@
-"""What guest memory is made of: anonymous pages, huge ones if wanted, or a file, or an unlinked file in a directory.
+"""What guest memory is made of: private or shared pages, huge ones if wanted, or a file, or an unlinked one in a directory.
 
 Whatever the host cannot give is refused here, before the guest runs: a page that is missing later kills it, or us.
 """
@@ -30,6 +30,9 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14
 HUGE_PAGE_BYTES = 2 << 20
 _HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 
+_MEMFD_NAME = "vmservice-guest"
+_MFD_HUGE_2MB = os.MFD_HUGETLB | os.MFD_HUGE_2MB
+
 _HUGETLBFS_MAGIC = 0x958458F6  # <linux/magic.h>
 _STATFS_BYTES = 120  # struct statfs <asm/statfs.h>: f_type and f_bsize are its first two longs
 
@@ -43,20 +46,25 @@ def allocate(
     mergeable: bool = False,
     hugepages: bool = False,
     prefault: bool = False,
+    shared: bool = False,
     warn: Callable[[str], None] | None = None,
 ) -> GuestMemory:
     """Map RAM for each (gpa, size_bytes) of `ranges`, all zeros.
 
     `file` names a regular file, which is cleared, grown to the guest's size if need be and shared, or a directory, in which an
-    unlinked one is made; its room is taken at once. `hugepages` are anonymous ones of 2 MiB, reserved at once. `mergeable`
-    offers the pages to KSM; where that is in vain, `warn` is told and all goes on. `prefault` makes every page present.
-    ConfigError or HostError when it cannot be; nothing stays mapped then.
+    unlinked one is made; its room is taken at once. `shared` without `file` is a memfd, sealed in its size, which `fd` of the
+    memory is: whoever gets it (a vhost-user back end) maps the same pages, each range behind the one before. `hugepages` are
+    ones of 2 MiB, reserved at once. `mergeable` offers the pages to KSM; where that is in vain, `warn` is told and all goes on.
+    `prefault` makes every page present. ConfigError or HostError when it cannot be; nothing stays mapped then.
     """
-    memory = _from_file(ranges, file) if file is not None else _anonymous(ranges, hugepages)
+    if file is not None:
+        memory = _from_file(ranges, file)
+    else:
+        memory = _shared(ranges, hugepages) if shared else _anonymous(ranges, hugepages)
     try:
         for region in memory.regions:
             if mergeable:
-                _make_mergeable(region.mapping, file, warn)
+                _make_mergeable(region.mapping, file is None and not shared, warn)
             if prefault:
                 _prefault(region.mapping)
     except BaseException:
@@ -78,6 +86,29 @@ def _anonymous(ranges: Ranges, hugepages: bool) -> GuestMemory:
         raise HostError(_too_few_huge_pages(_total(ranges) // HUGE_PAGE_BYTES), error.errno) from error
     # A huge page that was given back may not be had again when the guest touches it: none is given back.
     return _memory(ranges, mappings, None)
+
+
+def _shared(ranges: Ranges, hugepages: bool) -> GuestMemory:
+    total_bytes = _total(ranges)
+    try:
+        fd = os.memfd_create(_MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (_MFD_HUGE_2MB if hugepages else 0))
+    except OSError as error:
+        if hugepages:
+            raise HostError(_too_few_huge_pages(total_bytes // HUGE_PAGE_BYTES), error.errno or 0) from error
+        raise HostError.from_os("cannot make shared guest memory", error) from error
+    try:
+        os.ftruncate(fd, total_bytes)
+        # Whoever gets the descriptor cannot take pages away, which would end us with SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        mappings = _map_all(ranges, lambda size, offset: mmap.mmap(fd, size, flags=mmap.MAP_SHARED, offset=offset))
+    except BaseException as error:
+        os.close(fd)
+        if hugepages and isinstance(error, HostError):
+            raise HostError(_too_few_huge_pages(total_bytes // HUGE_PAGE_BYTES), error.errno) from error
+        if isinstance(error, OSError):
+            raise HostError.from_os(f"cannot make {total_bytes} bytes of shared guest memory", error) from error
+        raise
+    return _memory(ranges, mappings, None if hugepages else mmap.MADV_REMOVE, fd)
 
 
 def _too_few_huge_pages(wanted: int) -> str:
@@ -208,10 +239,10 @@ def _total(ranges: Ranges) -> int:
     return sum(size for _, size in ranges)
 
 
-def _make_mergeable(mapping: mmap.mmap, file: str | None, warn: Callable[[str], None] | None) -> None:
+def _make_mergeable(mapping: mmap.mmap, is_private: bool, warn: Callable[[str], None] | None) -> None:
     try:
         mapping.madvise(mmap.MADV_MERGEABLE)
-        trouble = "" if file is None else "it is in a file, and KSM takes anonymous memory only"
+        trouble = "" if is_private else "it is shared, as a file always is, and KSM takes private memory only"
     except OSError as error:
         trouble = f"{error.strerror}; the host's kernel may lack KSM"
     if trouble and warn is not None:

@@ -6,6 +6,8 @@ The journal is written to by its native protocol and never waited for (see `host
 from __future__ import annotations
 
 import os
+import stat
+import time
 
 from vmservice.host.console_text import printable
 from vmservice.host.journal_socket import JournalSocket, is_journal_stream
@@ -24,22 +26,40 @@ INFO = 6
 
 MESSAGE_LIMIT_CHARS = 16 * 1024  # a traceback fits, and an entry of it fits a datagram
 
+# A guest may reset itself hundreds of times a second, and each one would be a line.
+RESETS_BURST = 5
+RESETS_PERIOD_SEC = 10.0
+
+_LEVELS = {"err": ERROR, "warning": WARNING, "notice": NOTICE, "info": INFO}
+
 _IDENTIFIER = "vmservice"
 _STDERR = 2
+_NULL_DEVICE = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt
+_LOST: dict[object, tuple[int, str, str]] = {
+    LastExit.PANIC: (ERROR, "the guest panicked", message_ids.GUEST_PANIC),
+    LastExit.WATCHDOG: (WARNING, "the guest did not feed its watchdog", message_ids.GUEST_WATCHDOG),
+}
 _WORDS = {ERROR: "error: ", WARNING: "warning: "}
 
 
 class Log:
-    """The messages of the VM called `vm_name`: in the journal if standard error leads there, else on standard error."""
+    """The messages of the VM called `vm_name`: in the journal if standard error leads there or nowhere, else on that stream."""
 
     def __init__(self, vm_name: str, journal: JournalSocket | None = None, stderr_fd: int = _STDERR) -> None:
         self._vm_name = vm_name
         self._stderr_fd = stderr_fd
-        self._is_journal = is_journal_stream(stderr_fd)
+        self._is_journal = is_journal_stream(stderr_fd) or _is_null_of_systemd(stderr_fd)
         self._journal = journal
         if journal is None and self._is_journal:
             self._journal = JournalSocket()
         self._logged_state = State.CREATED
+        self._lowest = INFO
+        self._resets = self._unsaid_resets = 0
+        self._resets_since = 0.0
+
+    def limit(self, level: str) -> None:
+        """Say nothing that matters less than `level`, one of config.LOG_LEVELS."""
+        self._lowest = _LEVELS[level]
 
     def info(self, text: str) -> None:
         self.message(INFO, text)
@@ -53,13 +73,16 @@ class Log:
     def state(self, vm: Vm, changes: Changes | None = None) -> None:
         """Say the state that `vm` is in, if another one was said last; or that its guest was reset, if `changes` say so."""
         before, self._logged_state = self._logged_state, vm.state
+        if changes is not None and changes.get("LastExit") in _LOST:
+            self._guest_lost(vm)
+            return
         if vm.state == State.RUNNING:
             if before == State.PAUSED:
                 self._transition(vm, INFO, "the VM runs on", message_ids.VM_RESUMED)
             elif before != State.RUNNING:
                 self._transition(vm, INFO, "the VM runs", message_ids.VM_RUNNING)
             elif changes is not None and changes.get("LastExit") == LastExit.RESET:
-                self._transition(vm, NOTICE, "the guest was reset and starts anew", message_ids.GUEST_RESET)
+                self._starts_anew(vm, NOTICE, "the guest was reset", message_ids.GUEST_RESET)
         elif vm.state is before:
             return
         elif vm.state == State.PAUSED:
@@ -81,6 +104,8 @@ class Log:
 
     def message(self, priority: int, text: str, message_id: str = "", **fields: str) -> None:
         """One message; `fields` are journal fields beside it, and for the journal only."""
+        if priority > self._lowest:
+            return
         if len(text) > MESSAGE_LIMIT_CHARS:
             text = text[: MESSAGE_LIMIT_CHARS - 1] + "…"
         if self._journal is not None:
@@ -90,6 +115,28 @@ class Log:
             if self._journal.send({**entry, **fields}):
                 return
         self._print(priority, text)
+
+    def _guest_lost(self, vm: Vm) -> None:
+        """It panicked or hung; what became of the VM then is the state that it is in."""
+        priority, what, message_id = _LOST[vm.last_exit]
+        if vm.state == State.RUNNING:
+            self._starts_anew(vm, priority, what, message_id)
+        else:
+            then = "paused" if vm.state == State.PAUSED else "shut down"
+            self._transition(vm, priority, f"{what}; the VM is {then}", message_id)
+
+    def _starts_anew(self, vm: Vm, priority: int, what: str, message_id: str) -> None:
+        """At most RESETS_BURST lines in RESETS_PERIOD_SEC; the next one says how many were left out."""
+        now = time.monotonic()
+        if now - self._resets_since >= RESETS_PERIOD_SEC:
+            self._resets, self._resets_since = 0, now
+        self._resets += 1
+        if self._resets > RESETS_BURST:
+            self._unsaid_resets += 1
+            return
+        before = f", as {self._unsaid_resets} times before without a line here" if self._unsaid_resets else ""
+        self._unsaid_resets = 0
+        self._transition(vm, priority, f"{what} and starts anew{before}", message_id)
 
     def _transition(self, vm: Vm, priority: int, text: str, message_id: str) -> None:
         self.message(priority, text, message_id, VM_STATE=vm.state, VM_LAST_EXIT=vm.last_exit)
@@ -104,6 +151,15 @@ class Log:
         start = f"<{priority}>" if self._is_journal else f"vmservice: {self._vm_name}: {_WORDS.get(priority, '')}"
         lines = [printable(line) for line in text.encode("utf-8", "replace").split(b"\n")]
         _write_without_waiting(self._stderr_fd, "".join(f"{start}{line}\n" for line in lines).encode())
+
+
+def _is_null_of_systemd(fd: int) -> bool:
+    """Whether `fd` is /dev/null, and systemd's doing: what a service gets that is started while journald is away."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return "INVOCATION_ID" in os.environ and stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL_DEVICE
 
 
 def _write_without_waiting(fd: int, data: bytes) -> None:

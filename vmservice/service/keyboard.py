@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmservice.host.terminal import EscapeKeys, RawTerminal
@@ -22,14 +23,22 @@ _TIOCGPTN = 0x80045430  # <asm-generic/ioctls.h>
 
 class Keyboard:
     """Reads `fd` while the event loop runs. `on_input` takes bytes and answers how many it took; `on_escape` is the way out.
+    `read` answers up to so many bytes when `fd` is readable; os.read(fd, …) unless given.
 
     A terminal is raw from `start` to `close`, but not while the process is stopped (SIGTSTP) or another job has the terminal;
     SIGCONT has us look again. The controlling side of a pseudoterminal is read as a pipe is. What cannot be read (a file,
     /dev/null, a terminal that belongs to another job) is left alone.
     """
 
-    def __init__(self, fd: int, on_input: Callable[[bytes], int], on_escape: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        on_input: Callable[[bytes], int],
+        on_escape: Callable[[], None],
+        read: Callable[[int], bytes] | None = None,
+    ) -> None:
         self._fd = fd
+        self._read_some = read if read is not None else partial(os.read, fd)
         self._on_input = on_input
         self._on_escape = on_escape
         self._terminal: RawTerminal | None = None
@@ -100,7 +109,7 @@ class Keyboard:
 
     def _on_readable(self) -> None:
         try:
-            data = os.read(self._fd, _CHUNK_BYTES)
+            data = self._read_some(_CHUNK_BYTES)
         except BlockingIOError:
             return
         except OSError:  # the terminal was hung up
@@ -132,4 +141,5 @@ def _is_readable(fd: int) -> bool:
     if fd < 0:
         return False
     mode = os.fstat(fd).st_mode
-    return os.isatty(fd) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    # No type at all has what watches several others (epoll).
+    return os.isatty(fd) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or not stat.S_IFMT(mode)

@@ -6,6 +6,8 @@ Imported only when the guest runs already (see `main.py`), so what it imports is
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import signal
 import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,14 +19,15 @@ from vmservice.service.main import STOP_SIGNALS
 from vmservice.service.reload import Reload
 from vmservice.service.sd_notify import watchdog_sec
 from vmservice.service.stop import GracefulStop
+from vmservice.service.watchdog import Watchdog
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
     from vmservice.config import Config
     from vmservice.control.bus import BusConnection
+    from vmservice.service.consoles import Consoles
     from vmservice.service.journal import Log
-    from vmservice.service.main import Consoles
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.events import EventQueue
     from vmservice.vm.lifecycle import Vm
@@ -33,6 +36,7 @@ EXIT_OK = 0
 EXIT_BUG = 70
 EXIT_HOST = 71
 EXIT_GUEST_RESET = 133
+EXIT_GUEST_LOST = 134
 
 # How often output that the guest left in KVM's ring, or in a line without an end, is moved on.
 _CONSOLE_PERIOD_SEC = 0.1
@@ -60,11 +64,16 @@ class Service:
         self._notifier = notifier
         self._bus = bus
         self._ready = False
+        self._off_bus = False
+        self._said = ""
         self._stop: GracefulStop | None = None
         self._reload = Reload(vm, config, log, notifier, self._status)
         self._keyboards = [
-            Keyboard(fd, partial(vm.console_input, console=label), self._on_stop_signal) for label, fd in consoles.inputs()
+            Keyboard(console.input_fd, partial(vm.console_input, console=label), self._on_stop_signal, console.read)
+            for label, console in consoles.inputs()
         ]
+        timeout_sec = watchdog_sec()
+        self._watchdog = Watchdog(vm, log, notifier, timeout_sec, self._tell_status) if timeout_sec is not None else None
         self._exit: asyncio.Future[int]
 
     async def serve(self) -> int:
@@ -78,13 +87,16 @@ class Service:
             loop.add_signal_handler(number, self._on_stop_signal)
         if self._notifier.active:
             loop.add_signal_handler(signals.SIGHUP, self._on_reload_signal)
+        elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) wants it ignored
+            loop.add_signal_handler(signals.SIGHUP, self._on_hangup)
         signals.unblock(*STOP_SIGNALS, signals.SIGHUP)
         for keyboard in self._keyboards:
             keyboard.start()
         connection = self._join_bus()
         tasks = [loop.create_task(self._move_console())]
-        if (period_sec := watchdog_sec()) is not None:
-            tasks.append(loop.create_task(self._feed_watchdog(period_sec / 2)))
+        if self._watchdog is not None:
+            faulthandler.enable()  # the manager's SIGABRT then leaves every thread's stack in the journal
+            self._watchdog.start()
         if connection is not None:
             tasks.append(loop.create_task(self._keep_on_bus(connection)))
             from vmservice.service.sleep import HostSleep
@@ -103,6 +115,8 @@ class Service:
             keyboard.close()
         if self._stop is not None:
             self._stop.cancel()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         if connection is not None:
             await connection.close()
         for task in tasks:
@@ -136,25 +150,39 @@ class Service:
 
     def _on_bus(self) -> None:
         self._log.bus_acquired()
+        self._off_bus = False
+        self._tell_status()
         self._become_ready()
 
     def _on_no_bus(self, reason: str) -> None:
         self._log.bus_lost(f"{reason}; the VM runs on and will take its name again")
+        self._off_bus = True
+        self._tell_status()
         if not self._ready:
             asyncio.get_running_loop().call_later(_BUS_PATIENCE_SEC, self._become_ready)
 
     def _become_ready(self) -> None:
-        """READY=1: the guest runs and, unless there is no bus, the name is owned. Only once."""
-        if not self._ready and not self._exit.done():
+        """READY=1: the guest runs and, unless there is no bus, the name is owned. Only once, and not on the way out."""
+        if not self._ready and self._stop is None and not self._exit.done():
             self._ready = True
-            self._notifier.ready(self._status())
+            self._said = self._status()
+            self._notifier.ready(self._said)
+
+    def _tell_status(self) -> None:
+        """For `systemctl status`, if it is news; on the way out the stop says how far it is."""
+        if self._stop is None and (text := self._status()) != self._said:
+            self._said = text
+            self._notifier.status(text)
 
     def _status(self) -> str:
         vcpus = f"{self._vm.vcpus} vCPU" + ("s" if self._vm.vcpus > 1 else "")
         text = f"{self._vm.state}; {vcpus}, {self._vm.memory_bytes >> 20} MiB"
         if self._vm.state == State.SHUTDOWN:
-            return f"{text}; last exit: {self._vm.last_exit}; Boot starts it again"
-        return text
+            text = f"{text}; last exit: {self._vm.last_exit}; Boot starts it again"
+        if self._off_bus:
+            text = f"{text}; not on the bus"
+        trouble = self._watchdog.trouble if self._watchdog is not None else ""
+        return f"{text}; {trouble}" if trouble else text
 
     # What the guest and controllers do
 
@@ -168,8 +196,7 @@ class Service:
 
     def _on_change(self, changes: dict[str, object]) -> None:
         self._log.state(self._vm, changes)
-        if self._stop is None:
-            self._notifier.status(self._status())
+        self._tell_status()
         if self._vm.state == State.SHUTDOWN and "State" in changes:
             self._on_shutdown()
 
@@ -182,6 +209,8 @@ class Service:
             self._finish(EXIT_BUG if self._vm.last_failure == EventKind.BUG else EXIT_HOST)
         elif reason == LastExit.RESET:
             self._finish(EXIT_GUEST_RESET)
+        elif reason in (LastExit.PANIC, LastExit.WATCHDOG):
+            self._finish(EXIT_GUEST_LOST)
         elif reason == LastExit.POWEROFF and self._reload.service.on_poweroff == "exit":
             self._finish(EXIT_OK)
 
@@ -195,15 +224,14 @@ class Service:
         self._stop = GracefulStop(self._vm, self._log, self._notifier, patience_sec, lambda: self._finish(EXIT_OK))
         self._stop.start()
 
+    def _on_hangup(self) -> None:
+        """The terminal is gone. The kernel and the shell may both say so, which is no second request."""
+        if self._stop is None:
+            self._on_stop_signal()
+
     def _on_reload_signal(self) -> None:
         if self._ready and self._stop is None:
             self._reload.start()
-
-    async def _feed_watchdog(self, period_sec: float) -> None:
-        """A sign of life to systemd, from the loop: a loop that hangs gives none."""
-        while True:
-            self._notifier.watchdog()
-            await asyncio.sleep(period_sec)
 
     async def _move_console(self) -> None:
         while True:

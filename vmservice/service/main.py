@@ -7,13 +7,13 @@ are imported while the guest already runs.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import time
 
 from vmservice import config as configuration
 from vmservice.errors import VmmError
-from vmservice.host import signals
+from vmservice.host import landlock, signals
+from vmservice.service.consoles import Consoles
 from vmservice.service.journal import Log
 from vmservice.service.sd_notify import Notifier
 from vmservice.vm.events import EventQueue
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmservice.config import Config
-    from vmservice.host.console import Console
     from vmservice.vm.lifecycle import Machine
 
 # machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.
@@ -57,10 +56,11 @@ def run(options: RunOptions) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_SEC)
     # Held back until the event loop can act on them; vCPU threads inherit this and are never bothered.
     signals.block(*STOP_SIGNALS)
+    landlock.confine()
     log = Log(options.name)
     notifier = Notifier(log.warning)
-    if notifier.active:
-        signals.block(signals.SIGHUP)  # the manager's word for a reload; from a terminal it is the end of the session
+    # The manager's word for a reload; from a terminal it is the end of the session, which stops the VM as SIGTERM does.
+    signals.block(signals.SIGHUP)
     try:
         return _run(options, log, notifier)
     except VmmError as error:
@@ -82,6 +82,7 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
     configuration.check_name(options.name)
     path = options.config_path or configuration.config_path(options.name, user=options.bus == "session")
     config = configuration.load_config(options.name, path)
+    log.limit(config.service.log_level)
     closers: list[Callable[[], None]] = []
     try:
         events = EventQueue()
@@ -89,9 +90,14 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
         consoles = Consoles(config, log, closers)
         vm = _make_vm(options, config, events, consoles, log, closers)
         closers.append(vm.close)
-        if options.boot:
+        if options.boot and not signals.any_pending(*STOP_SIGNALS):
             vm.boot()
             time.sleep(_HEAD_START_SEC)
+        if signals.any_pending(*STOP_SIGNALS):
+            # A guest of a few milliseconds has nothing to lose, and no driver for a power button; it would be waited for.
+            log.info("told to stop before the guest had begun; the VM ends at once")
+            notifier.stopping()
+            return 0
         gc.enable()
         from vmservice.service.loop import serve
 
@@ -99,38 +105,6 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
     finally:
         for close in reversed(closers):
             close()
-
-
-class Consoles:
-    """The host's side of the guest's serial port and of its virtio-console; None for one that the guest has not."""
-
-    def __init__(self, config: Config, log: Log, closers: list[Callable[[], None]]) -> None:
-        """Every console that is opened adds its closer."""
-        self.serial = self._open(config, config.serial.mode or _default_mode(), config.serial.path, "serial", log, closers)
-        hvc = config.virtio.console if config.virtio is not None else None
-        self.hvc = self._open(config, hvc.mode or "off", hvc.path, "hvc", log, closers) if hvc is not None else None
-
-    @staticmethod
-    def _open(
-        config: Config, mode: str, path: str | None, label: str, log: Log, closers: list[Callable[[], None]]
-    ) -> Console | None:
-        from vmservice.host.console import open_console
-
-        if mode == "off":
-            return None
-        console = open_console(mode, path, config.name, log, label)
-        closers.append(console.close)
-        return console
-
-    def inputs(self) -> list[tuple[str, int]]:
-        """Where persons type: (serial or hvc, what is to be read)."""
-        consoles = (("serial", self.serial), ("hvc", self.hvc))
-        return [(label, console.input_fd) for label, console in consoles if console is not None and console.input_fd >= 0]
-
-    def flush(self) -> None:
-        for console in (self.serial, self.hvc):
-            if console is not None:
-                console.flush()
 
 
 def _make_vm(
@@ -157,6 +131,7 @@ def _make_vm(
             serial=consoles.serial.write if consoles.serial is not None else None,
             hvc=consoles.hvc.write if consoles.hvc is not None else None,
             hvc_size=consoles.hvc.size if consoles.hvc is not None else None,
+            ports=consoles.ports(),
             info=log.info,
             warn=log.warning,
         )
@@ -171,13 +146,10 @@ def _make_vm(
         memory_bytes=config.memory.size_bytes,
         build=build,
         on_reset=config.service.on_reset,
+        on_panic=config.service.on_panic,
+        on_watchdog=config.service.on_watchdog,
     )
 
 
 def _drop(_data: bytes) -> None:
     """What a guest without a console says."""
-
-
-def _default_mode() -> str:
-    """Under systemd the journal, for a person the terminal. INVOCATION_ID is in the environment of every service."""
-    return "journal" if "INVOCATION_ID" in os.environ and not os.isatty(0) else "tty"

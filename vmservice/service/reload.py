@@ -1,6 +1,7 @@
 """`systemctl reload`: the configuration is read again, and what can change in a running VM changes. All of it, or nothing.
 
-That is the number of vCPUs, if the file has another one than before, and the section [service]. The journal says what else is
+That is the number of vCPUs and the size of a balloon that is there, if the file has others than before, and the section
+[service]. The journal says what else is
 different and waits for a restart.
 """
 
@@ -14,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config import Config, ServiceConfig
+    from vmservice.config import Config, ServiceConfig, VirtioConfig
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.lifecycle import Vm
@@ -28,6 +29,7 @@ class Reload:
         self._vm = vm
         self._built_from = config
         self._boot_vcpus = config.cpus.boot
+        self._balloon_bytes = _balloon_bytes(config)
         self._log = log
         self._notifier = notifier
         self._status = status
@@ -54,14 +56,27 @@ class Reload:
             raise ConfigError(
                 f"{new.path}: cpus.boot is {new.cpus.boot}, and this VM can have {self._vm.max_vcpus} until it is restarted"
             )
+        balloon_bytes = _balloon_bytes(new)
+        if balloon_bytes is not None and balloon_bytes >= self._vm.memory_bytes:
+            has = f"this VM has {self._vm.memory_bytes} bytes of memory until it is restarted"
+            raise ConfigError(f"{new.path}: balloon.size is {balloon_bytes} bytes, and {has}")
         waiting = _differences(self._built_from, new)
         if waiting:
             check_files(new)
         resizing = None
         if new.cpus.boot != self._boot_vcpus and self._vm.state in (State.RUNNING, State.PAUSED):
             resizing = self._vm.resize(new.cpus.boot)
-        self._vm.reconfigure(boot_vcpus=new.cpus.boot, on_reset=new.service.on_reset)
+        self._vm.reconfigure(
+            boot_vcpus=new.cpus.boot,
+            on_reset=new.service.on_reset,
+            on_panic=new.service.on_panic,
+            on_watchdog=new.service.on_watchdog,
+        )
+        if balloon_bytes is not None and self._balloon_bytes is not None and balloon_bytes != self._balloon_bytes:
+            self._vm.set_balloon(balloon_bytes)
+            self._balloon_bytes = balloon_bytes
         self._boot_vcpus, self.service = new.cpus.boot, new.service
+        self._log.limit(new.service.log_level)
         if waiting:
             self._log.info(f"different in {new.path}, and in force when the VM is restarted: {', '.join(waiting)}")
         if resizing is not None:
@@ -89,12 +104,26 @@ def _differences(old: Config, new: Config) -> list[str]:
         "cpus.max": (old.cpus.max, new.cpus.max),
         "[memory]": (old.memory, new.memory),
         "[serial]": (old.serial, new.serial),
-        "[console], [rng], [balloon] or [virtio]": (old.virtio, new.virtio),
+        "[console], [[port]], [rng], [balloon] or [virtio]": (_fixed(old.virtio), _fixed(new.virtio)),
     }
     return [name for name, (before, after) in parts.items() if _plain(before) != _plain(after)]
 
 
+def _balloon_bytes(config: Config) -> int | None:
+    return config.virtio.balloon_bytes if config.virtio is not None else None
+
+
+def _fixed(virtio: VirtioConfig | None) -> object:
+    """What of the devices cannot change; of the balloon, whether there is one."""
+    if virtio is None:
+        return None
+    others = (name for name in type(virtio).__slots__ if name != "balloon_bytes")
+    return [virtio.balloon_bytes is None, *(_plain(getattr(virtio, name)) for name in others)]
+
+
 def _plain(section: object) -> object:
     """A section of the configuration as a value that can be compared."""
+    if isinstance(section, tuple):
+        return [_plain(one) for one in section]
     slots = getattr(type(section), "__slots__", None)
     return section if slots is None else [_plain(getattr(section, slot)) for slot in slots]

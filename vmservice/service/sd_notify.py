@@ -7,6 +7,7 @@ gone; a VM must stand neither.
 from __future__ import annotations
 
 import _socket  # not `socket`, which costs milliseconds before the guest runs
+import _thread
 import errno
 import os
 import time
@@ -33,6 +34,7 @@ class Notifier:
         self._socket: _socket.socket | None = None
         self._unsent: dict[str, str] = {}
         self._told = False
+        self._mutex = _thread.allocate_lock()  # the watchdog has a thread of its own
         if self._address and self._address[0] not in "/@":
             self._fail(f"NOTIFY_SOCKET={self._address} is neither a path nor an abstract unix socket")
             self._address = ""
@@ -46,6 +48,10 @@ class Notifier:
         """Send `FIELD=value` lines; a newline in a value becomes a space. True when the manager has them."""
         if not self._address:
             return False
+        with self._mutex:
+            return self._send(fields)
+
+    def _send(self, fields: dict[str, str | int]) -> bool:
         lines = {**self._unsent, **{name: _one_line(str(value)) for name, value in fields.items()}}
         datagram = "\n".join(f"{name}={value}" for name, value in lines.items()).encode("utf-8", "replace")
         try:

@@ -13,12 +13,15 @@ from vmservice.vm.machine import KvmMachine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vmservice.boot.initramfs import LoadedInitramfs
     from vmservice.boot.kernel import LoadedKernel
     from vmservice.config import Config, KernelConfig, VirtioConfig
     from vmservice.devices.cpu_hotplug import CpuHotplug
+    from vmservice.devices.pvpanic import PvPanic
+    from vmservice.devices.watchdog import Watchdog
+    from vmservice.host.console import Console
     from vmservice.kvm.system import Kvm
     from vmservice.kvm.vcpu import KvmVcpu
     from vmservice.memory.guest_memory import GuestMemory
@@ -29,11 +32,12 @@ class HostPorts:
     """What the host lends to a machine, and keeps when the machine goes.
 
     `serial` and `hvc` take what the guest writes to its serial port and its virtio-console; None for a machine without one.
-    `hvc_size` answers the columns and rows of the virtio-console's terminal now, 0 and 0 when there is none. `info` and `warn`
-    take messages for the log.
+    `hvc_size` answers the columns and rows of the virtio-console's terminal now, 0 and 0 when there is none. `ports` are the
+    other ends of the configuration's, by name. `info` and `warn` take messages for the log. `watchdog_fired` is what the next
+    machine is to know of the last one.
     """
 
-    __slots__ = ("events", "hvc", "hvc_size", "info", "kvm", "serial", "warn")
+    __slots__ = ("events", "hvc", "hvc_size", "info", "kvm", "ports", "serial", "warn", "watchdog_fired")
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class HostPorts:
         serial: Callable[[bytes], None] | None,
         hvc: Callable[[bytes], None] | None = None,
         hvc_size: Callable[[], tuple[int, int]] | None = None,
+        ports: Mapping[str, Console] | None = None,
         info: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
@@ -51,8 +56,10 @@ class HostPorts:
         self.serial = serial
         self.hvc = hvc
         self.hvc_size = hvc_size
+        self.ports = ports if ports is not None else {}
         self.info = info
         self.warn = warn
+        self.watchdog_fired = False
 
 
 def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
@@ -95,6 +102,7 @@ def _create_vm(machine: KvmMachine, config: Config, host: HostPorts) -> None:
         mergeable=memory.mergeable,
         hugepages=memory.hugepages,
         prefault=memory.prefault,
+        shared=memory.shared,
         warn=host.warn,
     )
     vm = machine.kvm_vm = host.kvm.create_vm()
@@ -122,9 +130,11 @@ def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts, vcpus: 
         split_irqchip=split,
         console=host.serial,
         cpu_hotplug=_cpu_hotplug(machine, vcpus, max_vcpus) if max_vcpus > 1 else None,
-        on_console_room=machine.feed_serial,
+        on_console_room=machine.feed,
         on_sleep=machine.guest_poweroff,
         on_reset=machine.guest_reset,
+        pvpanic=_pvpanic(machine, host),
+        watchdog=_watchdog(machine, host),
     )
 
 
@@ -138,12 +148,41 @@ def _create_peripherals(machine: KvmMachine, config: VirtioConfig, host: HostPor
         memory=machine.memory,
         chipset=machine.chipset,
         address_bits=address_bits,
+        # With the in-kernel irqchip KVM's routing table is that of its pins.
+        irqfd=machine.chipset.ioapic is not None
+        and bool(host.kvm.extension(abi.KVM_CAP_IRQFD) and host.kvm.extension(abi.KVM_CAP_IRQ_ROUTING)),
         hvc=host.hvc,
         hvc_size=host.hvc_size,
-        on_console_room=machine.feed_hvc,
+        ports=host.ports,
+        on_room=machine.feed,
         on_backlog=machine.backlog,
         warn=host.warn,
     )
+
+
+def _pvpanic(machine: KvmMachine, host: HostPorts) -> PvPanic:
+    from vmservice.devices.pvpanic import PvPanic
+
+    return PvPanic(
+        on_panic=machine.guest_panic,
+        on_crash_loaded=lambda: host.warn("the guest panicked, and goes on with its crash kernel"),
+        on_shutdown=machine.guest_poweroff,
+    )
+
+
+def _watchdog(machine: KvmMachine, host: HostPorts) -> Watchdog:
+    """CLOCK_MONOTONIC stands still while the host sleeps."""
+    from time import monotonic
+
+    from vmservice.devices.watchdog import Watchdog, WatchdogState
+
+    def expired() -> None:
+        host.watchdog_fired = True
+        machine.guest_watchdog()
+
+    state = WatchdogState(fired=host.watchdog_fired)
+    host.watchdog_fired = False
+    return Watchdog(monotonic, expired, state)
 
 
 def _cpu_hotplug(machine: KvmMachine, vcpus: int, max_vcpus: int) -> CpuHotplug:
@@ -240,9 +279,15 @@ def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:
 def _write_acpi(machine: KvmMachine, memory: GuestMemory, max_vcpus: int) -> int:
     """ACPI tables into guest memory; the gpa of the RSDP."""
     from vmservice.acpi import cpu_aml, devices_aml
+    from vmservice.acpi.wdat import wdat
     from vmservice.arch.x86_64.acpi_tables import write_tables
+    from vmservice.devices import watchdog
 
-    devices = [devices_aml.real_time_clock(layout.CMOS_BASE), devices_aml.power_button()]
+    devices = [
+        devices_aml.real_time_clock(layout.CMOS_BASE),
+        devices_aml.power_button(),
+        devices_aml.pvpanic(layout.PVPANIC_PORT),
+    ]
     handlers = [devices_aml.power_button_pressed()]
     if machine.chipset.serial is not None:
         devices.append(devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI))
@@ -250,13 +295,26 @@ def _write_acpi(machine: KvmMachine, memory: GuestMemory, max_vcpus: int) -> int
         devices.append(cpu_aml.cpu_hotplug(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, max_vcpus))
         handlers.append(cpu_aml.cpus_changed())
     devices.append(devices_aml.generic_event_device(layout.GED_PORT, layout.GED_GSI, handlers))
+    tables = [
+        wdat(
+            control=layout.WATCHDOG_BASE + watchdog.CONTROL,
+            status=layout.WATCHDOG_BASE + watchdog.STATUS,
+            feed=layout.WATCHDOG_BASE + watchdog.FEED,
+            timeout=layout.WATCHDOG_BASE + watchdog.TIMEOUT,
+            remaining=layout.WATCHDOG_BASE + watchdog.REMAINING,
+            period_ms=watchdog.PERIOD_MS,
+            count_min=watchdog.COUNT_MIN,
+            count_max=watchdog.COUNT_MAX,
+        )
+    ]
     peripherals = machine.peripherals
     if peripherals is not None:
         devices += peripherals.aml()
+        tables += peripherals.tables()
     return write_tables(
         memory,
         vcpus=machine.vcpus,
         max_vcpus=max_vcpus,
         dsdt_aml=devices_aml.dsdt(devices),
-        more=peripherals.tables() if peripherals is not None else (),
+        more=tables,
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmservice.devices.cpu_hotplug import CpuHotplug
+    from vmservice.devices.pvpanic import PvPanic
+    from vmservice.devices.watchdog import Watchdog
     from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
 
@@ -30,7 +32,7 @@ class Chipset:
     """Devices, the PIO and MMIO buses that they are on, and `lock`: every access to a device is made while holding it.
 
     `ioapic` is None where the in-kernel irqchip has taken its place, `serial` where the configuration has it off, `cpu_hotplug`
-    where the number of vCPUs is fixed.
+    where the number of vCPUs is fixed, `pvpanic` and `watchdog` where nobody would act on them.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class Chipset:
         on_console_room: Callable[[], None],
         on_sleep: Callable[[], None],
         on_reset: Callable[[], None],
+        pvpanic: PvPanic | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.lock = _thread.allocate_lock()
         self.pio = Bus()
@@ -64,6 +68,12 @@ class Chipset:
         self.cpu_hotplug = cpu_hotplug
         if cpu_hotplug is not None:
             self.pio.insert(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, cpu_hotplug)
+        self.pvpanic = pvpanic
+        if pvpanic is not None:
+            self.pio.insert(layout.PVPANIC_PORT, layout.PVPANIC_LEN, pvpanic)
+        self.watchdog = watchdog
+        if watchdog is not None:
+            self.pio.insert(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, watchdog)
         self.pio.insert(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(on_sleep, on_reset))
         self.pio.insert(layout.I8042_BASE, layout.I8042_LEN, I8042(on_reset))
         self.pio.insert(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory))

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 
 class EventKind:
-    """What there is to act on; all but VCPUS and BACKLOG end the guest's run."""
+    """What there is to act on; POWEROFF, RESET, ERROR and BUG end the guest's run."""
 
     POWEROFF = "poweroff"  # ACPI S5
     RESET = "reset"  # reset register, keyboard controller, triple fault
     ERROR = "error"  # KVM failed; the detail says how
+    PANIC = "panic"  # its kernel says so, by pvpanic; it runs on until something is done about it
+    WATCHDOG = "watchdog"  # it did not feed its watchdog in time; it runs on likewise
     VCPUS = "vcpus"  # the guest took a new vCPU, or gave one back
     BACKLOG = "backlog"  # a device has more to do than it did at once
     BUG = "bug"  # we failed; the detail is a traceback, for the journal only

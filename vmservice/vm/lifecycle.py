@@ -48,11 +48,20 @@ if TYPE_CHECKING:
         def cancel_set_vcpus(self) -> None:
             """Take back what the guest has not answered; `vcpus` stays what it is now."""
 
+        def set_balloon(self, size_bytes: int) -> None:
+            """Ask the guest to lend so much of its memory; nothing where it has no balloon."""
+
         def console_input(self, data: bytes, console: str = "serial") -> int:
             """Give the guest what a person typed at its serial port or virtio-console (hvc); how many bytes it took."""
 
         def drain(self) -> None:
             """Move on what waits somewhere: console output, requests; called several times a second."""
+
+        def silent(self, patience_sec: float) -> list[str]:
+            """What has given no sign of life since the last call, by name; asks for the next. Waits for `patience_sec` at most.
+
+            For one thread, which need not be the main one.
+            """
 
         def close(self) -> None:
             """Stop at once and give everything back to the host."""
@@ -63,6 +72,9 @@ if TYPE_CHECKING:
 # How long a guest has to take vCPUs or to give them back; Linux does so in well under a second.
 RESIZE_TIMEOUT_SEC = 30.0
 
+# Guest memory is given back to the host, and taken and filled anew, at this speed at least.
+_BUILD_BYTES_PER_SEC = 256 << 20
+
 
 class Resizing:
     """A Resize that waits for the guest; `on_end` is called once, with None or with what went wrong."""
@@ -70,6 +82,7 @@ class Resizing:
     def __init__(self, target: int) -> None:
         self.target = target
         self.deadline = time.monotonic() + RESIZE_TIMEOUT_SEC
+        self.asked = f"a Resize to {target} vCPUs within {RESIZE_TIMEOUT_SEC:.0f} seconds"
         self.on_end: Callable[[VmmError | None], None] = lambda _error: None
 
 
@@ -78,7 +91,8 @@ class Vm:
 
     `build` makes a fresh, stopped machine with so many vCPUs; it is called at each boot, so a reboot starts from clean memory
     and devices.
-    `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown.
+    `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown. `on_panic` and
+    `on_watchdog`, for a guest that panicked or left its watchdog unfed, may also be "pause", from which Resume leads on.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
     """
 
@@ -91,6 +105,8 @@ class Vm:
         memory_bytes: int,
         build: Callable[[int], Machine],
         on_reset: str = "reboot",
+        on_panic: str = "exit",
+        on_watchdog: str = "reboot",
     ) -> None:
         self.name = name
         self.vcpus = vcpus
@@ -100,9 +116,13 @@ class Vm:
         self.last_exit = LastExit.NONE
         self.last_detail = ""
         self.last_failure = ""
+        self._balloon_bytes: int | None = None  # in place of what the configuration gave the machine
+        self.building_until = 0.0  # on the monotonic clock, when a machine that is being built or closed is due; else 0
         self._boot_vcpus = vcpus
         self._build = build
         self._on_reset = on_reset
+        self._on_panic = on_panic
+        self._on_watchdog = on_watchdog
         self._machine: Machine | None = None
         self._deferred: list[GuestEvent] = []
         self._resizing: Resizing | None = None
@@ -194,10 +214,18 @@ class Vm:
 
     # What the service tells it
 
-    def reconfigure(self, *, boot_vcpus: int, on_reset: str) -> None:
-        """What the next Boot starts with, and what the guest's next reset leads to; as in the constructor."""
+    def reconfigure(self, *, boot_vcpus: int, on_reset: str, on_panic: str = "exit", on_watchdog: str = "reboot") -> None:
+        """What the next Boot starts with, and what the guest's next reset, panic and unfed watchdog lead to."""
         self._boot_vcpus = boot_vcpus
         self._on_reset = on_reset
+        self._on_panic = on_panic
+        self._on_watchdog = on_watchdog
+
+    def set_balloon(self, size_bytes: int) -> None:
+        """From now on, and after each boot, ask the guest to lend so much; less than its memory."""
+        self._balloon_bytes = size_bytes
+        if self._machine is not None:
+            self._machine.set_balloon(size_bytes)
 
     def hold(self, reason: str) -> None:
         """Refuse the verbs that would undo what is under way, with `reason` ("it is being stopped"); Shutdown stays allowed."""
@@ -218,10 +246,12 @@ class Vm:
         elif event.kind in (EventKind.ERROR, EventKind.BUG):
             self.last_failure = event.kind
             self._stop(LastExit.ERROR, event.detail)
-        elif self._busy or self._on_reset == "exit":
-            self._stop(LastExit.RESET)
+        elif event.kind == EventKind.PANIC:
+            self._follow(self._on_panic, LastExit.PANIC)
+        elif event.kind == EventKind.WATCHDOG:
+            self._follow(self._on_watchdog, LastExit.WATCHDOG)
         else:
-            self._reset_in_place()
+            self._follow(self._on_reset, LastExit.RESET)
 
     def console_input(self, data: bytes, console: str = "serial") -> int:
         """What a person typed at the guest's `console`, serial or hvc; how many bytes it took, 0 unless it runs."""
@@ -232,13 +262,20 @@ class Vm:
         if self._machine is not None:
             self._machine.drain()
         if self._resizing is not None and time.monotonic() > self._resizing.deadline:
-            self._give_up_resizing()
+            self._give_up_resizing(f"the guest did not answer {self._resizing.asked}")
+
+    def silent(self, patience_sec: float) -> list[str]:
+        """What of the machine gives no sign of life: see `Machine.silent`. Unlike the rest not for the main thread only."""
+        machine = self._machine
+        return machine.silent(patience_sec) if machine is not None else []
 
     def close(self) -> None:
         """Give everything back to the host, whatever the state."""
         if self._machine is not None:
+            self._expect_work()
             self._machine.close()
             self._machine = None
+            self.building_until = 0.0
 
     # How it is done
 
@@ -253,15 +290,37 @@ class Vm:
         return self._machine
 
     def _start_machine(self, vcpus: int) -> None:
-        machine = self._build(vcpus)
+        self._expect_work()
         try:
-            machine.start()
-        except BaseException:
-            machine.close()
-            raise
-        self._machine = machine
+            machine = self._build(vcpus)
+            try:
+                if self._balloon_bytes is not None:
+                    machine.set_balloon(self._balloon_bytes)
+                machine.start()
+            except BaseException:
+                machine.close()
+                raise
+            self._machine = machine
+        finally:
+            self.building_until = 0.0
 
-    def _reset_in_place(self) -> None:
+    def _expect_work(self) -> None:
+        """The main thread is about to do what takes as long as the guest's memory is large."""
+        self.building_until = time.monotonic() + self.memory_bytes / _BUILD_BYTES_PER_SEC
+
+    def _follow(self, policy: str, reason: str) -> None:
+        """Do what the configuration wants for a guest that came to its end by `reason`."""
+        if self._busy or policy == "exit":
+            self._stop(reason)
+        elif policy == "pause":
+            if self._resizing is not None:
+                self._give_up_resizing(f"the VM was paused by its {reason} while it was being resized")
+            self._running_machine().pause()
+            self._changed(state=State.PAUSED, last_exit=reason)
+        else:
+            self._reset_in_place(reason)
+
+    def _reset_in_place(self, reason: str = LastExit.RESET) -> None:
         """The vCPUs are those that the VM has now: a Resize outlives a reset."""
         self.close()
         self._deferred.clear()
@@ -271,7 +330,7 @@ class Vm:
         except BaseException:
             self._changed(state=State.SHUTDOWN, last_exit=LastExit.ERROR)
             raise
-        self._changed(state=State.RUNNING, last_exit=LastExit.RESET)
+        self._changed(state=State.RUNNING, last_exit=reason)
 
     def _stop(self, reason: str, detail: str = "") -> None:
         self.close()
@@ -287,13 +346,11 @@ class Vm:
         if self._resizing is not None and self._resizing.target == self.vcpus:
             self._end_resizing(None)
 
-    def _give_up_resizing(self) -> None:
+    def _give_up_resizing(self, why: str) -> None:
         machine = self._running_machine()
         machine.cancel_set_vcpus()
         self._changed(vcpus=machine.vcpus)
-        assert self._resizing is not None
-        asked = f"a Resize to {self._resizing.target} vCPUs within {RESIZE_TIMEOUT_SEC:.0f} seconds"
-        self._end_resizing(GuestError(f"the guest did not answer {asked}; it has {self.vcpus}"))
+        self._end_resizing(GuestError(f"{why}; it has {self.vcpus}"))
 
     def _end_resizing(self, error: VmmError | None) -> None:
         resizing, self._resizing = self._resizing, None

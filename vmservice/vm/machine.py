@@ -49,9 +49,7 @@ class KvmMachine:
         self._left = False  # the guest powered off, reset or failed: no vCPU runs on
         self._paused = False
         self._coalescing = False  # KVM gathers writes to COM1 in its ring
-        # Typed by persons at each console, not yet taken by the guest.
-        self._typed_at_serial = bytearray()
-        self._typed_at_hvc = bytearray()
+        self._typed: dict[str, bytearray] = {}  # at each console, and not yet taken by the guest
         self._threads: dict[int, VcpuThread] = {}  # by vCPU; those of the vCPUs that are there now
         self._ejected: list[int] = []  # given back by the guest, their threads not yet ended
         self.kvm_vm: KvmVm | None = None
@@ -90,6 +88,10 @@ class KvmMachine:
     def resume(self) -> None:
         with self.chipset.lock:
             self._paused = False
+            if self.chipset.watchdog is not None:
+                self.chipset.watchdog.skip()
+            if self.chipset.pvpanic is not None:
+                self.chipset.pvpanic.rearm()
         for thread in self._threads.values():
             thread.vcpu.tell_paused()
         for thread in self._threads.values():
@@ -149,35 +151,57 @@ class KvmMachine:
             del self._threads[index]
 
     def console_input(self, data: bytes, console: str = "serial") -> int:
-        """Type `data` on the guest's console, serial or hvc; how many bytes were taken. A paused machine takes nothing."""
+        """Type `data` at the guest's serial, hvc or the port of that name; how many bytes it took: none while it is paused."""
         with self.chipset.lock:
             if self._paused or self._left:
                 return 0
-            typed = self._typed_at_hvc if console == "hvc" else self._typed_at_serial
+            typed = self._typed.setdefault(console, bytearray())
             taken = data[: max(0, TYPED_LIMIT_BYTES - len(typed))]
             typed += taken
-            self.feed_hvc()
-            self.feed_serial()
+            self.feed(console)
             return len(taken)
 
-    def feed_serial(self) -> None:
-        """Move on what was typed as far as the UART has room; called whenever it has, with the devices' lock held."""
-        if self._typed_at_serial and self.chipset.serial is not None:
-            del self._typed_at_serial[: self.chipset.serial.receive(bytes(self._typed_at_serial))]
-
-    def feed_hvc(self) -> None:
-        """The same for the virtio-console."""
-        if self._typed_at_hvc and self.peripherals is not None and self.peripherals.console is not None:
-            del self._typed_at_hvc[: self.peripherals.console.receive(0, bytes(self._typed_at_hvc))]
+    def feed(self, console: str = "serial") -> None:
+        """Move on what was typed as far as the device has room; called whenever it has, with the devices' lock held."""
+        typed = self._typed.get(console)
+        if not typed:
+            return
+        if console != "serial":
+            if self.peripherals is not None:
+                del typed[: self.peripherals.receive(console, bytes(typed))]
+        elif self.chipset.serial is not None:
+            del typed[: self.chipset.serial.receive(bytes(typed))]
 
     def drain(self) -> None:
         """Pass on output that waits in KVM's ring because the guest has had no other exit since, and requests that wait."""
         with self.chipset.lock:
             if self._paused:
                 return
+            if self.memory is not None and self.memory.is_cut_short():
+                # An access of ours to what is gone would end the process by SIGBUS, without a word: sooner is better.
+                self._fault("the guest's memory has lost pages")
+                return
             self._drain(self.kvm_vcpus[0])
             if self.peripherals is not None:
                 self.peripherals.tick()
+            if self.chipset.watchdog is not None:
+                self.chipset.watchdog.tick()
+
+    def set_balloon(self, size_bytes: int) -> None:
+        with self.chipset.lock:
+            if self.peripherals is not None and self.peripherals.balloon is not None:
+                self.peripherals.balloon.set_target_bytes(size_bytes)
+
+    def silent(self, patience_sec: float) -> list[str]:
+        threads = list(self._threads.values())
+        names = [f"vCPU {thread.vcpu.index}" for thread in threads if not thread.answered]
+        for thread in threads:
+            thread.ask()
+        if self.chipset.lock.acquire(timeout=patience_sec):
+            self.chipset.lock.release()
+        else:
+            names.append("the lock of the devices")
+        return names
 
     def backlog(self) -> None:
         """A device has more to do than it did at once; the main thread goes on with it, so that others get their turn."""
@@ -292,6 +316,15 @@ class KvmMachine:
 
     def guest_reset(self) -> None:
         self._leave(EventKind.RESET)
+
+    def guest_panic(self) -> None:
+        """The guest runs on: whether it is to go on later is for the policy to say."""
+        if not self._left:
+            self._events.post(GuestEvent(self, EventKind.PANIC))
+
+    def guest_watchdog(self) -> None:
+        if not self._left:
+            self._events.post(GuestEvent(self, EventKind.WATCHDOG))
 
     def vcpu_taken(self, _index: int) -> None:
         self._events.post(GuestEvent(self, EventKind.VCPUS))

@@ -6,22 +6,26 @@ Which ones, the configuration says; where they lie, the allocators; and the gues
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from vmservice.acpi import devices_aml, tables
 from vmservice.arch.x86_64 import layout
 from vmservice.devices.pci import bus as pci_bus
-from vmservice.devices.virtio.console import Console, Port
+from vmservice.devices.virtio.console import Console, Port, transmit_queue
 from vmservice.vm import resources
+from vmservice.vm.message_interrupts import MessageInterrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from vmservice.config import VirtioConfig
+    from vmservice.config import PortConfig, VirtioConfig
     from vmservice.devices.pci.bus import PciBus
+    from vmservice.devices.virtio.balloon import Balloon as BalloonDevice
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.devices.virtio.rng import Rng
     from vmservice.devices.virtio.transport import VirtioTransport
+    from vmservice.host.console import Console as HostConsole
     from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
     from vmservice.vm.chipset import Chipset
@@ -34,9 +38,11 @@ _PCI_PORTS = [(0, resources.PCI_CONFIG_PORT - 1), (0xD00, 0xFFFF)]
 class Peripherals:
     """All of them, plugged in at once. Every method is called with the chipset's lock held.
 
+    `irqfd` says whether KVM routes message-signalled interrupts from eventfds.
     `hvc` takes what the guest writes to its virtio-console, or is None for a machine without one; `hvc_size` answers the
-    columns and rows of its terminal. `on_backlog` asks for a `tick` soon: a guest has made more requests than one notification
-    is worth.
+    columns and rows of its terminal. `ports` are the other ends of the configuration's ports, by name. `on_room` is told hvc,
+    or a port's name, when `receive` may take bytes there again. `on_backlog` asks for a `tick` soon: a guest has made more
+    requests than one notification is worth.
     """
 
     def __init__(
@@ -47,9 +53,11 @@ class Peripherals:
         memory: GuestMemory,
         chipset: Chipset,
         address_bits: int,
+        irqfd: bool,
         hvc: Callable[[bytes], None] | None,
         hvc_size: Callable[[], tuple[int, int]] | None,
-        on_console_room: Callable[[], None],
+        ports: Mapping[str, HostConsole],
+        on_room: Callable[[str], None],
         on_backlog: Callable[[], None],
         warn: Callable[[str], None],
     ) -> None:
@@ -59,26 +67,36 @@ class Peripherals:
         self._hvc_size = hvc_size
         self._on_backlog = on_backlog
         self._warn = warn
+        self._irqfd = irqfd
+        self._interrupts: list[MessageInterrupts] = []
         self._resources = resources.Resources(memory.end, address_bits)
         self._transports: list[VirtioTransport] = []
+        self._port_transport: VirtioTransport | None = None
         self._mmio_aml: list[bytes] = []
         self._pci = self._create_pci() if config.transport == "pci" else None
-        self.console = Console([Port(hvc, on_room=on_console_room)]) if hvc is not None else None
+        self.console = Console([Port(hvc, on_room=partial(on_room, "hvc"))]) if hvc is not None else None
         if self.console is not None:
             self._plug(self.console)
             self._follow_terminal()
+        self._ports = [(port, ports[port.name]) for port in config.ports if port.name in ports]
+        if self._ports:
+            # On a device of its own, as hvc0 is alone on its own: only so the size of its terminal is safe with every Linux.
+            self._port_device = Console([_port(port, host, on_room) for port, host in self._ports], multiport=True)
+            self._follow_clients()
+            self._port_transport = self._plug(self._port_device)
         self._rng: Rng | None = None
         if config.rng:
             from vmservice.devices.virtio.rng import Rng
 
             self._rng = Rng(os.urandom)
             self._plug(self._rng)
+        self.balloon: BalloonDevice | None = None
         if config.balloon_bytes is not None:
             from vmservice.devices.virtio.balloon import Balloon
 
-            balloon = Balloon(memory, memory.discard)
-            balloon.set_target_bytes(config.balloon_bytes)
-            self._plug(balloon)
+            self.balloon = Balloon(memory, memory.discard)
+            self.balloon.set_target_bytes(config.balloon_bytes)
+            self._plug(self.balloon)
 
     # For ACPI
 
@@ -95,22 +113,42 @@ class Peripherals:
     # While the machine runs
 
     def tick(self) -> None:
-        """Several times a second: go on with requests that had to wait, and see how large the terminal is."""
+        """Several times a second: go on with requests that had to wait, and see how large the terminal is, and who is there."""
         self._follow_terminal()
+        self._follow_clients()
         if self._rng is not None:
             self._rng.tick()
         for transport in self._transports:
             transport.work()
 
+    def receive(self, label: str, data: bytes) -> int:
+        """Bytes for the guest at hvc or the port of that name; how many it had room for."""
+        if label == "hvc":
+            return self.console.receive(0, data) if self.console is not None else 0
+        for number, (port, _) in enumerate(self._ports):
+            if port.name == label:
+                return self._port_device.receive(number, data)
+        return 0
+
     def close(self) -> None:
-        """Let go of guest memory."""
+        """Let go of guest memory, and of the descriptors."""
         for transport in self._transports:
             transport.close()
+        for interrupts in self._interrupts:
+            interrupts.close()
 
     def _follow_terminal(self) -> None:
         """Asked for rather than told by SIGWINCH, which comes for our own terminal only and not for a pseudoterminal's."""
         if self.console is not None and self._hvc_size is not None:
             self.console.resize(*self._hvc_size())
+
+    def _follow_clients(self) -> None:
+        """The guest learns whether a stream has another end now, and one that had no room for its bytes may have it again."""
+        for number, (port, host) in enumerate(self._ports):
+            if not port.is_console:
+                self._port_device.set_open(number, host.is_attached)
+                if self._port_transport is not None:
+                    self._port_transport.notify(transmit_queue(number))
 
     # Plugging in
 
@@ -131,28 +169,31 @@ class Peripherals:
         pci.insert(host_bridge())
         return pci
 
-    def _plug(self, device: VirtioDevice) -> None:
+    def _plug(self, device: VirtioDevice) -> VirtioTransport:
         transport = self._plug_mmio(device) if self._pci is None else self._plug_pci(device, self._pci)
         transport.on_backlog = self._on_backlog
         self._transports.append(transport)
+        return transport
 
     def _plug_pci(self, device: VirtioDevice, pci: PciBus) -> VirtioTransport:
         from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciTransport
 
-        def signal(vector: int) -> None:
-            self._vm.signal_msi(*transport.msix.message(vector))
-
+        owner = type(device).__name__
+        vectors = len(device.queue_max_sizes) + 1
+        first_gsi = self._resources.msi_gsis.allocate(vectors, owner) if self._irqfd else None
+        interrupts = MessageInterrupts(self._vm, first_gsi, self._warn)
+        self._interrupts.append(interrupts)
         wide = self._resources.mmio64_window() is not None
         transport = PciTransport(
             device,
             self._memory,
-            signal=signal,
-            on_route_changed=_ignore_route,
+            signal=interrupts.signal,
+            on_route_changed=interrupts.on_route_changed,
             warn=self._warn,
             is_64bit=wide,
         )
         area = self._resources.mmio64 if wide else self._resources.mmio32
-        transport.place_bar(transport.bar, area.allocate(BAR_SIZE, type(device).__name__, alignment=BAR_SIZE))
+        transport.place_bar(transport.bar, area.allocate(BAR_SIZE, owner, alignment=BAR_SIZE))
         pci.insert(transport)
         return transport.transport
 
@@ -168,12 +209,18 @@ class Peripherals:
         return window.transport
 
 
+def _port(port: PortConfig, host: HostConsole, on_room: Callable[[str], None]) -> Port:
+    return Port(
+        host.write,
+        name=port.name,
+        is_console=port.is_console,
+        on_room=partial(on_room, port.name),
+        has_room=None if port.is_console else host.has_room,
+    )
+
+
 def _pci_root(available: Resources) -> bytes:
     mmio32 = (available.mmio32.base, available.mmio32.end - 1)
     return devices_aml.pci_root(
         resources.PCI_CONFIG_PORT, pci_bus.BUSES, mmio32=mmio32, mmio64=available.mmio64_window(), io=_PCI_PORTS
     )
-
-
-def _ignore_route(_vector: int, _address: int, _data: int, _masked: bool) -> None:
-    """Messages are sent with KVM_SIGNAL_MSI, which needs no route; irqfd would."""

@@ -109,6 +109,15 @@ class SimMachine:
     def drain(self) -> None:
         """Nothing waits anywhere: each line goes to the console at once."""
 
+    def set_balloon(self, size_bytes: int) -> None:
+        """The simulated guest has none."""
+
+    def silent(self, patience_sec: float) -> list[str]:
+        if not self._lock.acquire(timeout=patience_sec):
+            return ["the simulated guest"]
+        self._lock.release()
+        return []
+
     def close(self) -> None:
         with self._lock:
             self._alive = False

@@ -25,6 +25,7 @@ class LastExit:
     RESET = "reset"
     SHUTDOWN = "shutdown"
     PANIC = "panic"
+    WATCHDOG = "watchdog"
     ERROR = "error"
 
 

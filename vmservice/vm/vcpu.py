@@ -4,7 +4,7 @@ The kick protocol, which loses nothing and holds no lock while anybody waits:
 
 * `request_stop` sets `immediate_exit` and `_wanted` together under `_mutex`, then sends the signal. A thread in the guest
   comes out by the signal; one that is about to enter comes straight out by `immediate_exit`; one that handles an exit
-  finds `_wanted` afterwards.
+  finds `_wanted` afterwards. `ask` does the same for a mere sign of life, after which the thread goes on.
 * The thread clears `immediate_exit` *before* it acknowledges, so a later request is never wiped out.
 * It then waits for `release`. A request may also be taken back by `release` before the thread has noticed it.
 """
@@ -42,17 +42,18 @@ def install_kick_handler() -> None:
 
 
 class VcpuThread:
-    """Runs `vcpu` from `start` on until `finish`. All methods but the loop itself are for the main thread."""
+    """Runs `vcpu` from `start` on until `finish`. Methods are for the main thread; `ask` and `answered` are for any."""
 
     def __init__(self, vcpu: KvmVcpu, handle_exit: ExitHandler, on_fault: FaultHandler) -> None:
         self.vcpu = vcpu
         self._handle_exit = handle_exit
         self._on_fault = on_fault
-        self._mutex = _thread.allocate_lock()  # guards the four flags below, for a few instructions at a time
+        self._mutex = _thread.allocate_lock()  # guards the flags below, for a few instructions at a time
         self._wanted = False  # somebody wants the thread to hold
         self._done = False  # the guest is to run no further
         self._holding = False  # the thread has stopped and acknowledged
         self._quit = False  # the thread is to end
+        self._asked = False  # somebody waits for a sign of life
         self._acknowledged = _locked()
         self._go = _locked()
         self._ended = _locked()
@@ -86,9 +87,26 @@ class VcpuThread:
                 self._acknowledged.acquire(blocking=False)
                 self._go.release()
 
+    def ask(self) -> None:
+        """Let the thread show that it lives: it leaves the guest for a moment. One that holds shows it by that."""
+        with self._mutex:
+            if self._holding or self._quit:
+                return
+            self._asked = True
+            self.vcpu.set_immediate_exit(1)
+            # While the mutex is held a thread that does not hold cannot come to its end.
+            signals.send_to_thread(self._ident, KICK_SIGNAL)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the thread has given a sign of life since the last `ask`."""
+        with self._mutex:
+            return self._holding or self._quit or not self._asked
+
     def finish(self) -> None:
         """End the thread, which must hold; returns when it has ended."""
-        self._quit = True
+        with self._mutex:
+            self._quit = True
         self.release()
         self._ended.acquire()
 
@@ -119,6 +137,7 @@ class VcpuThread:
         """Acknowledge a request and wait for `release`; returns at once when there is no request (any more)."""
         with self._mutex:
             self.vcpu.set_immediate_exit(0)
+            self._asked = False
             if not (self._wanted or self._done):
                 return
             self._holding = True

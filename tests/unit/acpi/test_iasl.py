@@ -12,6 +12,7 @@ from support.acpi_walk import walk
 from support.guest_ram import guest_ram
 
 from vmservice.acpi import aml, devices_aml, tables
+from vmservice.acpi.wdat import wdat
 from vmservice.arch.x86_64 import layout
 from vmservice.arch.x86_64.acpi_tables import write_tables
 
@@ -21,10 +22,15 @@ DEVICES = [
     devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI),
     devices_aml.real_time_clock(layout.CMOS_BASE),
     devices_aml.power_button(),
+    devices_aml.pvpanic(layout.PVPANIC_PORT),
     devices_aml.generic_event_device(layout.GED_PORT, layout.GED_GSI, [devices_aml.power_button_pressed()]),
 ]
 
-# What the four devices above are meant to be, in ASL.
+WDAT = wdat(
+    control=0x620, status=0x621, feed=0x622, timeout=0x624, remaining=0x626, period_ms=100, count_min=1, count_max=0xFFFF
+)
+
+# What the five devices above are meant to be, in ASL.
 DSDT_ASL = r"""
 DefinitionBlock ("", "DSDT", 2, "VMSVC ", "VMSERVIC", 1)
 {
@@ -49,6 +55,12 @@ DefinitionBlock ("", "DSDT", 2, "VMSVC ", "VMSERVIC", 1)
         {
             Name (_HID, EisaId ("PNP0C0C"))
             Name (_UID, Zero)
+        }
+        Device (PEVT)
+        {
+            Name (_HID, "QEMU0001")
+            Name (_UID, Zero)
+            Name (_CRS, ResourceTemplate () { IO (Decode16, 0x0505, 0x0505, 1, 1) })
         }
         Device (GED)
         {
@@ -126,11 +138,11 @@ def without_compiler(table: bytes) -> bytes:
     return table[:9] + table[10:28] + table[36:]
 
 
-@pytest.mark.parametrize("signature", ["DSDT", "FACP", "APIC", "XSDT"])
+@pytest.mark.parametrize("signature", ["DSDT", "FACP", "APIC", "WDAT", "XSDT"])
 @pytest.mark.parametrize(("vcpus", "max_vcpus"), [(1, 1), (2, 254)])
 def test_iasl_takes_every_table_apart_and_back(tmp_path: Path, signature: str, vcpus: int, max_vcpus: int) -> None:
     memory = guest_ram()
-    rsdp = write_tables(memory, vcpus=vcpus, max_vcpus=max_vcpus, dsdt_aml=devices_aml.dsdt(DEVICES))
+    rsdp = write_tables(memory, vcpus=vcpus, max_vcpus=max_vcpus, dsdt_aml=devices_aml.dsdt(DEVICES), more=[WDAT])
     table = walk(memory, rsdp)[signature][1]
     memory.close()
     (tmp_path / "table.dat").write_bytes(table)

@@ -186,7 +186,7 @@ def test_a_call_can_be_made_to_fail_once(load: Load) -> None:
 def test_a_guest_does_only_what_guests_do(load: Load, how: str) -> None:
     name, text = refusal(load(), "GuestStops", how, interface=MOCK)
     assert name == "InvalidArgument"
-    assert "poweroff, reset, error" in text
+    assert "poweroff, reset, panic, watchdog, error" in text
 
 
 def test_a_state_that_is_none(load: Load) -> None:

@@ -15,8 +15,10 @@ from vmservice.devices.i8042 import I8042
 from vmservice.devices.ioapic import IoApic
 from vmservice.devices.irq import IrqLine
 from vmservice.devices.power import PowerRegister
+from vmservice.devices.pvpanic import PvPanic
 from vmservice.devices.rtc import Rtc
 from vmservice.devices.serial import Serial
+from vmservice.devices.watchdog import Watchdog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +67,23 @@ def events() -> tuple[Device, Poke]:
     return device, lambda rng: device.raise_event(rng.randrange(1, 16))
 
 
+def watchdog() -> tuple[Device, Poke]:
+    now = [0.0]
+    device = Watchdog(lambda: now[0], lambda: None)
+
+    def poke(rng: random.Random) -> None:
+        now[0] += rng.choice((0.01, 0.1, 5.0))
+        rng.choice((device.tick, device.tick, device.skip))()
+        assert 0 <= device.state.remaining_sec <= 6553.5
+
+    return device, poke
+
+
+def pvpanic() -> tuple[Device, Poke]:
+    device = PvPanic(on_panic=lambda: None, on_crash_loaded=lambda: None, on_shutdown=lambda: None)
+    return device, lambda rng: device.rearm()
+
+
 def nothing(rng: random.Random) -> None:
     """No host side."""
 
@@ -77,6 +96,8 @@ CASES: dict[str, Case] = {
     "ioapic": (0x1000, ioapic),
     "power": (1, lambda: (PowerRegister(lambda: None, lambda: None), nothing)),
     "events": (1, events),
+    "watchdog": (8, watchdog),
+    "pvpanic": (1, pvpanic),
 }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from support.process import CHECKOUT
 from vmservice.errors import HostError, HostFacilityMissing, UsageError
 from vmservice.host import attach
 from vmservice.host.console import PtyConsole
+from vmservice.host.console_socket import open_socket_console
 
 TIMEOUT_SEC = 20.0
 PROGRAM = """
@@ -173,7 +177,7 @@ def test_without_a_terminal(tmp_path: Path, console: PtyConsole) -> None:
 
 
 def test_a_vm_without_such_a_console(tmp_path: Path, console: PtyConsole) -> None:
-    with pytest.raises(HostFacilityMissing, match=r'^demo has no hvc console to attach to: it must run, with mode = "pty" in'):
+    with pytest.raises(HostFacilityMissing, match=r'^demo has no hvc console to attach to: it must run, with mode = "pty" or'):
         attach._open_console("demo", str(tmp_path), "hvc")
     with pytest.raises(HostFacilityMissing, match=r"^demo has no console to attach to"):
         attach._open_console("demo", str(tmp_path / "gone"), None)
@@ -207,3 +211,108 @@ def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attach.runtime_directory("demo", user=True) == "/run/user/7/vmservice/demo"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert attach.runtime_directory("demo", user=True) == f"/run/user/{os.getuid()}/vmservice/demo"
+
+
+# At a socket
+
+
+class Served:
+    """A console at a socket, with what the event loop does for it until it is closed."""
+
+    def __init__(self, directory: Path, label: str = "serial") -> None:
+        self.console = open_socket_console(Log(), label, directory=str(directory), passed_fd=-1, is_stream=False)
+        self.typed = b""
+        self._done, self._stop = os.pipe()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while self._done not in (ready := select.select([self.console.input_fd, self._done], [], [])[0]):
+            if ready:
+                with contextlib.suppress(BlockingIOError):
+                    self.typed += self.console.read(100)
+
+    def close(self) -> None:
+        os.write(self._stop, b"x")
+        self._thread.join()
+        self.console.close()
+        os.close(self._done)
+        os.close(self._stop)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    served = Served(tmp_path)
+    yield served
+    served.close()
+
+
+def test_several_in_turn_at_a_socket(served: Served, come: Callable[[], Person]) -> None:
+    for visit in range(2):
+        person = come()
+        person.wait_shown(GREETING)
+        served.console.write(b"login %d: " % visit)
+        person.wait_shown(b"login %d: " % visit)
+        served.typed = b""
+        person.type(b"root\x03\r")
+        person.wait(lambda: served.typed == b"root\x03\r", "what was typed does not arrive")
+        person.type(b"\x1d\x1d\x1d")
+        assert person.wait_end() == 0
+        assert termios.tcgetattr(person.terminal) == person.before
+
+
+def test_only_one_at_a_time_at_a_socket(served: Served, come: Callable[[], Person]) -> None:
+    first = come()
+    first.wait_shown(GREETING)
+    first.wait(lambda: served.console.is_attached, "nobody is there")
+    second = come()
+    assert second.wait_end() == 1
+    assert second.shown.endswith(b"HostError: somebody else is at the console of demo\r\n")
+    assert termios.tcgetattr(second.terminal) == second.before
+
+
+def test_a_socket_of_somebody_else_is_not_connected_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a link of the VM's, which is not trusted, nor with another owner."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    directory = tmp_path / "demo"
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(elsewhere / "s"))
+        other.listen()
+        (directory / "serial.sock").symlink_to(elsewhere / "s")
+        with pytest.raises(HostError, match=r"serial\.sock is not the console of demo$"):
+            attach._open_console("demo", str(directory), None)
+        (directory / "serial.sock").unlink()
+        (directory / "serial.sock").hardlink_to(elsewhere / "s")
+        os.close(attach._open_console("demo", str(directory), None)[1])
+        real = os.stat
+        status = real(directory)
+        fields = list(status)
+        fields[4] = os.getuid() + 1
+        monkeypatch.setattr(
+            os, "stat", lambda path, **more: os.stat_result(fields) if path == str(directory) else real(path, **more)
+        )
+        with pytest.raises(HostError, match=r"serial\.sock is not the console of demo$"):
+            attach._open_console("demo", str(directory), None)
+
+
+def test_a_socket_that_nobody_listens_at(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+        left.bind(str(tmp_path / "hvc.sock"))
+    with pytest.raises(HostError, match=r"^cannot connect to .*/hvc\.sock, a console of demo: Connection refused"):
+        attach._open_console("demo", str(tmp_path), None)
+
+
+def test_a_socket_that_systemd_holds_is_the_serial_console(tmp_path: Path) -> None:
+    directory = tmp_path / "vmservice/demo"
+    activated = tmp_path / "vmservice-console"
+    activated.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(activated / "demo"))
+        listener.listen()
+        label, fd = attach._open_console("demo", str(directory), None)
+        assert label == "serial"
+        os.close(fd)
+        with pytest.raises(HostFacilityMissing):
+            attach._open_console("demo", str(directory), "hvc")

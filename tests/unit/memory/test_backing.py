@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import re
@@ -273,8 +274,9 @@ def pool() -> Iterator[int]:
 
 
 @needs_root
-def test_huge_pages(pool: int) -> None:
-    memory = backing.allocate([(0, 4 * MIB), (HIGH, 4 * MIB)], hugepages=True, prefault=True)
+@pytest.mark.parametrize("shared", [False, True])
+def test_huge_pages(pool: int, shared: bool) -> None:
+    memory = backing.allocate([(0, 4 * MIB), (HIGH, 4 * MIB)], hugepages=True, prefault=True, shared=shared)
     assert [page_kib(region.mapping) for region in memory.regions] == [2048, 2048]
     memory.write(HIGH, b"x")
     memory.discard(HIGH, 2 * MIB)
@@ -326,8 +328,63 @@ def test_where_merging_is_in_vain_it_is_said_and_all_goes_on(file: Path) -> None
     warnings: list[str] = []
     backing.allocate([(0, PAGE)], file=str(file), mergeable=True, warn=warnings.append).close()
     assert warnings == [
-        "the guest's memory cannot be merged with other guests': it is in a file, and KSM takes anonymous memory only"
+        "the guest's memory cannot be merged with other guests': it is shared, as a file always is, and KSM takes private"
+        " memory only"
     ]
+
+
+def test_shared_memory_is_one_file_whose_size_is_sealed() -> None:
+    """Whoever gets the descriptor maps the same pages, each region behind the one before, and cannot take them away."""
+    memory = backing.allocate([(0, 4 * PAGE), (HIGH, 2 * PAGE)], shared=True)
+    memory.write(PAGE, b"low")
+    memory.write(HIGH + PAGE, b"high")
+    fd = os.dup(memory.fd)
+    assert os.get_inheritable(memory.fd) is False
+    assert os.fstat(fd).st_size == 6 * PAGE
+    with mmap.mmap(fd, 6 * PAGE) as other:
+        assert (other[PAGE : PAGE + 3], other[5 * PAGE : 5 * PAGE + 4]) == (b"low", b"high")
+        other[0:4] = b"back"
+    assert memory.read(0, 4) == b"back"
+    for size in (5 * PAGE, 7 * PAGE):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    before = os.fstat(fd).st_blocks
+    memory.discard(0, 4 * PAGE)
+    assert os.fstat(fd).st_blocks < before
+    assert memory.read(0, 4 * PAGE) == bytes(4 * PAGE)
+    assert not memory.is_cut_short()
+    memory.close()
+    os.close(fd)
+
+
+def test_shared_memory_is_not_merged_and_that_is_said() -> None:
+    warnings: list[str] = []
+    backing.allocate([(0, PAGE)], shared=True, mergeable=True, prefault=True, warn=warnings.append).close()
+    assert len(warnings) == 1 and "it is shared" in warnings[0]
+
+
+def test_shared_memory_that_cannot_be_is_not_half_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    fds = os.listdir("/proc/self/fd")
+
+    def refuse(*_: object) -> Never:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with pytest.raises(HostError, match=r"^cannot make 4096 bytes of shared guest memory: Too many open files"):
+        backing.allocate([(0, PAGE)], shared=True)
+    monkeypatch.undo()
+    assert os.listdir("/proc/self/fd") == fds
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    with pytest.raises(HostError, match=r"^cannot make shared guest memory: Too many open files"):
+        backing.allocate([(0, PAGE)], shared=True)
+
+
+def test_too_few_huge_pages_for_shared_memory_are_said() -> None:
+    wanted = 1 << 20  # 2 TiB, which no machine has reserved
+    with pytest.raises(HostError, match=rf"^cannot have {wanted} huge pages of 2 MiB for the guest's memory"):
+        backing.allocate([(0, wanted * 2 * MIB)], shared=True, hugepages=True)
 
 
 def test_a_kernel_without_ksm_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

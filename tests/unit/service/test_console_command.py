@@ -22,6 +22,7 @@ def parse(*words: str) -> argparse.Namespace:
     [
         (("demo",), ("demo", "/run/vmservice/demo", None)),
         (("demo", "hvc"), ("demo", "/run/vmservice/demo", "hvc")),
+        (("demo", "org.test.agent"), ("demo", "/run/vmservice/demo", "org.test.agent")),
         (("--user", "demo", "serial"), ("demo", "/run/user/7/vmservice/demo", "serial")),
     ],
 )
@@ -38,3 +39,9 @@ def test_what_is_attached_to(
 def test_a_name_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot be the name of a VM"):
         console(parse("../etc"))
+
+
+@pytest.mark.parametrize("label", ["../serial", "", "a/b", ".hidden", "x" * 65])
+def test_a_label_that_is_none_is_refused(label: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name of a console"):
+        console(parse("demo", label))

@@ -35,6 +35,38 @@ class Pipe:
         os.close(self.writer)
 
 
+@pytest.mark.parametrize(("policy", "then"), [("reboot", " and starts anew"), ("pause", "; the VM is paused")])
+@pytest.mark.parametrize(
+    ("kind", "priority", "what", "message_id"),
+    [
+        (EventKind.PANIC, "3", "the guest panicked", message_ids.GUEST_PANIC),
+        (EventKind.WATCHDOG, "4", "the guest did not feed its watchdog", message_ids.GUEST_WATCHDOG),
+    ],
+)
+def test_a_guest_that_is_lost(policy: str, then: str, kind: str, priority: str, what: str, message_id: str) -> None:
+    machine = RecordingMachine(1)
+    vm = Vm(
+        name="demo",
+        vcpus=1,
+        max_vcpus=1,
+        memory_bytes=1 << 20,
+        build=lambda vcpus: machine,
+        on_panic=policy,
+        on_watchdog=policy,
+    )
+    vm.boot()
+    with Listener() as journal:
+        log = Log("demo", JournalSocket(journal.path))
+        log.state(vm)
+        journal.entry()
+        vm.subscribe(lambda changes: log.state(vm, changes))
+        vm.handle(GuestEvent(machine, kind))
+        entry = journal.entry()
+        assert (entry["PRIORITY"], entry["MESSAGE"], entry["MESSAGE_ID"]) == (priority, what + then, message_id)
+        assert (entry["VM_STATE"], entry["VM_LAST_EXIT"]) == (vm.state, kind)
+        log.close()
+
+
 def test_fields() -> None:
     with Listener() as journal:
         log = Log("web-1", JournalSocket(journal.path))

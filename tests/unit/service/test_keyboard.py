@@ -8,10 +8,12 @@ import sys
 import termios
 import tty
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 
 import pytest
 from support.process import CHECKOUT
 
+from vmservice.host.console_socket import open_socket_console
 from vmservice.service.keyboard import Keyboard
 
 TIMEOUT_SEC = 10.0
@@ -194,3 +196,29 @@ def _make_controlling(terminal: int) -> None:
     os.setsid()
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
     os.dup2(terminal, 0)
+
+
+def test_who_comes_and_goes_at_a_socket_is_read_in_turn(tmp_path: Path) -> None:
+    """Its descriptor is one that only tells that something is there."""
+
+    class Log:
+        def info(self, text: str) -> None: ...
+
+        def warning(self, text: str) -> None: ...
+
+    async def check() -> None:
+        typed = Typed()
+        console = open_socket_console(Log(), "serial", directory=str(tmp_path), passed_fd=-1, is_stream=False)
+        keyboard = Keyboard(console.input_fd, typed.take, typed.escape, console.read)
+        keyboard.start()
+        for visit in (b"one", b"two"):
+            _, writer = await asyncio.open_unix_connection(str(tmp_path / "serial.sock"))
+            writer.write(visit)
+            await until(lambda visit=visit: typed.data.endswith(visit))  # type: ignore[misc]
+            writer.close()
+            await until(lambda: not console.is_attached)
+        keyboard.close()
+        console.close()
+        assert (typed.data, typed.escapes) == (b"onetwo", 0)
+
+    run(check())

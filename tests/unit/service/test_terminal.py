@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from support.process import CHECKOUT, SIM_CONFIG
 
+from vmservice.host.console import PtyConsole
+
 JOB = Path(__file__).parents[2] / "support/shell_job.py"
 TIMEOUT_SEC = 20.0
 ESCAPE = b"\x1d\x1d\x1d"
@@ -44,21 +46,23 @@ sys.exit(main(["run", *sys.argv[1:]]))
 class Job:
     """`vmservice run demo` in the foreground of a terminal, whose other end is `screen`."""
 
-    def __init__(self, folder: Path, program: list[str]) -> None:
+    def __init__(self, folder: Path, program: list[str], arguments: list[str] | None = None) -> None:
         config = folder / "demo.toml"
         config.write_text(SIM_CONFIG)
         self.screen, terminal = os.openpty()
-        self._before = termios.tcgetattr(terminal)
+        self.before = termios.tcgetattr(terminal)
         self.terminal = terminal
         self._report, report = os.pipe()
         order, self._order = os.pipe()
         self._reported = b""
         self.shown = b""
-        arguments = ["run"] if program == ["-m", "vmservice"] else []
+        if arguments is None:
+            arguments = ["run"] if program == ["-m", "vmservice"] else []
+            arguments += ["--sim", "--bus", "none", "--config", str(config), "demo"]
         self._shell = subprocess.Popen(
             [
                 *("setsid", "--ctty", sys.executable, JOB, str(report), str(order)),
-                *(sys.executable, *program, *arguments, "--sim", "--bus", "none", "--config", str(config), "demo"),
+                *(sys.executable, *program, *arguments),
             ],
             stdin=terminal,
             stdout=terminal,
@@ -75,7 +79,7 @@ class Job:
     def mode(self) -> str:
         """raw, cooked (exactly as it was), or neither."""
         now = termios.tcgetattr(self.terminal)
-        if now == self._before:
+        if now == self.before:
             return "cooked"
         return "raw" if not now[3] & (termios.ECHO | termios.ICANON | termios.ISIG) else "neither"
 
@@ -124,7 +128,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
     job.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_stop(job: Job, number: signal.Signals) -> None:
     job.send(number)
     assert job.wait_report() == "ended 0 cooked"
@@ -159,11 +163,47 @@ def test_a_bug_of_ours(tmp_path: Path) -> None:
     job.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGQUIT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGQUIT])
 def test_a_death_that_nobody_can_prepare_for(job: Job, number: signal.Signals) -> None:
     job.send(number)
     assert re.fullmatch(rf"ended -{number.value} \w+", job.wait_report())
     job.wait_mode("cooked")
+
+
+def test_a_shell_that_says_twice_that_the_terminal_is_gone_forces_nothing(job: Job) -> None:
+    job.send(signal.SIGSTOP)
+    assert job.wait_report() == "stopped raw"
+    job.send(signal.SIGHUP)
+    job.say(b"f")
+    job.wait_shown(b"power button pressed")
+    job.send(signal.SIGHUP)
+    assert job.wait_report() == "ended 0 cooked"
+    assert b"forced" not in job.shown
+
+
+def test_a_person_at_a_console_who_is_stopped_and_continued(tmp_path: Path) -> None:
+    """From outside: every key is the guest's, and so no key can do it."""
+
+    class Log:
+        def info(self, text: str) -> None: ...
+
+        def warning(self, text: str) -> None: ...
+
+    console = PtyConsole(Log(), "serial", str(tmp_path))
+    attach = "import sys; from vmservice.host.attach import attach; attach('demo', sys.argv[1])"
+    job = Job(tmp_path, ["-c", attach], [str(tmp_path)])
+    for number, mode in ((signal.SIGTSTP, "cooked"), (signal.SIGSTOP, "raw"), (signal.SIGTSTP, "cooked")):
+        job.send(number)
+        assert job.wait_report() == f"stopped {mode}"
+        termios.tcsetattr(job.terminal, termios.TCSANOW, job.before)  # as a shell does
+        job.say(b"f")
+        job.wait_mode("raw")
+        console.write(b"still here after %d" % number)
+        job.wait_shown(b"still here after %d" % number)
+    os.write(job.screen, ESCAPE)
+    assert job.wait_report() == "ended 0 cooked"
+    job.close()
+    console.close()
 
 
 def test_stopped_and_continued(job: Job) -> None:
@@ -198,7 +238,7 @@ def test_a_stop_that_cannot_be_prepared_for(job: Job) -> None:
     """SIGSTOP: the shell puts its terminal right by itself; we take it again when we are in the foreground."""
     job.send(signal.SIGSTOP)
     assert job.wait_report() == "stopped raw"
-    termios.tcsetattr(job.terminal, termios.TCSANOW, job._before)
+    termios.tcsetattr(job.terminal, termios.TCSANOW, job.before)
     job.say(b"b")
     beats = job.shown.count(b"heartbeat")
     job._wait(lambda: job.shown.count(b"heartbeat") > beats, "it does not run on")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from support.guest_ram import MIB, guest_ram
 
-from vmservice.config import ConsoleConfig, VirtioConfig
+from vmservice.config import ConsoleConfig, PortConfig, VirtioConfig, load_config
 from vmservice.host.console import NullConsole, PtyConsole
-from vmservice.service.main import Consoles
+from vmservice.service import consoles as consoles_module
+from vmservice.service.consoles import Consoles
 from vmservice.vm.chipset import Chipset
 from vmservice.vm.events import EventQueue
 from vmservice.vm.machine import TYPED_LIMIT_BYTES, KvmMachine
@@ -36,14 +41,14 @@ def test_input_goes_to_the_console_where_it_was_typed() -> None:
     uart, hvc, events = Receiver(4), Receiver(3), EventQueue()
     machine = KvmMachine(events)
     machine.chipset = cast(Chipset, SimpleNamespace(lock=threading.Lock(), serial=SimpleNamespace(receive=uart.take)))
-    machine.peripherals = cast(Peripherals, SimpleNamespace(console=SimpleNamespace(receive=lambda port, data: hvc.take(data))))
+    machine.peripherals = cast(Peripherals, SimpleNamespace(receive=lambda label, data: {"hvc": hvc}[label].take(data)))
     assert machine.console_input(b"serial") == 6
     assert machine.console_input(b"virtio", "hvc") == 6
     assert (uart.received, hvc.received) == (b"seri", b"vir")
     uart.room = hvc.room = 100
-    machine.feed_hvc()
+    machine.feed("hvc")
     assert (uart.received, hvc.received) == (b"seri", b"virtio")
-    machine.feed_serial()
+    machine.feed()
     assert uart.received == b"serial"
     # A guest that does not read its one console can be typed at on the other.
     hvc.room = 0
@@ -59,11 +64,11 @@ def test_every_console_that_can_be_typed_at_is_read() -> None:
 
     consoles = Consoles.__new__(Consoles)
     serial, hvc = PtyConsole(Log()), PtyConsole(Log(), "hvc")  # type: ignore[arg-type]
-    consoles.serial, consoles.hvc = serial, hvc
-    assert consoles.inputs() == [("serial", serial.input_fd), ("hvc", hvc.input_fd)]
-    consoles.serial = NullConsole()
-    assert consoles.inputs() == [("hvc", hvc.input_fd)]
-    consoles.hvc = None
+    consoles.opened = {"serial": serial, "hvc": hvc}
+    assert consoles.inputs() == [("serial", serial), ("hvc", hvc)]
+    consoles.opened = {"serial": NullConsole(), "hvc": hvc}
+    assert consoles.inputs() == [("hvc", hvc)]
+    consoles.opened = {}
     assert consoles.inputs() == []
     serial.close()
     hvc.close()
@@ -90,9 +95,11 @@ def test_the_virtio_console_follows_its_terminal(transport: str) -> None:
         memory=memory,
         chipset=chipset,
         address_bits=40,
+        irqfd=False,
         hvc=lambda data: None,
         hvc_size=lambda: size,
-        on_console_room=lambda: None,
+        ports={},
+        on_room=lambda label: None,
         on_backlog=lambda: None,
         warn=lambda text: None,
     )
@@ -103,3 +110,101 @@ def test_the_virtio_console_follows_its_terminal(transport: str) -> None:
     assert peripherals.console.read_config(0, 4) == bytes((44, 1, 43, 0))
     peripherals.close()
     memory.close()
+
+
+class Stream(NullConsole):
+    """The host's end of a port, with or without somebody there."""
+
+    def __init__(self) -> None:
+        self.is_attached = False
+        self.is_full = False
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def has_room(self) -> bool:
+        return not self.is_full
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_ports_are_a_device_of_their_own_beside_the_console(transport: str) -> None:
+    memory = guest_ram((0, 2 * MIB))
+    chipset = Chipset(
+        SimpleNamespace(signal_msi=None, set_msi_routes=None),  # type: ignore[arg-type]
+        memory,
+        split_irqchip=True,
+        console=None,
+        cpu_hotplug=None,
+        on_console_room=lambda: None,
+        on_sleep=lambda: None,
+        on_reset=lambda: None,
+    )
+    ports = (
+        PortConfig("agent", "socket", None),
+        PortConfig("off", "off", None),
+        PortConfig("tty", "pty", None, is_console=True),
+    )
+    agent, more = Stream(), Stream()
+    peripherals = Peripherals(
+        VirtioConfig(transport, ConsoleConfig("null", None), False, None, ports),
+        vm=None,  # type: ignore[arg-type]
+        memory=memory,
+        chipset=chipset,
+        address_bits=40,
+        irqfd=False,
+        hvc=lambda data: None,
+        hvc_size=lambda: (80, 24),
+        ports={"agent": agent, "tty": more},
+        on_room=lambda label: None,
+        on_backlog=lambda: None,
+        warn=lambda text: None,
+    )
+    assert peripherals.console is not None
+    assert len(peripherals.console.ports) == 1
+    device = peripherals._port_device
+    assert [(port.name, port.is_console) for port in device.ports] == [("agent", False), ("tty", True)]
+    assert device.state.host_open == [False, True]
+    agent.is_attached = True
+    peripherals.tick()
+    assert device.state.host_open == [True, True]
+    device.ports[0].sink(b"to the agent")
+    assert (agent.written, more.written) == (b"to the agent", b"")
+    agent.is_full = more.is_full = True
+    assert device.ports[0].has_room is not None and not device.ports[0].has_room()
+    assert device.ports[1].has_room is None, "Linux spins for a console that does not take its bytes"
+    assert [peripherals.receive(label, b"x") for label in ("hvc", "agent", "tty", "unknown")] == [0, 0, 0, 0]
+    peripherals.close()
+    memory.close()
+
+
+def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left over is said: whoever connects to it would wait for ever."""
+    monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
+    listeners = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+    for number, listener in enumerate(listeners):
+        listener.bind(str(tmp_path / str(number)))
+        listener.listen()
+    names = ("agent", "hvc", "serial")
+    passed = [(name, os.dup(listener.fileno())) for name, listener in zip(names, listeners, strict=True)]
+    monkeypatch.setattr(consoles_module, "_passed_sockets", lambda: list(passed))
+    (tmp_path / "demo.toml").write_text(
+        '[firmware]\npath = "bios"\n[serial]\nmode = "socket"\n[console]\nmode = "null"\n[[port]]\nname = "agent"\n'
+    )
+    said: list[str] = []
+    closers: list[Callable[[], None]] = []
+    log = SimpleNamespace(info=said.append, warning=said.append)
+    consoles = Consoles(load_config("demo", str(tmp_path / "demo.toml")), log, closers)  # type: ignore[arg-type]
+    assert said == [
+        f"the serial console is at the socket {tmp_path}/2",
+        f"the agent console is at the socket {tmp_path}/0",
+        "systemd passed a socket called 'hvc', and no console of that name has mode = \"socket\"",
+    ]
+    assert list(consoles.ports()) == ["agent"]
+    assert [label for label, _ in consoles.inputs()] == ["serial", "agent"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(passed[1][1])
+    for close in [*closers, *(listener.close for listener in listeners)]:
+        close()

@@ -47,13 +47,22 @@ OUTCOME: dict[str, dict[str, tuple[str, list[str]]]] = {
 class Bench:
     """A VM whose machines are recorded; `refuse` is what the next ones refuse."""
 
-    def __init__(self, on_reset: str = "reboot") -> None:
+    def __init__(self, on_reset: str = "reboot", on_panic: str = "exit", on_watchdog: str = "reboot") -> None:
         self.machines: list[RecordingMachine] = []
         self.refuse: tuple[str, ...] = ()
         self.build_fails = False
         self.slow = False
         self.changes: list[dict[str, object]] = []
-        self.vm = Vm(name="demo", vcpus=1, max_vcpus=4, memory_bytes=1 << 20, build=self._build, on_reset=on_reset)
+        self.vm = Vm(
+            name="demo",
+            vcpus=1,
+            max_vcpus=4,
+            memory_bytes=1 << 20,
+            build=self._build,
+            on_reset=on_reset,
+            on_panic=on_panic,
+            on_watchdog=on_watchdog,
+        )
         self.vm.subscribe(self.changes.append)
 
     def _build(self, vcpus: int) -> RecordingMachine:
@@ -278,6 +287,77 @@ def test_reset_that_ends_the_vm(held: bool) -> None:
     bench.event(EventKind.RESET)
     assert bench.changes == [{"State": "shutdown", "LastExit": "reset"}]
     assert len(bench.machines) == 1
+
+
+LOST = [EventKind.PANIC, EventKind.WATCHDOG]
+
+
+def lost_bench(policy: str) -> Bench:
+    return Bench("exit", policy, policy).bring_to(State.RUNNING)
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_guest_that_is_lost_is_reset(kind: str) -> None:
+    bench = lost_bench("reboot")
+    bench.event(kind)
+    assert [machine.calls for machine in bench.machines] == [["start", "close"], ["start"]]
+    assert bench.changes == [{"LastExit": kind}]
+    bench.event(kind)
+    assert bench.changes == [{"LastExit": kind}] * 2
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_guest_that_is_lost_ends_the_vm(kind: str, held: bool) -> None:
+    bench = lost_bench("pause" if held else "exit")
+    if held:
+        bench.vm.hold("the VM is being stopped")
+    bench.event(kind)
+    assert bench.changes == [{"State": "shutdown", "LastExit": kind}]
+    assert bench.machines[0].closed
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_guest_that_is_lost_is_paused_and_can_go_on(kind: str) -> None:
+    """What it did after that waits, a second panic too."""
+    bench = lost_bench("pause")
+    bench.event(kind)
+    assert bench.changes == [{"State": "paused", "LastExit": kind}]
+    bench.event(kind)
+    bench.event(EventKind.RESET)
+    assert bench.machines[0].calls == ["start", "pause"]
+    bench.vm.resume()
+    assert bench.vm.state == State.PAUSED
+    bench.vm.resume()
+    assert (bench.vm.state, bench.vm.last_exit) == (State.SHUTDOWN, LastExit.RESET)
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("policy", ["reboot", "exit"])
+def test_what_a_lost_guest_does_next_is_nobodys(kind: str, policy: str) -> None:
+    """A kernel with panic=-1 resets itself right behind its panic."""
+    bench = lost_bench(policy)
+    machine = bench.machines[0]
+    bench.event(kind)
+    bench.changes.clear()
+    bench.event(EventKind.RESET, machine=machine)
+    assert bench.changes == []
+
+
+def test_a_panic_that_pauses_ends_a_resize() -> None:
+    bench, ends = slow_resize(4)
+    bench.vm.reconfigure(boot_vcpus=1, on_reset="reboot", on_panic="pause", on_watchdog="reboot")
+    bench.event(EventKind.PANIC)
+    assert [str(end) for end in ends] == ["the VM was paused by its panic while it was being resized; it has 1"]
+    assert bench.vm.state == State.PAUSED
+
+
+def test_policies_follow_a_reload() -> None:
+    bench = lost_bench("exit")
+    bench.vm.reconfigure(boot_vcpus=1, on_reset="exit", on_panic="reboot", on_watchdog="pause")
+    bench.event(EventKind.PANIC)
+    bench.event(EventKind.WATCHDOG)
+    assert (bench.vm.state, bench.vm.last_exit) == (State.PAUSED, LastExit.WATCHDOG)
 
 
 def test_an_event_of_a_machine_long_gone_is_nobodys() -> None:

@@ -193,3 +193,44 @@ def test_the_kick_signal_is_a_real_time_signal_with_a_handler() -> None:
     assert signal.SIGRTMIN <= KICK_SIGNAL <= signal.SIGRTMAX
     assert callable(signal.getsignal(KICK_SIGNAL))
     assert KICK_SIGNAL != signal.SIGRTMIN + 4, "SIGRTMIN+4 asks for a stop"
+
+
+def test_a_sign_of_life_costs_the_guest_nothing() -> None:
+    vcpu = FakeVcpu()
+    thread, faults = make(vcpu)
+    thread.start()
+    for _ in range(100):
+        thread.ask()
+        wait_until(lambda: thread.answered)
+    assert vcpu.interrupted >= 100
+    thread.request_stop()
+    assert thread.wait_stopped(TIMEOUT_SEC)
+    thread.ask()
+    assert thread.answered, "one that holds has nothing to answer"
+    assert vcpu.immediate_exit == 0
+    thread.finish()
+    thread.ask()
+    assert thread.answered
+    assert faults == []
+
+
+def test_a_thread_that_is_stuck_in_an_exit_gives_no_sign_of_life() -> None:
+    vcpu = FakeVcpu()
+    come, go_on = vcpu.slow_exit()
+    thread, _faults = make(vcpu)
+    thread.start()
+    assert come.wait(TIMEOUT_SEC)
+    thread.ask()
+    assert not thread.answered
+    thread.ask()
+    assert not thread.answered
+    go_on.set()
+    wait_until(lambda: thread.answered)
+    stop_and_finish(thread)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_SEC
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0)

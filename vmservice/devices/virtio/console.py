@@ -59,10 +59,12 @@ MAX_CONTROL_PENDING = 8 * MAX_PORTS
 class Port:
     """What a port is to the host. `sink` gets what the guest writes; it neither waits nor raises, nor calls the device.
 
-    `on_room` is called when the guest may have room for input again; it may call `receive`.
+    `on_room` is called when the guest may have room for input again; it may call `receive`. While `has_room` says no, what the
+    guest writes stays with it: for streams of which nothing may be lost. Linux spins for a console that does not take its
+    bytes, so a console has always room.
     """
 
-    __slots__ = ("is_console", "name", "on_room", "sink")
+    __slots__ = ("has_room", "is_console", "name", "on_room", "sink")
 
     def __init__(
         self,
@@ -71,7 +73,9 @@ class Port:
         name: str = "",
         is_console: bool = True,
         on_room: Callable[[], None] | None = None,
+        has_room: Callable[[], bool] | None = None,
     ) -> None:
+        self.has_room = has_room
         self.sink = sink
         self.name = name
         self.is_console = is_console
@@ -92,17 +96,21 @@ class ConsoleState(DeviceState):
 
 
 class Console:
-    """The device. It keeps nothing of what the guest writes or the host types: that waits on its side, or is lost there."""
+    """The device. It keeps nothing of what the guest writes or the host types: that waits on its side, or is lost there.
+
+    `multiport` is for a port that is alone and yet needs what only control messages can say: its name, that it is no console.
+    """
 
     device_type = TYPE_CONSOLE
 
-    def __init__(self, ports: Sequence[Port], state: ConsoleState | None = None) -> None:
+    def __init__(self, ports: Sequence[Port], state: ConsoleState | None = None, *, multiport: bool = False) -> None:
         if not 1 <= len(ports) <= MAX_PORTS:
             raise ValueError(f"a console with {len(ports)} ports; it can have 1 to {MAX_PORTS}")
         self.state = state or ConsoleState(len(ports))
         self.ports = tuple(ports)
-        self.features = F_SIZE | F_MULTIPORT if len(ports) > 1 else F_SIZE
-        self.queue_max_sizes = (QUEUE_SIZE,) * (2 * len(ports) + 2 if len(ports) > 1 else 2)
+        multiport = multiport or len(ports) > 1
+        self.features = F_SIZE | F_MULTIPORT if multiport else F_SIZE
+        self.queue_max_sizes = (QUEUE_SIZE,) * (2 * len(ports) + 2 if multiport else 2)
         self._queues: list[Queue] = []
         self._interrupt: DriverPort | None = None
         self._multiport = False
@@ -191,8 +199,8 @@ class Console:
             for port in opened:
                 self._tell_room(port)
         elif index & 1:
-            sink = self.ports[port_of_queue(index)].sink
-            if self._queues[index].drain(lambda chain: _transmit(chain, sink)):
+            source = self.ports[port_of_queue(index)]
+            if self._queues[index].drain(lambda chain: _transmit(chain, source)):
                 interrupt.queue(index)
         else:
             self._tell_room(port_of_queue(index))
@@ -269,15 +277,22 @@ def receive_queue(port: int) -> int:
     return 2 * port + 2 if port else 0
 
 
+def transmit_queue(port: int) -> int:
+    """The virtqueue that carries what the guest writes to `port`; to be notified again when the port has room again."""
+    return receive_queue(port) + 1
+
+
 def port_of_queue(index: int) -> int:
     """The port that a virtqueue, not one of the control virtqueues, belongs to."""
     return index // 2 - 1 if index > CONTROL_TRANSMIT_QUEUE else 0
 
 
-def _transmit(chain: Chain, sink: Callable[[bytes], None]) -> int:
+def _transmit(chain: Chain, port: Port) -> int | None:
     if chain.writable:
         raise GuestError("a transmit buffer of the console is for the device to write, where it can only be read")
-    sink(chain.read(MAX_WRITE_BYTES))
+    if port.has_room is not None and not port.has_room():
+        return None
+    port.sink(chain.read(MAX_WRITE_BYTES))
     return 0
 
 

@@ -17,6 +17,7 @@ from vmservice.devices.virtio.console import (
     Port,
     port_of_queue,
     receive_queue,
+    transmit_queue,
 )
 from vmservice.devices.virtio.transport import VirtioTransport
 
@@ -428,3 +429,43 @@ def test_a_driver_that_asks_and_takes_nothing(multi: Host, make_driver: MakeDriv
         assert len(multi.console.state.control) <= MAX_CONTROL_PENDING
     assert driver.is_broken
     assert "control messages wait" in driver.warnings[0]
+
+
+# Streams: a port that is alone and has a name, and one of which nothing may be lost
+
+
+def test_a_port_alone_that_has_a_name(make_driver: MakeDriver) -> None:
+    console = Console([Port(lambda data: None, name="agent", is_console=False)], multiport=True)
+    assert (console.features, console.queue_max_sizes) == (F_SIZE | F_MULTIPORT, (64,) * 4)
+    driver = make_driver(console)
+    driver.start()
+    for _ in range(8):
+        driver.queues[CONTROL_IN].add(writable=[64])
+    driver.kick(CONTROL_IN)
+    say(driver, 0xFFFFFFFF, READY, 1)
+    assert hear(driver) == [(0, ADD, 0, b"")]
+    say(driver, 0, PORT_READY, 1)
+    assert hear(driver) == [(0, NAME, 1, b"agent"), (0, OPEN, 1, b"")]
+
+
+def test_what_a_stream_has_no_room_for_stays_with_the_guest(make_driver: MakeDriver) -> None:
+    written: list[bytes] = []
+    room = 2
+    console = Console(
+        [Port(written.append, name="agent", is_console=False, has_room=lambda: len(written) < room)], multiport=True
+    )
+    driver = make_driver(console)
+    connect(driver)
+    transmit = driver.queues[transmit_queue(0)]
+    for number in range(4):
+        transmit.add([b"%d" % number])
+    driver.kick(transmit_queue(0))
+    assert written == [b"0", b"1"]
+    assert len(transmit.take_used()) == 2
+    driver.kick(transmit_queue(0))
+    assert written == [b"0", b"1"]
+    room = 4
+    driver.kick(transmit_queue(0))
+    assert written == [b"0", b"1", b"2", b"3"]
+    assert len(transmit.take_used()) == 2
+    assert not driver.is_broken

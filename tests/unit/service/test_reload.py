@@ -1,0 +1,87 @@
+"""What a reload says is different: sections by their content, and ports one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from support.machines import RecordingMachine
+
+from vmservice.config import Config, load_config
+from vmservice.service.journal import Log
+from vmservice.service.reload import Reload, _differences
+from vmservice.service.sd_notify import Notifier
+from vmservice.vm.lifecycle import Vm
+
+KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'
+
+
+def load(folder: Path, text: str) -> Config:
+    (folder / "demo.toml").write_text(KERNEL + text)
+    return load_config("demo", str(folder / "demo.toml"))
+
+
+def test_the_same_ports_read_again_are_the_same(tmp_path: Path) -> None:
+    text = '[[port]]\nname = "a"\n[[port]]\nname = "b"\nconsole = true\n'
+    before = load(tmp_path, text)
+    assert _differences(before, load(tmp_path, text)) == []
+    other = load(tmp_path, text.replace("true", "false"))
+    assert _differences(before, other) == ["[console], [[port]], [rng], [balloon] or [virtio]"]
+
+
+class Quiet:
+    """A log and a manager that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.level = ""
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+    error = info
+
+    def limit(self, level: str) -> None:
+        self.level = level
+
+    def reloading(self) -> None:
+        self.lines.append("reloading")
+
+    def ready(self, status: str) -> None:
+        self.lines.append(f"ready: {status}")
+
+
+def test_a_balloon_that_is_there_changes_its_size_and_keeps_it(tmp_path: Path) -> None:
+    machines: list[RecordingMachine] = []
+
+    def build(_vcpus: int) -> RecordingMachine:
+        machines.append(RecordingMachine())
+        return machines[-1]
+
+    config = load(tmp_path, '[balloon]\nsize = "64M"\n')
+    vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=config.memory.size_bytes, build=build)
+    vm.boot()
+    told = Quiet()
+    reload = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")
+    load(tmp_path, '[balloon]\nsize = "96M"\n[service]\nlog_level = "warning"\n')
+    reload.start()
+    assert told.lines == ["reloading", "the configuration is reloaded", "ready: well"]
+    assert told.level == "warning"
+    assert machines[0].calls == ["start", f"set_balloon {96 << 20}"]
+    vm.reboot()
+    assert machines[1].calls == [f"set_balloon {96 << 20}", "start"]
+
+    load(tmp_path, '[memory]\nsize = "2G"\n[balloon]\nsize = "1G"\n[service]\nlog_level = "err"\n')
+    reload.start()
+    assert told.lines[-1].startswith("ready: not reloaded, and nothing has changed: ")
+    assert f"balloon.size is {1 << 30} bytes, and this VM has {512 << 20} bytes" in told.lines[-1]
+    assert told.level == "warning"
+    assert len(machines[1].calls) == 2
+
+
+def test_a_balloon_that_comes_or_goes_waits_for_a_restart(tmp_path: Path) -> None:
+    with_balloon = load(tmp_path, '[console]\nmode = "off"\n[balloon]\nsize = "64M"\n')
+    without = load(tmp_path, '[console]\nmode = "off"\n')
+    assert _differences(with_balloon, without) == ["[console], [[port]], [rng], [balloon] or [virtio]"]
+    other = load(tmp_path, '[console]\nmode = "off"\n[balloon]\nsize = "32M"\n')
+    assert _differences(with_balloon, other) == []
