@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,11 @@ GRACE_SEC = 2.0
 
 # Opened once by libraries for their own use, whenever they are first needed.
 _LIBRARY_FDS = ("/dev/urandom", "/memfd:libffi", "/dev/null")
+
+
+def pytest_configure() -> None:
+    """Under nohup(1) SIGHUP is ignored, and so it would be in every process that a test starts."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Belongings:

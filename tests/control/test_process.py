@@ -284,11 +284,13 @@ def test_a_reload_says_what_waits_for_a_restart(start: Start, manager: Manager, 
     ) in process.messages
 
 
-def test_without_a_manager_a_hangup_is_the_end(start: Start) -> None:
+def test_without_a_manager_a_hangup_is_a_stop(start: Start) -> None:
     """What SIGHUP means in a terminal."""
     process = start("--bus", "none", told=False)
+    process.wait_for("the VM runs")
     process.send(signal.SIGHUP)
-    assert process.wait() == -signal.SIGHUP
+    assert process.wait() == 0
+    assert "asked the guest to power off" in process.messages
 
 
 def test_a_manager_that_is_gone_does_not_matter(start: Start, manager: Manager, bus: PrivateBus) -> None:
