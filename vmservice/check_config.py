@@ -12,7 +12,7 @@ from vmservice.memory import backing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.config import Config
+    from vmservice.config_sections import Config
     from vmservice.memory.guest_memory import GuestMemory
 
 

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "files": {"errors"},
     "toml_cache": {"errors", "files"},
     "config_table": {"errors"},
-    "config": {"errors", "files", "config_table", "toml_cache"},
+    "config_sections": set(),
+    "config": {"errors", "files", "config_sections", "config_table", "toml_cache"},
     "kvm": {"errors"},
     "host": {"errors"},
     "memory": {"errors"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "arch": {"errors", "memory", "kvm", "acpi"},
     "boot": {"errors", "files", "memory", "arch"},
     "devices": {"errors", "memory", "host", "acpi"},
-    "vm": {"errors", "files", "config", "kvm", "host", "memory", "acpi", "arch", "boot", "devices"},
+    "vm": {"errors", "files", "config", "config_sections", "kvm", "host", "memory", "acpi", "arch", "boot", "devices"},
     "control": {"errors", "vm"},
     "client": {"errors", "config", "vm", "control"},
 }

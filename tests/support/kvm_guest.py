@@ -13,7 +13,15 @@ from typing import TypeVar
 
 import pytest
 
-from vmservice.config import Config, ConsoleConfig, CpusConfig, FirmwareConfig, KernelConfig, MemoryConfig, ServiceConfig
+from vmservice.config_sections import (
+    Config,
+    ConsoleConfig,
+    CpusConfig,
+    FirmwareConfig,
+    KernelConfig,
+    MemoryConfig,
+    ServiceConfig,
+)
 from vmservice.kvm.system import Kvm
 from vmservice.memory.guest_memory import GuestMemory
 from vmservice.vm.builder import HostPorts, build

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vmservice.config import Config, check_files, check_name, config_path, load_config
+from vmservice.config import check_files, check_name, config_path, load_config
+from vmservice.config_sections import Config
 from vmservice.errors import ConfigError, UsageError
 
 KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config import Config
+    from vmservice.config_sections import Config
     from vmservice.host.console import Console
     from vmservice.service.journal import Log
 

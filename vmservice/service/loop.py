@@ -24,7 +24,7 @@ from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
-    from vmservice.config import Config
+    from vmservice.config_sections import Config
     from vmservice.control.bus import BusConnection
     from vmservice.service.consoles import Consoles
     from vmservice.service.journal import Log

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config import Config
+    from vmservice.config_sections import Config
     from vmservice.vm.lifecycle import Machine
 
 # machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config import Config, ServiceConfig, VirtioConfig
+    from vmservice.config_sections import Config, ServiceConfig, VirtioConfig
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.lifecycle import Vm

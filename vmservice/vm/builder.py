@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vmservice.boot.initramfs import LoadedInitramfs
     from vmservice.boot.kernel import LoadedKernel
-    from vmservice.config import Config, KernelConfig, VirtioConfig
+    from vmservice.config_sections import Config, KernelConfig, VirtioConfig
     from vmservice.devices.cpu_hotplug import CpuHotplug
     from vmservice.devices.pvpanic import PvPanic
     from vmservice.devices.watchdog import Watchdog

@@ -305,9 +305,10 @@ class KvmMachine:
             self._fault(f"vCPU {vcpu.index}: the guest crashed (KVM system event {kind})")
 
     def _drain(self, vcpu: KvmVcpu) -> None:
-        """Do the writes that KVM gathered before this exit, in the order in which the guest made them."""
-        for port, data in vcpu.coalesced():
-            self.chipset.pio.write(port, data)
+        """Do the writes that KVM gathered before this exit, in the order in which the guest made them: all of them to COM1."""
+        gathered = vcpu.coalesced()
+        if gathered and self.chipset.serial is not None:
+            self.chipset.serial.write_burst(b"".join([data for _port, data in gathered]))
 
     # What the guest does to the whole machine
 

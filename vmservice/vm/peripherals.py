@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmservice.config import PortConfig, VirtioConfig
+    from vmservice.config_sections import PortConfig, VirtioConfig
     from vmservice.devices.pci.bus import PciBus
     from vmservice.devices.virtio.balloon import Balloon as BalloonDevice
     from vmservice.devices.virtio.device import VirtioDevice

@@ -7,7 +7,8 @@ from typing import cast
 
 from support.machines import RecordingMachine
 
-from vmservice.config import Config, load_config
+from vmservice.config import load_config
+from vmservice.config_sections import Config
 from vmservice.service.journal import Log
 from vmservice.service.reload import Reload, _differences
 from vmservice.service.sd_notify import Notifier

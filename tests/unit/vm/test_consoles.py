@@ -13,7 +13,8 @@ from typing import cast
 import pytest
 from support.guest_ram import MIB, guest_ram
 
-from vmservice.config import ConsoleConfig, PortConfig, VirtioConfig, load_config
+from vmservice.config import load_config
+from vmservice.config_sections import ConsoleConfig, PortConfig, VirtioConfig
 from vmservice.host.console import NullConsole, PtyConsole
 from vmservice.service import consoles as consoles_module
 from vmservice.service.consoles import Consoles

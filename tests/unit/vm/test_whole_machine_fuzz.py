@@ -11,7 +11,7 @@ import pytest
 from support.guest_ram import MIB, guest_ram
 
 from vmservice.arch.x86_64 import layout
-from vmservice.config import ConsoleConfig, VirtioConfig
+from vmservice.config_sections import ConsoleConfig, VirtioConfig
 from vmservice.devices.cpu_hotplug import CpuHotplug, CpuHotplugState
 from vmservice.devices.pvpanic import PvPanic
 from vmservice.devices.virtio import mmio_transport as mmio
