@@ -1,6 +1,7 @@
-"""The root tree: a small Debian 13 with systemd, both bus daemons, QEMU and a kernel.
+"""The root trees: a small Debian with systemd and both bus daemons, for each release that vmservice is made for.
 
-The container of the system level boots it, the nested host of the lab boots it, and QEMU is run out of it.
+The containers of the system level boot them. That of Debian 13 has QEMU and a kernel besides: the nested host of the lab boots
+it, and QEMU is run out of it.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from pathlib import Path
 
 from support.cache import cached, recipe_hash
 
-SUITE = "trixie"
+# By Debian's names; the first is that of the lab.
+RELEASES = ("trixie", "bookworm")
 PACKAGES = (
     # the host
     *("systemd", "systemd-sysv", "libpam-systemd", "udev", "kmod", "login", "passwd"),
-    *("dbus", "dbus-user-session", "dbus-broker", "polkitd", "systemd-container", "linux-image-cloud-amd64"),
+    *("dbus", "dbus-user-session", "dbus-broker", "polkitd", "systemd-container"),
     # what the package depends on
     *("python3", "python3-dbus-next", "python3-pyelftools"),
     # what tests and people use there
-    *("acpica-tools", "busybox-static", "iproute2", "procps", "qemu-system-x86", "strace"),
+    *("iproute2", "procps", "strace"),
 )
+LAB_PACKAGES = ("acpica-tools", "busybox-static", "linux-image-cloud-amd64", "pciutils", "qemu-system-x86")
 
 # The kernel's initramfs is the lab's own (images.py): Debian's would take half a minute to build and ten seconds to unpack.
 _ENVIRONMENT = {"INITRD": "No", "DEBIAN_FRONTEND": "noninteractive"}
 
-# Files laid over the tree, each with its reason in it.
+# Files laid over the tree of the lab, each with its reason in it.
 _OVERLAY = Path(__file__).parent / "root"
 
 # dbus-daemon is what Debian runs; a test switches to dbus-broker. The rest is work that would only slow a host of two minutes.
@@ -40,25 +43,31 @@ useradd --create-home --shell /bin/bash alice
 """
 
 
-def root_tree() -> Path:
+def root_tree(release: str = RELEASES[0]) -> Path:
     """The folder of the tree, built first if need be (half a minute, and the network). Nobody writes into it."""
+    if release != RELEASES[0]:
+        recipe = recipe_hash(release, *PACKAGES, _SETTINGS)
+        return cached(f"root-{release}", recipe, lambda target: _build(target, release, PACKAGES))
     overlay = sorted(path for path in _OVERLAY.rglob("*") if path.is_file())
     recipe = recipe_hash(
-        SUITE,
+        release,
         *PACKAGES,
+        *LAB_PACKAGES,
         _SETTINGS,
         *(part for path in overlay for part in (str(path.relative_to(_OVERLAY)), path.read_bytes())),
     )
-    return cached("root", recipe, _build)
+    return cached("root", recipe, _build_lab)
 
 
-def _build(target: Path) -> None:
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--format=directory", f"--include={','.join(PACKAGES)}"]
-    hooks = [
-        f'--customize-hook=cp --recursive --no-preserve=mode,ownership {shlex.quote(str(_OVERLAY))}/. "$1"',
-        f'--customize-hook=chroot "$1" sh -c {shlex.quote(_SETTINGS)}',
-    ]
-    subprocess.run([*command, *hooks, SUITE, target], check=True, env={**os.environ, **_ENVIRONMENT}, stdin=subprocess.DEVNULL)
+def _build_lab(target: Path) -> None:
+    lay = f'--customize-hook=cp --recursive --no-preserve=mode,ownership {shlex.quote(str(_OVERLAY))}/. "$1"'
+    _build(target, RELEASES[0], (*PACKAGES, *LAB_PACKAGES), lay)
+
+
+def _build(target: Path, release: str, packages: tuple[str, ...], *hooks: str) -> None:
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--format=directory", f"--include={','.join(packages)}", *hooks]
+    command += [f'--customize-hook=chroot "$1" sh -c {shlex.quote(_SETTINGS)}', release, str(target)]
+    subprocess.run(command, check=True, env={**os.environ, **_ENVIRONMENT}, stdin=subprocess.DEVNULL)
     # Each host is a new machine.
     (target / "etc/machine-id").write_text("")
     (target / "etc/hostname").write_text("lab\n")

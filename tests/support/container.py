@@ -1,4 +1,4 @@
-"""A container with systemd as PID 1, booted from the lab's root tree in about a second.
+"""A container with systemd as PID 1, booted from one of the root trees in about a second.
 
 The tree is the lower layer of an overlay that lives in memory and in a mount namespace of its own: nothing is written to the
 tree, any number run side by side, and all of it is gone with the process.
@@ -6,6 +6,7 @@ tree, any number run side by side, and all of it is gone with the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -17,33 +18,44 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab.root_tree import root_tree
+from lab.root_tree import RELEASES, root_tree
 
 # A device node of its own: the container's systemd sets mode and group of /dev/kvm, and this machine's must stay as it is.
 _ENTER = """\
 set -e
+for group in {groups}; do
+    mkdir "$group"
+    echo $$ > "$group/cgroup.procs"
+done
 mount -t tmpfs -o mode=755 container {scratch}
 mkdir {scratch}/upper {scratch}/work {scratch}/root
 mount -t overlay -o lowerdir={tree},upperdir={scratch}/upper,workdir={scratch}/work overlay {scratch}/root
 ln -s /usr/lib/systemd/system/{bus} {scratch}/root/etc/systemd/system/dbus.service
 {make_kvm}
 exec systemd-nspawn --quiet --directory={scratch}/root --machine=lab --register=no --keep-unit --boot \
-    --console=pipe --notify-ready=yes --private-network --bind-ro={shared}:/lab {bind_kvm}
+    --console=pipe --notify-ready=yes --private-network --bind-ro={shared}:/lab {bind_kvm} \
+    --system-call-filter='landlock_create_ruleset landlock_add_rule landlock_restrict_self'
 """
+
+# As every Debian since 11 has them; a container of Debian 12 would take after a machine that mixes both versions.
+_CONTROL_GROUPS = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 
 
 class Container:
-    """One container. `/lab` in it shows the folder `shared`, read-only; `bus` is the unit of its bus daemon."""
+    """One container. `/lab` in it shows the folder `shared`, read-only; `release` is that of its Debian, `bus` the
+    unit of its bus daemon."""
 
     _BOOT_TIMEOUT_SEC = 90.0
     _STOP_TIMEOUT_SEC = 30.0
 
-    def __init__(self, bus: str = "dbus.service") -> None:
+    def __init__(self, release: str = RELEASES[0], bus: str = "dbus.service") -> None:
+        self.release = release
         self._bus = bus
         self._directory = Path(tempfile.mkdtemp(prefix="vmservice-"))
         self.shared = self._directory / "shared"
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
+        self._groups: list[Path] = []
 
     def start(self) -> None:
         """Boots, and returns when its systemd says that it is up."""
@@ -51,9 +63,12 @@ class Container:
         scratch.mkdir()
         self.shared.mkdir()
         kvm = _kvm_numbers()
+        # In a control group that containers share, each systemd would see the others' processes in its own units.
+        self._groups = [group / self._directory.name for group in _groups("self")]
         script = _ENTER.format(
+            groups=shlex.join(map(str, self._groups)),
             scratch=shlex.quote(str(scratch)),
-            tree=shlex.quote(str(root_tree())),
+            tree=shlex.quote(str(root_tree(self.release))),
             shared=shlex.quote(str(self.shared)),
             bus=self._bus,
             make_kvm=f"mknod {scratch}/kvm c {kvm[0]} {kvm[1]}" if kvm else "",
@@ -68,7 +83,7 @@ class Container:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+                env={**os.environ, "NOTIFY_SOCKET": str(address), **_CONTROL_GROUPS},
             )
             self._wait_ready(notify)
 
@@ -77,7 +92,11 @@ class Container:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a shell command line as root in the container. With `check` it must end with 0."""
         completed = subprocess.run(
-            ["nsenter", "--target", str(self._leader), "--all", "--", "/bin/bash", "-c", f"cd /root; {command}"],
+            [
+                # In the control group of its init: logind of systemd 257 serves nobody from outside of the container's.
+                *("sh", "-c", 'echo $$ > "$0" && exec nsenter "$@"', str(self._init_group() / "cgroup.procs")),
+                *("--target", str(self._leader), "--all", "--", "/bin/bash", "-c", f"cd /root; {command}"),
+            ],
             capture_output=True,
             input=stdin,
             timeout=timeout,
@@ -97,6 +116,24 @@ class Container:
             raise AssertionError(f"`{command}`: exit status {completed.returncode}\n{stdout}{stderr}")
         return subprocess.CompletedProcess(command, completed.returncode, stdout, stderr)
 
+    @property
+    def leader(self) -> int:
+        """Its systemd, as a process of this machine."""
+        return self._leader
+
+    def power_off(self) -> str:
+        """`systemctl poweroff`; the messages of its journal when all is over. Once, and `stop` after it."""
+        assert self._process is not None
+        journals = Path(f"/proc/{self._leader}/root")
+        (path,) = [*journals.glob("run/log/journal/*/system.journal"), *journals.glob("var/log/journal/*/system.journal")]
+        copy = self._directory / "system.journal"
+        with path.open("rb") as journal:  # which keeps it when its file system is gone
+            self.run("systemctl poweroff --no-block", check=True)
+            self._process.wait(self._STOP_TIMEOUT_SEC)
+            copy.write_bytes(journal.read())
+        command = ["journalctl", f"--file={copy}", "--output=cat", "--no-pager"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     def stop(self) -> None:
         """Asks its systemd to power off, as a host that shuts down does; ends it by force when that takes too long."""
         if self._process is not None:
@@ -107,7 +144,12 @@ class Container:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        for group in self._groups:
+            _remove_groups(group)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _init_group(self) -> Path:
+        return next(group for group in _groups(self._leader) if group.name == "init.scope")
 
     def _wait_ready(self, notify: socket.socket) -> None:
         """Takes sd_notify(3) messages: first the leader's pid, then READY=1."""
@@ -138,3 +180,22 @@ def _kvm_numbers() -> tuple[int, int] | None:
     except OSError:
         return None
     return (os.major(status.st_rdev), os.minor(status.st_rdev)) if stat.S_ISCHR(status.st_mode) else None
+
+
+def _groups(process: int | str) -> list[Path]:
+    """The control groups of a process that systemd-nspawn uses: of version 2, and of the hierarchy that only names groups."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    places = {"": [place for _, place, kind, *_ in mounts if kind == "cgroup2"]}
+    places["name=systemd"] = [place for _, place, kind, options, *_ in mounts if kind == "cgroup" and "name=systemd" in options]
+    groups = []
+    for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
+        _number, controllers, path = line.split(":", 2)
+        groups += [Path(place) / path.lstrip("/") for place in places.get(controllers, [])[:1]]
+    return [group for group in groups if group.is_dir()]
+
+
+def _remove_groups(group: Path) -> None:
+    """Removes a control group and those in it, deepest first; one in which a process is left stays."""
+    for directory, _folders, _files in os.walk(group, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)

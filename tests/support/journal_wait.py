@@ -10,15 +10,31 @@ import re
 import subprocess
 import sys
 import threading
+import time
+
+# A follower that is told nothing for so long is replaced: on an emulated host journalctl may miss that there is more.
+_FOLLOWER_SEC = 15.0
 
 
 def main(unit: str, pattern: str, timeout_sec: float) -> int:
+    deadline = time.monotonic() + timeout_sec
     invocation = subprocess.run(
         ["systemctl", "show", "--property=InvocationID", "--value", unit], check=True, capture_output=True, text=True
     ).stdout.strip()
+    shown = 0
+    while (left := deadline - time.monotonic()) > 0:
+        shown, found = _follow(invocation, pattern, min(left, _FOLLOWER_SEC), shown)
+        if found:
+            return 0
+    return 1
+
+
+def _follow(invocation: str, pattern: str, timeout_sec: float, shown: int) -> tuple[int, bool]:
+    """Prints the lines from number `shown` on; how many there are, and whether the last one is what was waited for."""
     # What systemd itself says of the unit carries the id in another field.
     matches = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
     command = ["journalctl", "--follow", "--lines=all", "--output=cat", *matches]
+    count = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as journal:
         assert journal.stdout is not None
         clock = threading.Timer(timeout_sec, journal.kill)
@@ -26,13 +42,16 @@ def main(unit: str, pattern: str, timeout_sec: float) -> int:
         clock.start()
         try:
             for line in journal.stdout:
+                count += 1
+                if count <= shown:
+                    continue
                 print(line, end="", flush=True)
                 if re.search(pattern, line):
-                    return 0
+                    return count, True
         finally:
             clock.cancel()
             journal.kill()
-    return 1
+    return count, False
 
 
 if __name__ == "__main__":

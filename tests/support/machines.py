@@ -14,6 +14,7 @@ class RecordingMachine:
         self.slow = slow
         self.calls: list[str] = []
         self.refuse = set(refuse)
+        self.not_answering: list[str] = []
 
     def start(self) -> None:
         self._note("start")
@@ -43,6 +44,12 @@ class RecordingMachine:
 
     def drain(self) -> None:
         self._note("drain")
+
+    def set_balloon(self, size_bytes: int) -> None:
+        self._note(f"set_balloon {size_bytes}")
+
+    def silent(self, patience_sec: float) -> list[str]:
+        return list(self.not_answering)
 
     def close(self) -> None:
         self.calls.append("close")

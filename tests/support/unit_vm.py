@@ -21,6 +21,10 @@ class Outcome(Protocol):
     def stderr(self) -> str: ...
 
 
+class NoSuchLine(AssertionError):
+    """The journal never had the line that a test waited for."""
+
+
 class Host(Protocol):
     """A Container or a LabHost."""
 
@@ -58,8 +62,19 @@ class UnitVm:
         command = shlex.join(["python3", "/lab/journal_wait.py", self.unit, pattern, str(timeout)])
         waited = self.host.run(command, timeout=timeout + 30)
         if waited.returncode != 0:
-            raise AssertionError(f"{self.unit}: no line with {pattern!r} in {timeout} s:\n{waited.stdout}{waited.stderr}")
+            raise NoSuchLine(
+                f"{self.unit}: no line with {pattern!r} in {timeout} s:\n{waited.stdout}{waited.stderr}\n{self._evidence()}"
+            )
         return waited.stdout
+
+    def _evidence(self) -> str:
+        """What tells a guest that hangs from a VMM that does, and both from a journal that is late."""
+        pid = self.show("MainPID")
+        command = (
+            f"systemctl status --no-pager --lines=5 {self.unit}; journalctl --sync; journalctl --unit={self.unit} | wc -l;"
+            f" top -H -b -n 2 -d 2 -p {pid} | tail -n 12; head /proc/{pid}/task/*/wchan; uptime; dmesg | tail -n 5"
+        )
+        return self.host.run(command, timeout=90).stdout
 
     def wait_inactive(self, timeout: float = 60) -> None:
         """Returns when the unit is neither active nor on its way up or down; fails at the timeout."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.container import Container
+from support.releases import every_release
 from support.unit_vm import OBJECT, UnitVm, firmware_config
 
 NAME = f"org.vmservice.VM1.demo {OBJECT} org.vmservice.VM1"
@@ -25,6 +26,7 @@ def running(host: Container) -> UnitVm:
     return vm
 
 
+@every_release
 def test_everybody_may_look_and_the_group_may_control(running: UnitVm) -> None:
     host = running.host
     try:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.container import Container
+from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
 
 
+@every_release
 def test_a_vm_from_start_to_stop(vm: UnitVm) -> None:
     host, name = vm.host, vm.name
     vm.configure(firmware_config(cpus=2))
@@ -76,6 +78,7 @@ def alice(container: Container) -> Iterator[str]:
     container.run("loginctl disable-linger alice; loginctl terminate-user alice; rm -rf /home/alice/.config", check=True)
 
 
+@every_release
 def test_a_users_own_vm(container: Container, alice: str) -> None:
     container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
     container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=firmware_config().encode(), check=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.container import Container
+from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
 
 SLEEP_SEC = 3
@@ -56,6 +57,7 @@ def started(host: Container, name: str) -> UnitVm:
     return vm
 
 
+@every_release
 def test_a_host_sleeps_and_wakes(sleepy: Container) -> None:
     running, paused = started(sleepy, "running"), started(sleepy, "paused")
     paused.call("Pause")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from support.container import Container
+from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
 
 
@@ -24,6 +25,7 @@ def wait_gone(vm: UnitVm) -> None:
     vm.host.run(f"timeout 20 sh -c 'while machinectl show {vm.name} > /dev/null 2>&1; do sleep 0.1; done'", check=True)
 
 
+@every_release
 def test_machinectl_shows_a_vm(container: Container, vm: UnitVm) -> None:
     vm.start()
     machine = machines(container)[vm.name]
@@ -32,6 +34,7 @@ def test_machinectl_shows_a_vm(container: Container, vm: UnitVm) -> None:
     assert f"Unit: {vm.unit}" in container.run(f"machinectl status {vm.name}", check=True).stdout
 
 
+@every_release
 def test_poweroff_presses_the_power_button(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 1")
@@ -43,6 +46,7 @@ def test_poweroff_presses_the_power_button(vm: UnitVm) -> None:
     wait_gone(vm)
 
 
+@every_release
 def test_terminate_stops_the_unit(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 1")
@@ -52,6 +56,7 @@ def test_terminate_stops_the_unit(vm: UnitVm) -> None:
     wait_gone(vm)
 
 
+@every_release
 @pytest.mark.parametrize(
     "end",
     [
@@ -70,6 +75,7 @@ def test_it_is_gone_with_the_vm(vm: UnitVm, end: Callable[[UnitVm], object]) -> 
     wait_gone(vm)
 
 
+@every_release
 def test_a_vm_that_starts_again_is_registered_anew(vm: UnitVm) -> None:
     """At once, when machined has not noticed yet that the former process is gone; and each time."""
     vm.start()
@@ -99,6 +105,7 @@ def test_a_restart_after_a_failure_is_registered_too(vm: UnitVm) -> None:
         vm.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
 
 
+@every_release
 def test_a_name_that_is_no_host_name_is_noted(container: Container) -> None:
     vm = UnitVm(container, "under_score")
     vm.configure(firmware_config())

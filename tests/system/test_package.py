@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from support.container import Container
 from support.package import INSTALLED_FROM
+from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
 
 # Where files come and go without being the package's.
 _PASSING = " -o ".join(f"-path {folder} -prune" for folder in ("/proc", "/sys", "/run", "/dev", "/lab", "/tmp"))
 
 
+@every_release
 def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Container) -> None:
     files = container.run("dpkg -L vmservice", check=True).stdout.split()
 
@@ -19,8 +21,8 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/lib/systemd/catalog/vmservice.catalog",
         "/usr/lib/systemd/system/vm@.service",
         "/usr/lib/systemd/user/vm@.service",
-        "/usr/lib/systemd/system/vm@.service.d/notify-reload.conf",
-        "/usr/lib/systemd/user/vm@.service.d/notify-reload.conf",
+        "/usr/lib/systemd/system-generators/vmservice-generator",
+        "/usr/lib/systemd/user-generators/vmservice-generator",
         "/usr/libexec/vmservice/register-machine",
         "/usr/libexec/vmservice/reload",
         "/usr/lib/sysusers.d/vmservice.conf",
@@ -32,33 +34,39 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
     } <= set(files)
 
 
+@every_release
 def test_its_modules_are_compiled(container: Container) -> None:
     sources = container.run("ls /usr/lib/python3/dist-packages/vmservice/*.py | wc -l", check=True).stdout
     compiled = container.run("ls /usr/lib/python3/dist-packages/vmservice/__pycache__/*.pyc | wc -l", check=True).stdout
     assert int(sources) == int(compiled) > 0
 
 
+@every_release
 def test_the_command_and_the_module_are_one_program(container: Container) -> None:
     command = container.run("vmservice --help", check=True).stdout
     module = container.run("cd / && python3 -m vmservice --help", check=True).stdout
     assert command == module != ""
 
 
+@every_release
 def test_systemd_finds_no_fault_in_the_units(container: Container) -> None:
     assert container.run("systemd-analyze verify --man=no vm@demo.service 2>&1", check=True).stdout == ""
     user = "XDG_RUNTIME_DIR=/run systemd-analyze --user verify --man=no vm@demo.service 2>&1"
     assert container.run(user, check=True).stdout == ""
 
 
+@every_release
 def test_exposure_is_as_low_as_is_claimed(container: Container) -> None:
     container.run("systemd-analyze security --no-pager --threshold=15 vm@demo.service", check=True)
 
 
+@every_release
 def test_the_catalog_explains_messages(container: Container) -> None:
     catalog = container.run("journalctl --list-catalog", check=True).stdout
     assert " vmservice: " in catalog or "VM" in catalog
 
 
+@every_release
 def test_an_upgrade_leaves_a_running_vm_alone(own_container: Container) -> None:
     vm = UnitVm(own_container, "demo")
     vm.configure(firmware_config())
@@ -73,6 +81,7 @@ def test_an_upgrade_leaves_a_running_vm_alone(own_container: Container) -> None:
     assert vm.show("Result") == "success"
 
 
+@every_release
 def test_a_removal_powers_vms_off_and_a_purge_leaves_nothing(bare_container: Container) -> None:
     bare_container.run("touch /var/tmp/before", check=True)
     bare_container.run(f"apt-get install -y -qq {INSTALLED_FROM}", check=True)

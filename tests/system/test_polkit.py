@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.container import Container
+from support.releases import every_release
 from support.unit_vm import INTERFACE, OBJECT, UnitVm, firmware_config
 
 # In an order in which each succeeds when all may be done; the guest does not heed its power button.
@@ -89,6 +90,7 @@ def action(verb: str) -> str:
     return "org.vmservice.vm1." + {"PowerButton": "power-button"}.get(verb, verb.lower())
 
 
+@every_release
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_without_a_rule(guarded: UnitVm, account: str) -> None:
     """busctl allows interaction, and there is nobody to interact with."""
@@ -97,12 +99,14 @@ def test_without_a_rule(guarded: UnitVm, account: str) -> None:
     assert guarded.state == "running"
 
 
+@every_release
 @pytest.mark.parametrize("account", ["a user", "nobody"])
 def test_where_a_call_allows_no_interaction(guarded: UnitVm, account: str) -> None:
     for verb, outcome in outcomes(guarded, account, "--allow-interactive-authorization=no").items():
         assert outcome == f"Call failed: {action(verb)} needs interactive authentication, which the call does not allow"
 
 
+@every_release
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_with_a_rule_for_one_user_and_one_verb(guarded: UnitVm, account: str) -> None:
     with rule(guarded.host, PAUSE_RULE):  # type: ignore[arg-type]
@@ -112,6 +116,7 @@ def test_with_a_rule_for_one_user_and_one_verb(guarded: UnitVm, account: str) ->
     assert guarded.state == ("paused" if account == "a user" else "running")
 
 
+@every_release
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_without_polkit(guarded: UnitVm, account: str) -> None:
     with no_polkit(guarded.host):  # type: ignore[arg-type]

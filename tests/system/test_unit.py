@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.container import Container
+from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
 
 
@@ -23,6 +24,7 @@ def drop_in(vm: UnitVm, setting: str) -> Iterator[None]:
         vm.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
 
 
+@every_release
 def test_started_it_is_active_on_the_bus_and_says_what_it_is(vm: UnitVm) -> None:
     vm.start()
 
@@ -32,6 +34,7 @@ def test_started_it_is_active_on_the_bus_and_says_what_it_is(vm: UnitVm) -> None
     assert vm.get("Name") == vm.name
 
 
+@every_release
 def test_the_console_is_in_the_journal_under_its_own_name(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 2")
@@ -41,6 +44,7 @@ def test_the_console_is_in_the_journal_under_its_own_name(vm: UnitVm) -> None:
     assert '"VM_CONSOLE":"serial"' in fields
 
 
+@every_release
 def test_changes_of_state_are_messages_of_the_catalog(vm: UnitVm) -> None:
     vm.start()
     vm.call("Pause")
@@ -64,6 +68,7 @@ def test_pause_stops_the_heartbeat_and_resume_continues_it(vm: UnitVm) -> None:
     vm.wait_for(f"beat {beats + 2}$")
 
 
+@every_release
 def test_stop_presses_the_power_button(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 1")
@@ -74,6 +79,7 @@ def test_stop_presses_the_power_button(vm: UnitVm) -> None:
     assert vm.show("ActiveState") == "inactive"
 
 
+@every_release
 def test_stop_resumes_a_paused_guest_first(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 1")
@@ -84,6 +90,7 @@ def test_stop_resumes_a_paused_guest_first(vm: UnitVm) -> None:
     assert vm.show("Result") == "success"
 
 
+@every_release
 def test_a_guest_that_does_not_answer_is_forced(vm: UnitVm) -> None:
     vm.configure(firmware_config("deaf", service="shutdown_timeout = 1"))
     vm.start()
@@ -93,6 +100,7 @@ def test_a_guest_that_does_not_answer_is_forced(vm: UnitVm) -> None:
     assert "forced the VM to stop" in vm.journal("--output=cat", "--priority=warning")
 
 
+@every_release
 def test_a_second_sigterm_forces_at_once(vm: UnitVm) -> None:
     vm.configure(firmware_config("deaf"))
     vm.start()
@@ -105,6 +113,7 @@ def test_a_second_sigterm_forces_at_once(vm: UnitVm) -> None:
     assert "forced the VM to stop" in vm.journal("--output=cat", "--priority=warning")
 
 
+@every_release
 def test_a_slow_guest_gets_more_time_than_the_unit_has(vm: UnitVm) -> None:
     """EXTEND_TIMEOUT_USEC: without it systemd would kill the VMM after a second."""
     vm.configure(firmware_config("deaf", service="shutdown_timeout = 3"))
@@ -115,12 +124,45 @@ def test_a_slow_guest_gets_more_time_than_the_unit_has(vm: UnitVm) -> None:
     assert "within 3 seconds" in vm.journal()
 
 
+@every_release
 def test_a_reset_may_start_the_unit_anew(vm: UnitVm) -> None:
     vm.configure(firmware_config("reset", service='on_reset = "exit"'))
     vm.host.run(f"systemctl start --no-block {vm.unit}", check=True)
     vm.host.run(f"timeout 30 sh -c 'until [ $(systemctl show -P NRestarts {vm.unit}) -ge 3 ]; do sleep 0.1; done'", check=True)
 
 
+@every_release
+def test_a_panic_starts_the_unit_anew(vm: UnitVm) -> None:
+    vm.configure(firmware_config("panic"))
+    vm.host.run(f"systemctl start --no-block {vm.unit}", check=True)
+    vm.host.run(f"timeout 30 sh -c 'until [ $(systemctl show -P NRestarts {vm.unit}) -ge 2 ]; do sleep 0.1; done'", check=True)
+    journal = vm.journal()
+    assert "status=134" in journal
+    assert "the guest panicked; the VM is shut down" in journal
+
+
+def test_a_reload_brings_another_policy_for_a_panic(vm: UnitVm) -> None:
+    """The guest panics as soon as it is started: it is paused first, and shut down after the reload."""
+    vm.configure(firmware_config("panic", service='on_panic = "pause"'))
+    vm.start()
+    vm.wait_for("the VM is paused")
+    assert (vm.state, vm.get("LastExit")) == ("paused", "panic")
+    vm.configure(firmware_config("panic", service='on_panic = "exit"'))
+    vm.host.run(f"systemctl reload {vm.unit}", check=True)
+    vm.call("Reboot")
+    vm.wait_for("the guest panicked; the VM is shut down")
+
+
+def test_a_guest_paused_by_its_panic_is_not_waited_for(vm: UnitVm) -> None:
+    vm.configure(firmware_config("panic", service='on_panic = "pause"'))
+    vm.start()
+    vm.wait_for("the VM is paused")
+    vm.stop(timeout=60)
+    assert "forced the VM to stop: the guest has panicked" in vm.journal()
+    assert vm.show("Result") == "success"
+
+
+@every_release
 def test_a_guest_that_powers_off_ends_the_unit_cleanly(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 1")
@@ -143,6 +185,7 @@ def test_a_guest_that_powers_off_may_leave_the_process(vm: UnitVm) -> None:
     assert vm.state == "running"
 
 
+@every_release
 def test_a_killed_vmm_is_a_failed_unit_that_starts_again(vm: UnitVm) -> None:
     vm.start()
     vm.host.run(f"kill -KILL {vm.main_pid()}", check=True)
@@ -162,6 +205,7 @@ def test_twenty_restarts(vm: UnitVm) -> None:
     assert vm.journal().count("power button") == 20
 
 
+@every_release
 def test_the_bus_may_restart_under_a_vm(own_container: Container) -> None:
     vm = UnitVm(own_container, "demo")
     vm.configure(firmware_config())
@@ -176,6 +220,7 @@ def test_the_bus_may_restart_under_a_vm(own_container: Container) -> None:
     assert vm.show("Result") == "success"
 
 
+@every_release
 def test_a_name_with_other_characters_is_escaped_as_systemd_does(container: Container) -> None:
     vm = UnitVm(container, "9web-1.x_y")
     vm.configure(firmware_config())
@@ -187,6 +232,7 @@ def test_a_name_with_other_characters_is_escaped_as_systemd_does(container: Cont
         vm.remove()
 
 
+@every_release
 def test_the_process_can_do_next_to_nothing(vm: UnitVm) -> None:
     vm.start()
     status = vm.host.run(f"cat /proc/{vm.main_pid()}/status", check=True).stdout
@@ -199,6 +245,7 @@ def test_the_process_can_do_next_to_nothing(vm: UnitVm) -> None:
     assert fields["Seccomp"] == "2"
 
 
+@every_release
 def test_its_folders_are_its_own(vm: UnitVm) -> None:
     vm.start()
     for folder in ("/run", "/var/lib", "/var/cache", "/var/log"):
@@ -207,7 +254,7 @@ def test_its_folders_are_its_own(vm: UnitVm) -> None:
 
 
 def test_a_hung_vmm_is_noticed_by_the_watchdog(vm: UnitVm) -> None:
-    with drop_in(vm, "WatchdogSec=1"):
+    with drop_in(vm, "WatchdogSec=1\\nRestart=no"):
         vm.start()
         vm.wait_for("beat 25$", timeout=20)
         assert vm.show("ActiveState") == "active"
@@ -216,6 +263,7 @@ def test_a_hung_vmm_is_noticed_by_the_watchdog(vm: UnitVm) -> None:
         assert vm.show("Result") == "watchdog"
 
 
+@every_release
 @pytest.mark.parametrize(
     ("text", "status", "says"),
     [

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.container import Container
+from support.releases import every_release
 from support.unit_vm import OBJECT, firmware_config
 
 
@@ -18,6 +19,7 @@ def alice(container: Container) -> Iterator[str]:
     container.run("loginctl disable-linger alice; loginctl terminate-user alice; rm -rf /home/alice/.config", check=True)
 
 
+@every_release
 def test_a_user_runs_a_vm_of_their_own(container: Container, alice: str) -> None:
     container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
     container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=firmware_config().encode(), check=True)
@@ -27,9 +29,11 @@ def test_a_user_runs_a_vm_of_their_own(container: Container, alice: str) -> None
     assert container.run(f"{alice} busctl --user get-property {name} State", check=True).stdout == 's "running"\n'
     container.run(f"{alice} busctl --user call {name} Pause", check=True)
     assert container.run(f"{alice} busctl --user get-property {name} State", check=True).stdout == 's "paused"\n'
+    container.run(f"{alice} systemctl --user reload vm@mine", check=True)
     container.run(f"{alice} systemctl --user stop vm@mine", check=True)
 
     result = container.run(f"{alice} systemctl --user show --property=Result --value vm@mine", check=True).stdout
     assert result == "success\n"
     journal = container.run("journalctl --output=cat _SYSTEMD_USER_UNIT=vm@mine.service", check=True).stdout
+    assert journal.count("the configuration is reloaded") == 1
     assert "power button" in journal
