@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from vmservice.vm.state import State
+from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +41,9 @@ class GracefulStop:
         self._notifier.stopping()
         if self._vm.state in (State.CREATED, State.SHUTDOWN):
             self._finish()
+            return
+        if self._vm.state == State.PAUSED and self._vm.last_exit == LastExit.PANIC:
+            self._force("the guest has panicked")
             return
         if self._vm.state == State.PAUSED:
             # A paused guest cannot answer.
