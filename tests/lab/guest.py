@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lab.cpio import CpioArchive
 from lab.kernel import KernelPackage
@@ -15,11 +16,13 @@ from support.extract_vmlinux import extract_vmlinux
 _HERE = Path(__file__).parent
 
 # Whatever of it the kernel has built in is left out.
-MODULES = ("button", "evdev", "virtio_pci", "virtio_mmio", "virtio_console", "virtio_rng", "virtio_balloon")
+_VIRTIO_MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "virtio_rng", "virtio_balloon")
+MODULES = ("button", "evdev", *_VIRTIO_MODULES, "wdat_wdt", "pvpanic_mmio")
 
 
 def guest_images() -> Path:
-    """A folder with NAME.vmlinuz (a bzImage), NAME.vmlinux (its ELF) and NAME.initramfs for each of trixie and bookworm."""
+    """A folder with NAME.vmlinuz (a bzImage), NAME.vmlinux (its ELF) and NAME.initramfs for each of trixie and bookworm, and
+    lspci.initramfs to put behind one."""
     root = root_tree()
     recipe = recipe_hash(
         root.name, *((_HERE / name).read_bytes() for name in ("guest.py", "guest_init.sh", "cpio.py", "kernel.py"))
@@ -32,6 +35,7 @@ def _build(target: Path, root: Path) -> None:
     target.mkdir()
     _add_guest(target, "trixie", KernelPackage(root), busybox)
     _add_guest(target, "bookworm", KernelPackage(bookworm_kernel()), busybox)
+    _add_program(target / "lspci.initramfs", "/usr/bin/lspci", root)
 
 
 def bookworm_kernel() -> Path:
@@ -49,6 +53,18 @@ def _add_guest(target: Path, name: str, kernel: KernelPackage, busybox: bytes) -
     extract_vmlinux(kernel.image, target / f"{name}.vmlinux")
     modules = kernel.modules(*MODULES)
     initramfs(target / f"{name}.initramfs", busybox, (_HERE / "guest_init.sh").read_bytes(), modules)
+
+
+def _add_program(target: Path, program: str, root: Path) -> None:
+    """An archive to put behind an initramfs: a program of the root tree and the shared libraries that it is linked with."""
+    listed = subprocess.run(["chroot", root, "ldd", program], check=True, capture_output=True, text=True).stdout
+    paths = [program, *sorted(set(re.findall(r"(/\S+) \(0x", listed)))]
+    archive = CpioArchive()
+    for directory in sorted({parent for path in paths for parent in PurePath(path).parents} - {PurePath("/")}):
+        archive.add_directory(str(directory).lstrip("/"))
+    for path in paths:
+        archive.add_file(path.lstrip("/"), (root / path.lstrip("/")).read_bytes(), 0o755)
+    archive.write(target)
 
 
 def initramfs(target: Path, busybox: bytes, init: bytes, modules: list[tuple[str, bytes]]) -> None:

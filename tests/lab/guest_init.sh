@@ -66,7 +66,45 @@ if [ "$vmtest" = virtio ]; then
     sleep 2
     echo "vmservice guest: $(awk '/MemFree/ { print $2 }' /proc/meminfo) KiB free with the balloon"
     dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
+    [ -x /usr/bin/lspci ] && /usr/bin/lspci -vv 2>&1 | sed 's/^/vmservice guest: lspci: /'
     echo "vmservice guest: virtio end"
+fi
+
+# A panic when there is a driver to tell of it.
+if [ "$vmtest" = panicked ]; then
+    dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
+    echo "vmservice guest: panics"
+    echo c > /proc/sysrq-trigger
+fi
+
+# The first boot feeds its watchdog for longer than the timeout and then leaves it; the second one tells what it finds.
+if [ "$vmtest" = watchdog ]; then
+    found=$(cat /sys/class/watchdog/watchdog0/bootstatus)
+    echo "vmservice guest: $(cat /sys/class/watchdog/watchdog0/identity) bootstatus $found"
+    rmmod wdat_wdt
+    insmod /modules/*wdat_wdt.ko timeout=4
+    exec 3> /dev/watchdog0
+    if [ "$found" = 0 ]; then
+        for second in 1 2 3 4 5 6; do
+            sleep 1
+            echo >&3
+        done
+        echo "vmservice guest: fed, timeout $(cat /sys/class/watchdog/watchdog0/timeout)"
+    else
+        dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
+        printf V >&3
+        exec 3>&-
+        sleep 5
+        echo "vmservice guest: watchdog $(cat /sys/class/watchdog/watchdog0/state)"
+    fi
+fi
+
+# What time it is, by the kernel and by the RTC.
+if [ "$vmtest" = clock ]; then
+    source=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+    while sleep 1; do
+        echo "vmservice guest: $source $(date +%s), RTC $(cat /sys/class/rtc/rtc0/since_epoch)"
+    done &
 fi
 
 # A console of its own at /dev/hvc0: it tells how large it is whenever that changes, and repeats what is typed at it.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from lab.guest import guest_images
 from lab.host import LabHost
+from lab.root_tree import RELEASES
 from support.package import INSTALLED_FROM, debian_package
 
 _SUPPORT = Path(__file__).parents[1] / "support"
@@ -30,8 +30,9 @@ def install(host: LabHost) -> None:
 
 def guest_config(
     *,
-    kernel: str = "trixie.vmlinuz",
-    initramfs: str = "trixie.initramfs",
+    release: str = RELEASES[0],
+    kernel: str = "",
+    initramfs: str = "",
     cpus: int = 1,
     max_cpus: int = 0,
     memory: str = "256M",
@@ -40,11 +41,12 @@ def guest_config(
     service: str = "",
     more: str = "",
 ) -> str:
-    """A VM's configuration: one of the guests, or a kernel by its absolute path. `max_cpus` is `cpus` unless given;
+    """A VM's configuration: the guest of `release`, or with another `kernel` or `initramfs`. `max_cpus` is `cpus` unless given;
     `memory_keys` and `service` hold further lines of their sections, `more` whole sections."""
-    path = os.path.join("/lab", kernel)
+    kernel = kernel or f"/lab/{release}.vmlinuz"
+    initramfs = initramfs or f"/lab/{release}.initramfs"
     return (
-        f'[kernel]\npath = "{path}"\ninitramfs = "/lab/{initramfs}"\ncmdline = "{cmdline}"\n\n'
+        f'[kernel]\npath = "{kernel}"\ninitramfs = "{initramfs}"\ncmdline = "{cmdline}"\n\n'
         f"[cpus]\nboot = {cpus}\nmax = {max_cpus or cpus}\n\n"
         f'[memory]\nsize = "{memory}"\n{memory_keys}\n'
         f"[service]\n{service}\n{more}"

@@ -1,0 +1,54 @@
+"""A Linux guest that panics or hangs, and what its VM makes of that."""
+
+from __future__ import annotations
+
+import re
+
+from lab.guest_checks import BOOT_TIMEOUT_SEC, unexplained_warnings
+from lab.prepare import guest_config
+from support.unit_vm import UnitVm
+
+
+def test_a_panic_that_reboots_is_a_reset(vm: UnitVm) -> None:
+    vm.configure(guest_config(cmdline="console=ttyS0 quiet panic=-1 vmtest=panic", service='on_reset = "exit"'))
+    vm.host.run(f"systemctl start --no-block {vm.unit}", check=True)
+    restarts = f"timeout 120 sh -c 'until [ $(systemctl show -P NRestarts {vm.unit}) -ge 1 ]; do sleep 0.5; done'"
+    vm.host.run(restarts, timeout=150, check=True)
+    assert "sysrq triggered crash" in vm.journal()
+
+
+def test_a_panic_is_acted_on(guests: dict[str, UnitVm]) -> None:
+    policies = {"trixie": ("pause", "paused"), "bookworm": ("reboot", "running")}
+    for release, vm in guests.items():
+        service = f'on_panic = "{policies[release][0]}"'
+        vm.configure(guest_config(release=release, cmdline="console=ttyS0 quiet vmtest=panicked", service=service))
+        vm.start()
+    for release, vm in guests.items():
+        console = vm.wait_for("the guest panicked", BOOT_TIMEOUT_SEC)
+        assert "sysrq triggered crash" in vm.journal()
+        assert (vm.state, vm.get("LastExit")) == (policies[release][1], "panic")
+        assert unexplained_warnings(console) == []
+        vm.call("Shutdown")
+
+
+def test_a_panic_ends_the_vm_and_starts_the_unit_anew(vm: UnitVm) -> None:
+    vm.configure(guest_config(cmdline="console=ttyS0 quiet vmtest=panicked"))
+    vm.host.run(f"systemctl start --no-block {vm.unit}", check=True)
+    restarts = f"timeout 120 sh -c 'until [ $(systemctl show -P NRestarts {vm.unit}) -ge 1 ]; do sleep 0.5; done'"
+    vm.host.run(restarts, timeout=150, check=True)
+    assert "status=134" in vm.journal()
+
+
+def test_a_watchdog_that_is_not_fed_resets_the_guest(guests: dict[str, UnitVm]) -> None:
+    """It is fed for longer than its timeout first. The guest finds afterwards what has happened, and can stop it."""
+    pids = {}
+    for release, vm in guests.items():
+        vm.configure(guest_config(release=release, cmdline="console=ttyS0 quiet vmtest=watchdog"))
+        vm.start()
+        pids[release] = vm.main_pid()
+    for release, vm in guests.items():
+        console = vm.wait_for("vmservice guest: watchdog inactive", BOOT_TIMEOUT_SEC)
+        found = re.findall("wdat_wdt bootstatus .*|fed, timeout 4|did not feed its watchdog", console)
+        assert found == ["wdat_wdt bootstatus 0", "fed, timeout 4", "did not feed its watchdog", "wdat_wdt bootstatus 32"]
+        assert (vm.main_pid(), vm.get("LastExit")) == (pids[release], "watchdog")
+        assert unexplained_warnings(console) == []
