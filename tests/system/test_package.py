@@ -28,7 +28,10 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/lib/sysusers.d/vmservice.conf",
         "/usr/share/dbus-1/interfaces/org.vmservice.VM1.xml",
         "/usr/share/dbus-1/system.d/org.vmservice.VM1.conf",
+        "/usr/share/doc/vmservice/accounts.md",
         "/usr/share/doc/vmservice/examples/demo.toml",
+        "/usr/share/doc/vmservice/testing-clients.md",
+        "/usr/share/doc/vmservice/threat-model.md",
         "/usr/share/polkit-1/actions/org.vmservice.vm1.policy",
         "/usr/share/man/man1/vmservice.1.gz",
     } <= set(files)
