@@ -19,7 +19,7 @@ from lab.channel import HostDied
 from lab.host import LabHost, nested_kvm
 from lab.prepare import guest_config, install, payload
 from lab.root_tree import RELEASES
-from support.unit_vm import NoSuchLine, UnitVm
+from support.unit_vm import SilentGuest, UnitVm
 
 _NUMBERS = itertools.count(1)
 _DEATHS = pytest.StashKey[list[str]]()
@@ -85,8 +85,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     try:
         pyfuncitem.obj(**arguments)
-    except (HostDied, NoSuchLine) as failure:
-        if isinstance(failure, NoSuchLine) and not _first_silence(pyfuncitem.config):
+    except (HostDied, SilentGuest) as failure:
+        if isinstance(failure, SilentGuest) and not _first_silence(pyfuncitem.config):
             raise
         _revive(pyfuncitem, lab, failure)
         if isinstance(vm := arguments.get("vm"), UnitVm):
@@ -102,7 +102,7 @@ def _first_silence(config: pytest.Config) -> bool:
     return first and not nested_kvm()
 
 
-def _revive(item: pytest.Item, lab: LabHost, failure: HostDied | NoSuchLine) -> None:
+def _revive(item: pytest.Item, lab: LabHost, failure: HostDied | SilentGuest) -> None:
     item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {failure}")
     lab.stop()
     lab.start(payload())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import Any, Protocol
 
@@ -23,6 +24,10 @@ class Outcome(Protocol):
 
 class NoSuchLine(AssertionError):
     """The journal never had the line that a test waited for."""
+
+
+class SilentGuest(NoSuchLine):
+    """Nor any other of a Linux guest since it was started."""
 
 
 class Host(Protocol):
@@ -62,7 +67,8 @@ class UnitVm:
         command = shlex.join(["python3", "/lab/journal_wait.py", self.unit, pattern, str(timeout)])
         waited = self.host.run(command, timeout=timeout + 30)
         if waited.returncode != 0:
-            raise NoSuchLine(
+            spoke = re.search("Linux version|vmservice guest:", waited.stdout)
+            raise (NoSuchLine if spoke else SilentGuest)(
                 f"{self.unit}: no line with {pattern!r} in {timeout} s:\n{waited.stdout}{waited.stderr}\n{self._evidence()}"
             )
         return waited.stdout
