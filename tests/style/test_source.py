@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "arch": {"errors", "memory", "kvm", "acpi"},
     "boot": {"errors", "files", "memory", "arch"},
     "devices": {"errors", "memory", "host", "acpi"},
-    "vm": {"errors", "files", "config", "config_sections", "kvm", "host", "memory", "acpi", "arch", "boot", "devices"},
+    # What devices are plugged into.
+    "board": {"errors", "kvm", "memory", "acpi", "arch", "devices"},
+    "vm": {"errors", "board", "files", "config", "config_sections", "kvm", "host", "memory", "acpi", "arch", "boot", "devices"},
     "control": {"errors", "vm"},
     "client": {"errors", "config", "vm", "control"},
 }

@@ -1,0 +1,1 @@
+"""What devices are plugged into: buses, interrupt lines, slots, timers."""
