@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
-from vmservice.devices.virtio.device import EVENT_IDX, VERSION_1
+from vmservice.devices.virtio.ids import EVENT_IDX, VERSION_1
 from vmservice.devices.virtio.transport import VirtioTransport
 from vmservice.memory.guest_memory import GuestMemory
 
@@ -158,10 +158,10 @@ class RecordingInterrupt:
         self.queues: list[int] = []
         self.configs = 0
 
-    def queue(self, index: int) -> None:
+    def interrupt_queue(self, index: int) -> None:
         self.queues.append(index)
 
-    def config(self) -> None:
+    def interrupt_config(self) -> None:
         self.configs += 1
 
     def take(self) -> list[int]:

@@ -136,15 +136,6 @@ class Serial:
             self._update_line()
         return accepted
 
-    def wants_input(self) -> bool:
-        """Whether `receive` would take at least one byte."""
-        return self._room() > 0
-
-    @property
-    def transmit_interrupt_enabled(self) -> bool:
-        """The guest waits for an interrupt after it has transmitted: a write that is held back would stall it."""
-        return bool(self.state.ier & IER_THR_EMPTY)
-
     # The guest's side
 
     def read(self, offset: int, size: int) -> bytes:

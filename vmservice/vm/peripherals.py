@@ -195,7 +195,7 @@ class Peripherals:
         area = self._resources.mmio64 if wide else self._resources.mmio32
         transport.place_bar(transport.bar, area.allocate(BAR_SIZE, owner, alignment=BAR_SIZE))
         pci.insert(transport)
-        return transport.transport
+        return transport.virtio
 
     def _plug_mmio(self, device: VirtioDevice) -> VirtioTransport:
         from vmservice.devices.virtio.mmio_transport import WINDOW_BYTES, MmioTransport
@@ -206,7 +206,7 @@ class Peripherals:
         window = MmioTransport(device, self._memory, self._chipset.line(pin), warn=self._warn)
         self._chipset.mmio.insert(base, WINDOW_BYTES, window)
         self._mmio_aml.append(devices_aml.virtio_mmio(len(self._mmio_aml), base, pin))
-        return window.transport
+        return window.virtio
 
 
 def _port(port: PortConfig, host: HostConsole, on_room: Callable[[str], None]) -> Port:

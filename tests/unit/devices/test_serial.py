@@ -116,17 +116,14 @@ def test_the_fifo_enable_bit_shows_in_iir(rig: Rig) -> None:
 
 def test_sixteen_bytes_are_accepted_with_fifo_and_one_without(rig: Rig) -> None:
     assert rig.uart.receive(b"abc") == 1
-    assert not rig.uart.wants_input()
     assert rig.uart.receive(b"bc") == 0
     assert rig.get(DATA) == ord("a")
     rig.put(FCR, 0x01)
     assert rig.uart.receive(bytes(range(40))) == 16
-    assert not rig.uart.wants_input()
     assert rig.get(LSR) == 0x61
     assert [rig.get(DATA) for _ in range(16)] == list(range(16))
     assert rig.get(LSR) == 0x60
     assert rig.get(DATA) == 0
-    assert rig.uart.wants_input()
 
 
 @pytest.mark.parametrize(("value", "left"), [(0x03, 0), (0x05, 3), (0x02, 0), (0x00, 0), (0x01, 3)])
@@ -304,12 +301,6 @@ def test_out2_does_not_gate_the_interrupt(rig: Rig) -> None:
     assert rig.line.level
 
 
-def test_the_transmit_interrupt_is_told_to_the_host(rig: Rig) -> None:
-    assert not rig.uart.transmit_interrupt_enabled
-    rig.put(IER, 0x02)
-    assert rig.uart.transmit_interrupt_enabled
-
-
 # Loopback and modem status
 
 
@@ -339,7 +330,6 @@ def test_loopback_returns_what_is_transmitted_and_keeps_the_host_out(rig: Rig) -
     rig.put(MCR, 0x10)
     rig.put(DATA, 0x5A)
     assert rig.uart.receive(b"x") == 0
-    assert not rig.uart.wants_input()
     assert rig.get(DATA) == 0x5A
     assert rig.out == b""
     assert rig.room_calls == 0

@@ -27,7 +27,6 @@ BUSES = 1
 # The ports of configuration mechanism #1 (§3.2.2.3.2): an address and a window of four bytes each.
 CONFIG_ADDRESS = 0
 CONFIG_DATA = 4
-CONFIG_PORTS_LEN = 8
 
 # CONFIG_ADDRESS: enable, then bus, device, function and a register of four bytes; the other bits are reserved and read as 0.
 ADDRESS_ENABLE = 1 << 31

@@ -9,7 +9,6 @@ from __future__ import annotations
 from vmservice.devices.state import DeviceState
 
 CONVENTIONAL_SIZE = 256
-EXPRESS_SIZE = 4096
 
 STATUS = 0x06
 STATUS_CAPABILITY_LIST = 1 << 4

@@ -22,7 +22,6 @@ STATUS = 0x06
 REVISION_ID = 0x08
 CLASS_CODE = 0x09  # programming interface, subclass, base class
 CACHE_LINE_SIZE = 0x0C
-HEADER_TYPE = 0x0E
 BARS = 0x10
 SUBSYSTEM_VENDOR_ID = 0x2C
 SUBSYSTEM_ID = 0x2E

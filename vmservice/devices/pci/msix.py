@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
 CAPABILITY_ID = 0x11
 
-# Offsets in the capability
+# Offset in the capability
 MESSAGE_CONTROL = 2
-TABLE = 4
-PENDING_BITS = 8
-CAPABILITY_SIZE = 12
 
 CONTROL_FUNCTION_MASK = 1 << 14
 CONTROL_ENABLE = 1 << 15

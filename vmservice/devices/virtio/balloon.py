@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 
 from vmservice.devices.state import DeviceState
-from vmservice.devices.virtio.device import TYPE_BALLOON, cut_config
+from vmservice.devices.virtio.device import cut_config
+from vmservice.devices.virtio.ids import TYPE_BALLOON
 from vmservice.errors import GuestError, InvalidArgument
 
 TYPE_CHECKING = False
@@ -61,13 +62,16 @@ MAX_STATISTICS_BYTES = 64 * _STATISTIC.size
 
 
 class BalloonState(DeviceState):
-    """Sizes in pages of PAGE_BYTES. `statistics_head` is the chain that the guest left for the next request, -1 for none."""
+    """Sizes in pages of PAGE_BYTES. `statistics` by tag, -1 for what the guest has not said.
+
+    `statistics_head` is the chain that the guest left for the next request, -1 for none.
+    """
 
     __slots__ = ("actual_pages", "statistics", "statistics_head", "target_pages")
 
     def __init__(self) -> None:
         self.actual_pages = 0
-        self.statistics: dict[str, int] = {}
+        self.statistics = [-1] * len(STATISTIC_NAMES)
         self.statistics_head = -1
         self.target_pages = 0
 
@@ -103,24 +107,19 @@ class Balloon:
         if target_pages != self.state.target_pages:
             self.state.target_pages = target_pages
             if self._interrupt is not None:
-                self._interrupt.config()
+                self._interrupt.interrupt_config()
 
-    @property
-    def target_bytes(self) -> int:
-        return self.state.target_pages * PAGE_BYTES
-
-    @property
-    def actual_bytes(self) -> int:
-        """How much the guest says is in the balloon."""
-        return self.state.actual_pages * PAGE_BYTES
-
-    @property
     def statistics(self) -> dict[str, int]:
-        """What the guest said last, by STATISTIC_NAMES; empty as long as it has not."""
-        return dict(self.state.statistics)
+        """What the balloon is to have and what the guest says is in it, in bytes, and what it said last by STATISTIC_NAMES."""
+        state = self.state
+        told = {"target_bytes": state.target_pages * PAGE_BYTES, "actual_bytes": state.actual_pages * PAGE_BYTES}
+        return told | {name: value for name, value in zip(STATISTIC_NAMES, state.statistics, strict=True) if value >= 0}
 
     def request_statistics(self) -> bool:
-        """Ask for fresh statistics; False while the guest has not answered the last request, or never will."""
+        """Ask the guest for fresh statistics, which `statistics` has when it has answered.
+
+        False while it has not answered the last request, or never will.
+        """
         head, interrupt = self.state.statistics_head, self._interrupt
         if head < 0 or interrupt is None:
             return False
@@ -128,7 +127,7 @@ class Balloon:
         queue = self._queues[STATS_QUEUE]
         queue.add_used(head, 0)
         if queue.publish():
-            interrupt.queue(STATS_QUEUE)
+            interrupt.interrupt_queue(STATS_QUEUE)
         return True
 
     # The driver's side
@@ -155,7 +154,7 @@ class Balloon:
         self._queues, self._interrupt, self._reporting = [], None, ()
         self.state.actual_pages = 0
         self.state.statistics_head = -1
-        self.state.statistics = {}
+        self.state.statistics = [-1] * len(STATISTIC_NAMES)
 
     def notify(self, index: int) -> None:
         interrupt = self._interrupt
@@ -172,7 +171,7 @@ class Balloon:
                 self._take_statistics(self._queues[index])
             return
         if self._queues[index].drain(handle):
-            interrupt.queue(index)
+            interrupt.interrupt_queue(index)
 
     def _inflate(self, chain: Chain) -> int:
         for gpa, size_bytes in _merge(self._parse_pages(chain)):
@@ -216,11 +215,11 @@ class Balloon:
         if self.state.statistics_head >= 0:
             raise GuestError("a second buffer with statistics, before the first was used")
         self.state.statistics_head = chain.head
-        self.state.statistics = {
-            STATISTIC_NAMES[tag]: value
-            for tag, value in _iter_statistics(chain.read(MAX_STATISTICS_BYTES))
-            if tag < len(STATISTIC_NAMES)
-        }
+        statistics = [-1] * len(STATISTIC_NAMES)
+        for tag, value in _iter_statistics(chain.read(MAX_STATISTICS_BYTES)):
+            if tag < len(statistics):
+                statistics[tag] = value
+        self.state.statistics = statistics
 
 
 def _iter_statistics(data: bytes) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import struct
 
 from vmservice.devices.state import DeviceState
-from vmservice.devices.virtio.device import TYPE_CONSOLE, cut_config
+from vmservice.devices.virtio.device import cut_config
+from vmservice.devices.virtio.ids import TYPE_CONSOLE
 from vmservice.errors import GuestError
 
 TYPE_CHECKING = False
@@ -134,12 +135,8 @@ class Console:
             interrupt.needs_reset(error)
             return taken
         if queue.publish():
-            interrupt.queue(receive_queue(port))
+            interrupt.interrupt_queue(receive_queue(port))
         return taken
-
-    def wants_input(self, port: int) -> bool:
-        """Whether `receive` would take at least one byte."""
-        return self._is_open(port) and bool(self._queues) and self._queues[receive_queue(port)].has_available()
 
     def resize(self, columns: int, rows: int, port: int = 0) -> None:
         """The terminal at `port` has another size, each of 16 bits; 0 by 0 is unknown. The configuration shows port 0's."""
@@ -151,7 +148,7 @@ class Console:
         if self._interrupt is None:
             return
         if port == 0:
-            self._interrupt.config()
+            self._interrupt.interrupt_config()
         if self.ports[port].is_console:
             self._send_from_host(port, RESIZE, 0, _SIZE.pack(columns, rows))
 
@@ -193,7 +190,7 @@ class Console:
         elif index == CONTROL_TRANSMIT_QUEUE:
             opened: list[int] = []
             if self._queues[index].drain(lambda chain: self._take_control(chain, opened)):
-                interrupt.queue(index)
+                interrupt.interrupt_queue(index)
             self._flush_control(interrupt)
             # Last: what the host has for the guest may meet a bad buffer, and all virtqueues are closed.
             for port in opened:
@@ -201,7 +198,7 @@ class Console:
         elif index & 1:
             source = self.ports[port_of_queue(index)]
             if self._queues[index].drain(lambda chain: _transmit(chain, source)):
-                interrupt.queue(index)
+                interrupt.interrupt_queue(index)
         else:
             self._tell_room(port_of_queue(index))
 
@@ -269,7 +266,7 @@ class Console:
                 raise GuestError(f"a buffer of {chain.writable_bytes} bytes for a control message of {len(pending[0])}")
             queue.add_used(chain.head, chain.write(pending.pop(0)))
         if queue.publish():
-            interrupt.queue(CONTROL_RECEIVE_QUEUE)
+            interrupt.interrupt_queue(CONTROL_RECEIVE_QUEUE)
 
 
 def receive_queue(port: int) -> int:

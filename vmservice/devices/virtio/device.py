@@ -1,4 +1,4 @@
-"""What a virtio device and its transport know of each other, and the feature bits that belong to no one device."""
+"""What a virtio device and its transport know of each other."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     class Interrupt(Protocol):
         """How the driver is told; the transport's bus makes it a line or a message."""
 
-        def queue(self, index: int) -> None:
+        def interrupt_queue(self, index: int) -> None:
             """Virtqueue `index` has used buffers."""
 
-        def config(self) -> None:
+        def interrupt_config(self) -> None:
             """The configuration or the device status has changed."""
 
     class DriverPort(Interrupt, Protocol):
@@ -55,17 +55,6 @@ if TYPE_CHECKING:
 
         def notify(self, index: int) -> None:
             """The driver has made buffers available in a ready virtqueue. A GuestError says that it broke the rules."""
-
-
-# Device types (virtio 1.2 §5)
-TYPE_CONSOLE = 3
-TYPE_ENTROPY = 4
-TYPE_BALLOON = 5
-
-# Feature bits of all devices (virtio 1.2 §6)
-INDIRECT_DESC = 1 << 28
-EVENT_IDX = 1 << 29
-VERSION_1 = 1 << 32
 
 
 def cut_config(config: bytes, offset: int, size: int) -> bytes:

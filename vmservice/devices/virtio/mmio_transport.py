@@ -89,10 +89,10 @@ class _LineInterrupt:
         self.status = status
         line.set(bool(status))
 
-    def queue(self, index: int) -> None:
+    def interrupt_queue(self, index: int) -> None:
         self._raise(USED_BUFFER)
 
-    def config(self) -> None:
+    def interrupt_config(self) -> None:
         self._raise(CONFIG_CHANGE)
 
     def acknowledge(self, bits: int) -> None:
@@ -117,14 +117,14 @@ class MmioTransport:
         state: MmioState | None = None,
     ) -> None:
         self._interrupt = _LineInterrupt(line, state.interrupt_status if state is not None else 0)
-        self.transport = VirtioTransport(
+        self.virtio = VirtioTransport(
             device, memory, self._interrupt, warn=warn, state=state.transport if state is not None else None
         )
 
     @property
     def state(self) -> MmioState:
         state = MmioState(())
-        state.interrupt_status, state.transport = self._interrupt.status, self.transport.state
+        state.interrupt_status, state.transport = self._interrupt.status, self.virtio.state
         return state
 
     # The guest's side. Registers are read and written as aligned 32-bit words (§4.2.2.2); the driver that does otherwise
@@ -132,19 +132,19 @@ class MmioTransport:
 
     def read(self, offset: int, size: int) -> bytes:
         if offset >= CONFIG:
-            return self.transport.read_config(offset - CONFIG, size)
+            return self.virtio.read_config(offset - CONFIG, size)
         if size != 4 or offset & 3:
             return bytes(size)
         return _REGISTER.pack(self._read_register(offset))
 
     def write(self, offset: int, data: bytes) -> None:
         if offset >= CONFIG:
-            self.transport.write_config(offset - CONFIG, data)
+            self.virtio.write_config(offset - CONFIG, data)
         elif len(data) == 4 and not offset & 3:
             self._write_register(offset, _REGISTER.unpack(data)[0])
 
     def _read_register(self, register: int) -> int:
-        transport = self.transport
+        transport = self.virtio
         if register == INTERRUPT_STATUS:
             return self._interrupt.status
         if register == STATUS:
@@ -169,7 +169,7 @@ class MmioTransport:
         return 0xFFFF_FFFF if SHM_LEN_LOW <= register <= SHM_BASE_HIGH else 0
 
     def _write_register(self, register: int, value: int) -> None:
-        transport = self.transport
+        transport = self.virtio
         if register == QUEUE_NOTIFY:
             transport.notify(value)
         elif register == INTERRUPT_ACK:
@@ -196,4 +196,4 @@ class MmioTransport:
 
     def close(self) -> None:
         """Let go of guest memory."""
-        self.transport.close()
+        self.virtio.close()

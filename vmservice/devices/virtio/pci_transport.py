@@ -16,7 +16,7 @@ import struct
 from vmservice.devices.pci.function import Identity, PciFunction
 from vmservice.devices.pci.msix import Msix, MsixState
 from vmservice.devices.state import DeviceState
-from vmservice.devices.virtio.device import TYPE_CONSOLE
+from vmservice.devices.virtio.ids import TYPE_CONSOLE
 from vmservice.devices.virtio.queue import AVAILABLE, DESCRIPTORS, USED
 from vmservice.devices.virtio.transport import TransportState, VirtioTransport
 
@@ -113,16 +113,16 @@ class PciRegisters:
     ) -> None:
         self.state = state or RegistersState(len(device.queue_max_sizes))
         self._msix = msix
-        self.transport = VirtioTransport(device, memory, self, warn=warn, state=transport_state)
+        self.virtio = VirtioTransport(device, memory, self, warn=warn, state=transport_state)
         self._fields = self._common_fields()
 
     # The device's side (devices.virtio.device.Interrupt)
 
-    def queue(self, index: int) -> None:
+    def interrupt_queue(self, index: int) -> None:
         self.state.isr |= ISR_QUEUE
         self._send(self.state.queue_vectors[index])
 
-    def config(self) -> None:
+    def interrupt_config(self) -> None:
         self.state.isr |= ISR_CONFIG
         self._send(self.state.config_vector)
 
@@ -138,7 +138,7 @@ class PciRegisters:
         if offset < DEVICE:
             return self._read_isr(size) if offset == ISR else bytes(size)
         if offset < NOTIFY:
-            return self.transport.read_config(offset - DEVICE, size)
+            return self.virtio.read_config(offset - DEVICE, size)
         if offset < MSIX_TABLE:
             return bytes(size)
         if offset < MSIX_PENDING:
@@ -149,10 +149,10 @@ class PciRegisters:
         if offset < ISR:
             self._write_common(offset, data)
         elif DEVICE <= offset < NOTIFY:
-            self.transport.write_config(offset - DEVICE, data)
+            self.virtio.write_config(offset - DEVICE, data)
         elif NOTIFY <= offset < MSIX_TABLE and offset % NOTIFY_MULTIPLIER == 0:
             # The address says which virtqueue; what is written says it once more.
-            self.transport.notify((offset - NOTIFY) // NOTIFY_MULTIPLIER)
+            self.virtio.notify((offset - NOTIFY) // NOTIFY_MULTIPLIER)
         elif MSIX_TABLE <= offset < MSIX_PENDING:
             self._msix.write_table(offset - MSIX_TABLE, data)
 
@@ -181,7 +181,7 @@ class PciRegisters:
 
     def _common_fields(self) -> tuple[Field, ...]:
         """(offset, bytes, read, write) of struct virtio_pci_common_cfg, ascending and without a gap. No write: read-only."""
-        transport = self.transport
+        transport = self.virtio
         return (
             (0x00, 4, lambda: transport.state.device_features_select, transport.select_device_features),
             (0x04, 4, transport.device_features, None),
@@ -203,7 +203,7 @@ class PciRegisters:
 
     def _ring_fields(self, offset: int, ring: int) -> tuple[Field, ...]:
         """64 bits, which a driver writes as two times 32 (§4.1.3.1)."""
-        transport = self.transport
+        transport = self.virtio
         return (
             (
                 offset,
@@ -220,7 +220,7 @@ class PciRegisters:
         )
 
     def _write_status(self, value: int) -> None:
-        self.transport.write_status(value)
+        self.virtio.write_status(value)
         if value == 0:
             self.state = RegistersState(len(self.state.queue_vectors))
             self._msix.clear_pending()
@@ -233,29 +233,29 @@ class PciRegisters:
         self.state.config_vector = self._valid(vector)
 
     def _queue_vector(self) -> int:
-        index = self.transport.state.queue_select
+        index = self.virtio.state.queue_select
         return self.state.queue_vectors[index] if index < len(self.state.queue_vectors) else NO_VECTOR
 
     def _set_queue_vector(self, vector: int) -> None:
-        index = self.transport.state.queue_select
+        index = self.virtio.state.queue_select
         if index < len(self.state.queue_vectors):
             self.state.queue_vectors[index] = self._valid(vector)
 
     def _enable_queue(self, value: int) -> None:
         # Only a reset disables a virtqueue (§4.1.4.3.2).
         if value == 1:
-            self.transport.set_queue_ready(True)
+            self.virtio.set_queue_ready(True)
 
     def _notify_offset(self) -> int:
         """In units of the multiplier: the virtqueue's own number."""
-        index = self.transport.state.queue_select
+        index = self.virtio.state.queue_select
         return index if index < len(self.state.queue_vectors) else 0
 
 
 class PciTransport(PciFunction):
     """The function of one virtio device. `signal` and `on_route_changed` as in `Msix`; vectors: one a virtqueue, and one more.
 
-    `warn` as in `VirtioTransport`. The host's side calls `transport`; `bar` is BAR 0, for whoever wants to catch the
+    `warn` as in `VirtioTransport`. The host's side calls `virtio`; `bar` is BAR 0, for whoever wants to catch the
     notifications of virtqueue n at its base + NOTIFY + 4 * n.
     """
 
@@ -293,12 +293,12 @@ class PciTransport(PciFunction):
             state=state.registers if state else None,
             transport_state=state.transport if state else None,
         )
-        self.transport = self.registers.transport
+        self.virtio = self.registers.virtio
         self.bar = self.add_bar(BAR_INDEX, BAR_SIZE, self.registers, is_64bit=is_64bit)
 
     @property
     def state(self) -> PciState:
-        return PciState(self.config.state, self.msix.state, self.registers.state, self.transport.state)
+        return PciState(self.config.state, self.msix.state, self.registers.state, self.virtio.state)
 
     def _add_capabilities(self, queues: int) -> int:
         """The five of §4.1.4; the offset of the last one, the window."""

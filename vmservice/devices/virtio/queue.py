@@ -11,7 +11,7 @@ import _thread
 import struct
 
 from vmservice.devices.state import DeviceState
-from vmservice.devices.virtio.device import EVENT_IDX, INDIRECT_DESC
+from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC
 from vmservice.errors import GuestError
 
 TYPE_CHECKING = False

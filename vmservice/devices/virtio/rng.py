@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from vmservice.devices.virtio.device import TYPE_ENTROPY
+from vmservice.devices.virtio.ids import TYPE_ENTROPY
 from vmservice.errors import GuestError
 
 TYPE_CHECKING = False
@@ -69,7 +69,7 @@ class Rng:
             return
         self._refill()
         if queue.drain(self._give):
-            interrupt.queue(0)
+            interrupt.interrupt_queue(0)
 
     def tick(self) -> None:
         """Go on with the requests that came too fast; from the host's side."""

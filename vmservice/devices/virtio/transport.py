@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from vmservice.devices.state import DeviceState
-from vmservice.devices.virtio.device import EVENT_IDX, INDIRECT_DESC, VERSION_1
+from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmservice.devices.virtio.queue import Queue, QueueState, check_rings
 from vmservice.errors import GuestError
 
@@ -259,13 +259,13 @@ class VirtioTransport:
 
     # The device's way to its driver (DriverPort)
 
-    def queue(self, index: int) -> None:
+    def interrupt_queue(self, index: int) -> None:
         if self._queues:
-            self._interrupt.queue(index)
+            self._interrupt.interrupt_queue(index)
 
-    def config(self) -> None:
+    def interrupt_config(self) -> None:
         if self.state.status & DRIVER_OK:
-            self._interrupt.config()
+            self._interrupt.interrupt_config()
 
     def needs_reset(self, error: GuestError) -> None:
         state = self.state
@@ -273,7 +273,7 @@ class VirtioTransport:
             return
         state.status |= NEEDS_RESET
         self._deactivate()
-        self.config()
+        self.interrupt_config()
         self._warn_of(error)
 
     def _warn_of(self, error: GuestError) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from vmservice.devices.bus import Bus
 from vmservice.devices.pci.bus import PciBus
-from vmservice.devices.pci.config_space import EXPRESS_SIZE
 from vmservice.devices.pci.function import Identity, PciFunction
 from vmservice.devices.pci.host_bridge import host_bridge
 from vmservice.errors import ConfigError
@@ -28,7 +27,7 @@ class Machine:
         self.pio.insert(0xCF8, 8, self.pci.config_ports)
         self.mmio.insert(ECAM, 256 << 20, self.pci.ecam)
         self.pci.insert(host_bridge())
-        self.function = PciFunction(Identity(0x1AF4, 0x1044, 0x00_FF_00), config_size=EXPRESS_SIZE)
+        self.function = PciFunction(Identity(0x1AF4, 0x1044, 0x00_FF_00), config_size=4096)
         self.function.config.preset(0x40, int.from_bytes(bytes(range(0x40, 0x100)), "little"), 0xC0)
         self.function.config.allow(0x80, (1 << 128) - 1, 16)
         self.pci.insert(self.function, 2)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmservice.devices.pci.config_space import CONVENTIONAL_SIZE, EXPRESS_SIZE, ConfigSpace
+from vmservice.devices.pci.config_space import CONVENTIONAL_SIZE, ConfigSpace
 
+EXPRESS_SIZE = 4096
 SIZES = (CONVENTIONAL_SIZE, EXPRESS_SIZE)
 
 

@@ -102,8 +102,8 @@ class Machine:
                 self.mmio.write(ECAM + (rng.randrange(1, 4) << 15) + 4, rng.choice((b"\x06\x00", b"\x06\x00", b"\x00\x00")))
             case 6:  # the host's side
                 function = rng.choice(self.functions)
-                function.transport.queue(0)
-                function.transport.config()
+                function.virtio.interrupt_queue(0)
+                function.virtio.interrupt_config()
             case 7:
                 for base in list(self.bases.values()):
                     self.start(base)
@@ -161,7 +161,7 @@ def test_random_accesses_do_no_harm(seed: int) -> None:
         machine.access()
         machine.check()
     for function in machine.functions:
-        function.transport.close()
+        function.virtio.close()
     memory.close()
 
 
@@ -174,11 +174,11 @@ def test_the_fuzz_reaches_what_it_is_about() -> None:
     for _ in range(3000):
         machine.access()
         places |= set(machine.bases.values())
-        statuses |= {function.transport.status for function in machine.functions}
+        statuses |= {function.virtio.status for function in machine.functions}
     assert len(places) >= 6
     assert machine.warnings > 0
     assert machine.signals > 10
     assert statuses >= {0x00, 0x0B, 0x0F}
     for function in machine.functions:
-        function.transport.close()
+        function.virtio.close()
     memory.close()

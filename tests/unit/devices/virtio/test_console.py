@@ -126,7 +126,6 @@ def test_the_host_types(single: Host, make_driver: MakeDriver) -> None:
     (receive, _) = driver.start()
     receive.add(writable=[4])
     receive.add(writable=[4])
-    assert single.console.wants_input(0)
     assert single.console.receive(0, b"abcdef") == 6
     assert [(written, data) for _, written, data in receive.take_used()] == [(4, b"abcd"), (2, b"ef")]
     assert driver.interrupt.take() == [0]
@@ -139,7 +138,6 @@ def test_what_finds_no_room_waits_at_the_host(single: Host, make_driver: MakeDri
     (receive, _) = driver.start()
     single.rooms[0] = 0
     assert console.receive(0, b"x") == 0
-    assert not console.wants_input(0)
     receive.add(writable=[2])
     assert receive.notification_wanted()
     driver.kick(0)
@@ -244,7 +242,6 @@ def test_a_port_that_the_guest_has_not_opened_takes_nothing(multi: Host, make_dr
     connect(driver)
     driver.queues[4].add(writable=[16])
     say(driver, 1, OPEN, 0)
-    assert not multi.console.wants_input(1)
     assert multi.console.receive(1, b"x") == 0
     rooms = multi.rooms[1]
     driver.kick(4)
@@ -365,7 +362,6 @@ def test_a_receive_buffer_that_cannot_be_written(single: Host, make_driver: Make
     assert driver.interrupt.configs == 1
     assert "receive buffer" in driver.warnings[0]
     assert single.console.receive(0, b"x") == 0
-    assert not single.console.wants_input(0)
     (receive, _) = driver.start()
     receive.add(writable=[4])
     assert single.console.receive(0, b"x") == 1

@@ -9,7 +9,7 @@ from support.virtqueue import QUEUES_GPA, DriverQueue
 
 from vmservice.devices.irq import IrqLine
 from vmservice.devices.virtio.console import Console, Port
-from vmservice.devices.virtio.device import EVENT_IDX, INDIRECT_DESC, VERSION_1
+from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmservice.devices.virtio.mmio_transport import WINDOW_BYTES, MmioTransport
 from vmservice.devices.virtio.rng import Rng
 from vmservice.memory.guest_memory import GuestMemory

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from support.guest_ram import guest_ram
 
-from vmservice.devices.virtio.device import VERSION_1
+from vmservice.devices.virtio.ids import VERSION_1
 from vmservice.devices.virtio.pci_transport import PciState, PciTransport
 from vmservice.devices.virtio.queue import Queue
 from vmservice.errors import GuestError
@@ -129,7 +129,7 @@ def driver() -> Iterator[Driver]:
     memory = guest_ram()
     driver = Driver(memory)
     yield driver
-    driver.function.transport.close()
+    driver.function.virtio.close()
     memory.close()
 
 
@@ -268,9 +268,9 @@ def test_the_driver_starts_the_device(driver: Driver) -> None:
 def test_interrupts_go_by_their_vectors(driver: Driver) -> None:
     driver.start()
     assert driver.device.driver is not None
-    driver.device.driver.queue(1)
-    driver.device.driver.config()
-    driver.device.driver.queue(0)
+    driver.device.driver.interrupt_queue(1)
+    driver.device.driver.interrupt_config()
+    driver.device.driver.interrupt_queue(0)
     assert driver.signals == [2, 0, 1]
     assert driver.function.msix.message(2) == (0xFEE00000, 0x32)
 
@@ -278,12 +278,12 @@ def test_interrupts_go_by_their_vectors(driver: Driver) -> None:
 def test_isr_tells_both_kinds_and_reading_clears_it(driver: Driver) -> None:
     driver.start()
     assert driver.device.driver is not None
-    driver.device.driver.config()
+    driver.device.driver.interrupt_config()
     assert driver.read(ISR + 1, 1) == 0
     assert driver.read(ISR, 1) == 2
     assert driver.read(ISR, 1) == 0
-    driver.device.driver.queue(0)
-    driver.device.driver.config()
+    driver.device.driver.interrupt_queue(0)
+    driver.device.driver.interrupt_config()
     assert driver.read(ISR, 4) == 3
     driver.write(ISR, 3, 1)
     assert driver.read(ISR, 1) == 0
@@ -295,8 +295,8 @@ def test_without_a_vector_only_isr_tells(driver: Driver) -> None:
     driver.write(0x10, NO_VECTOR, 2)
     driver.write(0x16, 0, 2)
     driver.write(0x1A, NO_VECTOR, 2)
-    driver.device.driver.config()
-    driver.device.driver.queue(0)
+    driver.device.driver.interrupt_config()
+    driver.device.driver.interrupt_queue(0)
     assert driver.signals == []
     assert driver.read(ISR, 1) == 3
 
@@ -314,7 +314,7 @@ def test_a_masked_vector_waits_in_the_pending_bits(driver: Driver) -> None:
     driver.start()
     assert driver.device.driver is not None
     driver.write(TABLE + 16 * 2 + 12, 1, 4)
-    driver.device.driver.queue(1)
+    driver.device.driver.interrupt_queue(1)
     assert driver.signals == []
     assert driver.read(PENDING, 8) == 0b100
     driver.write(TABLE + 16 * 2 + 12, 0, 4)
@@ -327,7 +327,7 @@ def test_reset_takes_vectors_isr_and_what_was_pending(driver: Driver) -> None:
     driver.start()
     assert driver.device.driver is not None
     driver.write(TABLE + 12, 1, 4)
-    driver.device.driver.config()
+    driver.device.driver.interrupt_config()
     driver.write(0x14, 0, 1)
     assert driver.read(0x14, 1) == 0
     assert driver.read(0x10, 2) == NO_VECTOR
@@ -413,7 +413,7 @@ def test_a_look_at_the_rest_of_the_configuration_space_does_not_touch_the_bar(dr
     driver.start()
     data = window(driver, ISR, 1)
     assert driver.device.driver is not None
-    driver.device.driver.queue(0)
+    driver.device.driver.interrupt_queue(0)
     driver.function.read_config(0, 0x40)
     driver.function.read_config(data - 4, 4)
     assert driver.function.read_config(data, 1) == b"\x01"
@@ -426,7 +426,7 @@ def test_a_function_built_from_a_state_goes_on(driver: Driver) -> None:
     driver.function.place_bar(driver.function.bar, 0xC000_0000)
     driver.function.write_config(4, b"\x06\x04")
     driver.write(TABLE + 12, 1, 4)
-    driver.device.driver.config()
+    driver.device.driver.interrupt_config()
     old, config = driver.function, driver.function.read_config(0, 256)
     driver.routes.clear()
     driver.function = driver.make(old.state)
@@ -436,10 +436,10 @@ def test_a_function_built_from_a_state_goes_on(driver: Driver) -> None:
     assert driver.function.state == old.state
     assert driver.read(0x14, 1) == 0xF
     assert driver.device.driver is not None
-    driver.device.driver.queue(2)
+    driver.device.driver.interrupt_queue(2)
     driver.write(TABLE + 12, 0, 4)
     assert driver.signals == [3, 0]
-    old.transport.close()
+    old.virtio.close()
 
 
 def test_more_virtqueues_than_the_table_has_room_for_are_refused(driver: Driver) -> None:

@@ -8,7 +8,7 @@ import pytest
 from support.guest_ram import GIB, guest_ram
 from support.virtqueue import INDIRECT, NEXT, NO_INTERRUPT, WRITE, DriverQueue
 
-from vmservice.devices.virtio.device import EVENT_IDX, INDIRECT_DESC, VERSION_1
+from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmservice.devices.virtio.queue import MAX_INDIRECT_CHAIN, Queue, QueueState, check_rings
 from vmservice.errors import GuestError, OutOfGuestMemory
 from vmservice.memory.guest_memory import GuestMemory

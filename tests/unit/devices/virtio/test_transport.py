@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from support.virtqueue import QUEUES_GPA, Driver, DriverQueue, offered
 
-from vmservice.devices.virtio.device import EVENT_IDX, INDIRECT_DESC, VERSION_1, cut_config
+from vmservice.devices.virtio.device import cut_config
+from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmservice.devices.virtio.queue import USED, Queue
 from vmservice.devices.virtio.transport import (
     ACKNOWLEDGE,
@@ -61,7 +62,7 @@ class Echo:
     def notify(self, index: int) -> None:
         self.told.append(f"notify {index}")
         if self.port is not None and self.queues[index].drain(lambda chain: 0):
-            self.port.queue(index)
+            self.port.interrupt_queue(index)
 
     def take_told(self) -> list[str]:
         told, self.told = self.told, []
@@ -381,7 +382,7 @@ def test_a_lie_that_the_host_comes_upon(driver: Driver, echo: Echo) -> None:
     port.needs_reset(GuestError("found out"))
     assert driver.is_broken
     assert driver.interrupt.configs == 1
-    port.queue(0)
+    port.interrupt_queue(0)
     port.needs_reset(GuestError("again"))
     assert driver.interrupt.queues == []
     assert driver.interrupt.configs == 1
@@ -425,10 +426,10 @@ def test_the_generation_changes_with_the_configuration(driver: Driver, echo: Ech
 
 
 def test_configuration_changes_are_told_to_a_driver_that_is_there(driver: Driver, echo: Echo) -> None:
-    driver.transport.config()
+    driver.transport.interrupt_config()
     assert driver.interrupt.configs == 0
     driver.start()
-    driver.transport.config()
+    driver.transport.interrupt_config()
     assert driver.interrupt.configs == 1
 
 

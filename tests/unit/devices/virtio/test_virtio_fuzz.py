@@ -37,7 +37,6 @@ def console(memory: GuestMemory) -> Case:
     def poke(rng: random.Random) -> None:
         port = rng.randrange(2)
         assert 0 <= device.receive(port, rng.randbytes(rng.randrange(40))) <= 40
-        device.wants_input(port)
         device.resize(rng.randrange(1 << 16), rng.randrange(1 << 16), port)
         device.set_open(port, rng.random() < 0.5)
 
