@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from vmservice.errors import UsageError, VmmError
@@ -10,9 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-
-EXIT_OK = 0
-EXIT_MISSING = 69
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_status
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
-        return EXIT_OK
+        return os.EX_OK
 
 
 def _is_unit_command(words: list[str]) -> bool:
@@ -62,10 +60,6 @@ def _dispatch(words: list[str]) -> int:
         return _check_host(options.json)
     if options.command == "check-config":
         return _check_config(options.target, options.user)
-    if options.command == "console":
-        from vmservice.service.console_command import console
-
-        return console(options)
     from vmservice.client.arguments import run_command
 
     return run_command(options)
@@ -80,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
 
     from vmservice import __version__
     from vmservice.client.arguments import add_commands
-    from vmservice.service.console_command import add_command as add_console
 
     parser = Parser(prog="vmservice", description="Virtual machines that are systemd services.")
     parser.add_argument("--version", action="version", version=f"vmservice {__version__}")
@@ -102,13 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     check_host = commands.add_parser("check-host", help="say what this host can run, and what is missing")
     check_host.add_argument("--json", action="store_true", help="print the checks as JSON")
     add_commands(commands)
-    add_console(commands)
     return parser
 
 
 def _check_config(target: str, user: bool) -> int:
     from vmservice import config as configuration
-    from vmservice.check_config import check_config
+    from vmservice.check.configuration import check_config
 
     if "/" in target or target.endswith(".toml"):
         path, name = target, "config"
@@ -116,11 +108,11 @@ def _check_config(target: str, user: bool) -> int:
         path, name = configuration.config_path(target, user=user), target
     check_config(configuration.load_config(name, path))
     print(f"{path}: no problem found")
-    return EXIT_OK
+    return os.EX_OK
 
 
 def _check_host(as_json: bool) -> int:
-    from vmservice.check_host import MISSING, check_host
+    from vmservice.check.host import MISSING, check_host
 
     checks = check_host()
     if as_json:
@@ -133,4 +125,4 @@ def _check_host(as_json: bool) -> int:
             print(f"{check.result:8} {check.name:{width}}  {check.detail}")
             if check.mend:
                 print(f"{'':8} {'':{width}}  → {check.mend}")
-    return EXIT_MISSING if any(check.result == MISSING for check in checks) else EXIT_OK
+    return os.EX_UNAVAILABLE if any(check.result == MISSING for check in checks) else os.EX_OK

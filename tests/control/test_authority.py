@@ -98,22 +98,22 @@ def test_who_needs_no_authorization(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ":x:1003:1003::/:/bin/sh\n"
     )
     groups.write_text("root:x:0:\nnot-vmservice:x:1001:bob\nvmservice:x:980:alice,vm-web\n")
-    monkeypatch.setattr(caller, "ACCOUNT_FILE", str(accounts))
-    monkeypatch.setattr(caller, "GROUP_FILE", str(groups))
+    monkeypatch.setattr("vmservice.host.accounts.ACCOUNT_FILE", str(accounts))
+    monkeypatch.setattr("vmservice.host.accounts.GROUP_FILE", str(groups))
     monkeypatch.setattr("os.geteuid", lambda: 4711)
     assert caller.is_trusted(uid) is trusted
 
 
 def test_when_the_files_cannot_be_read_only_root_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As when another VM of the account has taken our descriptors away."""
-    monkeypatch.setattr(caller, "ACCOUNT_FILE", str(tmp_path))
+    monkeypatch.setattr("vmservice.host.accounts.ACCOUNT_FILE", str(tmp_path))
     monkeypatch.setattr("os.geteuid", lambda: 4711)
     assert [uid for uid in (0, 980, 1000, 4711, 61200) if caller.is_trusted(uid)] == [0]
 
 
 def test_without_the_files_only_root_and_the_vms_own_account_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caller, "ACCOUNT_FILE", "/nowhere/passwd")
-    monkeypatch.setattr(caller, "GROUP_FILE", "/nowhere/group")
+    monkeypatch.setattr("vmservice.host.accounts.ACCOUNT_FILE", "/nowhere/passwd")
+    monkeypatch.setattr("vmservice.host.accounts.GROUP_FILE", "/nowhere/group")
     monkeypatch.setattr("os.geteuid", lambda: 4711)
     assert [uid for uid in (0, 980, 1000, 4711, 61200) if caller.is_trusted(uid)] == [0, 4711]
 

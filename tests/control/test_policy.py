@@ -15,7 +15,6 @@ import pytest
 from support.bus_client import served_vm
 from support.private_bus import PrivateBus
 
-from vmservice.control import caller
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.vmservice.VM1.conf"
@@ -64,8 +63,8 @@ def accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     user = pwd.getpwnam(MEMBER)
     (tmp_path / "passwd").write_text(f"{MEMBER}:x:{user.pw_uid}:{user.pw_gid}:::\n")
     (tmp_path / "group").write_text(f"vmservice:x:980:{MEMBER}\n")
-    monkeypatch.setattr(caller, "ACCOUNT_FILE", str(tmp_path / "passwd"))
-    monkeypatch.setattr(caller, "GROUP_FILE", str(tmp_path / "group"))
+    monkeypatch.setattr("vmservice.host.accounts.ACCOUNT_FILE", str(tmp_path / "passwd"))
+    monkeypatch.setattr("vmservice.host.accounts.GROUP_FILE", str(tmp_path / "group"))
 
 
 def send(bus: PrivateBus, account: str, destination: str, path: str, member: str, *arguments: str) -> str:

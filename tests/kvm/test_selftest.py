@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from support.kvm_guest import needs_kvm
 
+from vmservice.check import selftest
 from vmservice.errors import HostError
 from vmservice.kvm.system import Kvm
-from vmservice.vm import selftest
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 

@@ -31,11 +31,11 @@ MAY_IMPORT = {
     # What devices are plugged into.
     "board": {"errors", "kvm", "memory", "acpi", "arch", "devices"},
     "vm": {"errors", "board", "files", "config", "config_sections", "kvm", "host", "memory", "acpi", "arch", "boot", "devices"},
-    "control": {"errors", "vm"},
-    "client": {"errors", "config", "vm", "control"},
+    "control": {"errors", "host", "vm"},
+    "client": {"errors", "config", "host", "vm", "control"},
 }
 # These put everything together.
-FREE_ROOMS = {"service", "cli", "__main__", "__init__", "check_config", "check_host"}
+FREE_ROOMS = {"service", "cli", "__main__", "__init__", "check"}
 
 # What a start does not wait for: it is imported inside the function that needs it, or when the guest runs already.
 SLOW_MODULES = {
@@ -44,10 +44,10 @@ SLOW_MODULES = {
 }
 # Imported when the guest runs already, or never on the way there.
 OFF_THE_FAST_PATH = {
-    *("boot/elf.py", "check_config.py", "check_host.py", "host/terminal.py", "service/keyboard.py", "service/loop.py"),
+    *("boot/elf.py", "host/terminal.py", "service/keyboard.py", "service/loop.py"),
     *("service/sleep.py", "service/stop.py", "service/watchdog.py"),
 }
-OFF_THE_FAST_PATH_ROOMS = {"client", "control"}
+OFF_THE_FAST_PATH_ROOMS = {"check", "client", "control"}
 
 LONGEST_FILE = 450
 

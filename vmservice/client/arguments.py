@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
-from vmservice.config import VCPUS_MAX, check_name
+from vmservice.config import VCPUS_MAX, check_name, is_name
 from vmservice.errors import UsageError
 from vmservice.vm.state import TRANSITIONS
 
@@ -39,6 +40,13 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         parser = add(verb, text)
         if verb == "resize":
             parser.add_argument("vcpus", metavar="N", type=int, help="how many vCPUs the VM shall have")
+    console = add("console", 'join this terminal to a console of a VM in mode "pty" or "socket"')
+    console.add_argument(
+        "console",
+        nargs="?",
+        metavar="LABEL",
+        help="serial, hvc or the name of a port; the first console that there is unless given",
+    )
     states = tuple(TRANSITIONS)
     wait = add("wait", "wait until a VM is in a state")
     wait.add_argument("state", metavar="STATE", choices=states, help=f"one of {', '.join(states)}; no process is shutdown, too")
@@ -47,6 +55,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command that was parsed; its exit status."""
+    if options.command == "console":
+        return _run_console(options.name, options.console, user=options.user)
     from vmservice.client import commands
 
     if options.command == "list":
@@ -62,3 +72,14 @@ def run_command(options: argparse.Namespace) -> int:
     if vcpus is not None and not 1 <= vcpus <= VCPUS_MAX:
         raise UsageError(f"no VM can have {vcpus} vCPUs; 1 to {VCPUS_MAX} are possible")
     return commands.run_verb(options.command, options.name, user=options.user, vcpus=vcpus)
+
+
+def _run_console(name: str, label: str | None, *, user: bool) -> int:
+    """Until the person leaves or the VM goes."""
+    from vmservice.client import console
+
+    check_name(name)
+    if label is not None and not is_name(label):
+        raise UsageError(f"{label[:80]!r} cannot be the name of a console: it is serial, hvc, or a port's name")
+    console.attach(name, console.runtime_directory(name, user=user), label)
+    return os.EX_OK

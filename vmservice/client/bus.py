@@ -14,6 +14,7 @@ from dbus_next.constants import MessageFlag, MessageType
 
 from vmservice.control.bus import bus_address
 from vmservice.control.dbus_transport import BoundedUnmarshaller, Transport
+from vmservice.control.names import DAEMON, DAEMON_PATH, PROPERTIES_INTERFACE
 from vmservice.errors import HostFacilityMissing, VmmError
 
 CONNECT_TIMEOUT_SEC = 5.0
@@ -22,10 +23,6 @@ DAEMON_TIMEOUT_SEC = 5.0
 # ListNames of a bus with tens of thousands of names.
 NAMES_LIMIT_BYTES = 1 << 20
 TEXT_LIMIT_CHARS = 2048
-
-DAEMON = "org.freedesktop.DBus"
-DAEMON_PATH = "/org/freedesktop/DBus"
-PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
 
 _NAMES = "as"
 _UNPACKED_REPLIES = ("s", "u", "v", "a{sv}", _NAMES)
@@ -57,7 +54,7 @@ class ClientUnmarshaller(BoundedUnmarshaller):
         return super()._message(kind, flags, serial, header, too_large)
 
     @staticmethod
-    def _unpacked_part(kind: MessageType, signature: str, _sender: str | None = None) -> str:
+    def _unpacked_part(kind: MessageType, signature: str) -> str:
         if kind is MessageType.METHOD_CALL:
             return ""
         known = _UNPACKED_SIGNALS if kind is MessageType.SIGNAL else _UNPACKED_REPLIES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine
 
@@ -23,7 +24,6 @@ MEMBERS = {
     "resize": "Resize",
 }
 
-EXIT_OK = 0
 # As a shell reports a command that SIGINT ended.
 EXIT_INTERRUPTED = 130
 
@@ -93,7 +93,7 @@ def _run(work: Coroutine[None, None, None]) -> int:
         asyncio.run(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return EXIT_OK
+    return os.EX_OK
 
 
 def _say(text: str) -> None:

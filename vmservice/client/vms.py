@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vmservice.client.bus import PROPERTIES_INTERFACE, Bus, CallFailed, NotInTime, printable
+from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.config import check_name
 from vmservice.control.errors import FAILED
-from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
+from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError
 
 # A VM answers a look from its own tables. A verb may wait for the guest (Resize: 30 s), or for a person to give a password.

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dbus_next import Message
 from dbus_next.constants import MessageType
 
-from vmservice.client.bus import DAEMON, DAEMON_PATH, PROPERTIES_INTERFACE, Bus, CallFailed, NotInTime, printable
+from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.vms import GONE, NOBODY_THERE, failure
-from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
+from vmservice.control.names import DAEMON, DAEMON_PATH, INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.errors import HostError
 from vmservice.vm.state import State
 

@@ -14,8 +14,9 @@ from dbus_next import Message, Variant
 from dbus_next.constants import MessageFlag, MessageType
 
 from vmservice.control.caller import GROUP, Caller
-from vmservice.control.dbus_transport import DAEMON, Transport, daemon_call
+from vmservice.control.dbus_transport import Transport, daemon_call
 from vmservice.control.errors import ACCESS_DENIED, INTERACTION_REQUIRED, LIMITS_EXCEEDED, BusFault, wire_text
+from vmservice.control.names import DAEMON
 
 # A verb of the interface and the polkit action that stands for it; dbus/org.vmservice.vm1.policy declares them.
 ACTIONS = {

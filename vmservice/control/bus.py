@@ -18,10 +18,10 @@ from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameR
 from dbus_next.errors import DBusError
 
 from vmservice.control.authority import Authority
-from vmservice.control.dbus_object import PROPERTIES_INTERFACE, VmObject
+from vmservice.control.dbus_object import VmObject
 from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Transport, checked_address, daemon_call
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
-from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
+from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError
 from vmservice.vm.lifecycle import Resizing, Vm
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import os
 
-GROUP = "vmservice"
-ACCOUNT_FILE = "/etc/passwd"
-GROUP_FILE = "/etc/group"
+from vmservice.host import accounts
 
-_FILE_LIMIT_BYTES = 1 << 20
+GROUP = "vmservice"
 
 
 class Caller:
@@ -34,29 +32,18 @@ class Caller:
 def is_trusted(uid: int) -> bool:
     """Whether the account `uid` needs no authorization.
 
-    The name service is not asked: it may wait for a server. Polkit knows accounts and groups that come from one.
+    Polkit knows accounts and groups that come from a server.
     """
     if uid == 0:
         return True
     try:
-        account = _entry(ACCOUNT_FILE, 2, str(uid), fields=7)
-        group = _entry(GROUP_FILE, 0, GROUP, fields=4)
+        account = accounts.account(uid)
+        group = accounts.group(GROUP)
     except OSError:
         # Out of descriptors, say. Not even our own account then: other VMs may run as it.
         return False
-    if account is not None and group is not None and account[3] == group[2]:
+    if account is not None and group is not None and account[1] == group[0]:
         return False
     if uid == os.geteuid():
         return True
-    return account is not None and group is not None and account[0] in group[3].split(",")
-
-
-def _entry(path: str, key: int, value: str, *, fields: int) -> list[str] | None:
-    """The first line of a file of passwd(5) or group(5) whose field number `key` is `value`; OSError if it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read(_FILE_LIMIT_BYTES).splitlines()
-    except FileNotFoundError:
-        return None
-    entries = (line.split(":") for line in lines)
-    return next((entry for entry in entries if len(entry) == fields and entry[key] == value and entry[0]), None)
+    return account is not None and group is not None and account[0] in group[1]

@@ -21,11 +21,10 @@ from vmservice.control.errors import (
     BusFault,
 )
 from vmservice.control.introspection import ancestor_xml, generated_xml, installed_xml
-from vmservice.control.names import INTERFACE, OBJECT_PATH
+from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE
 from vmservice.errors import HostError
 from vmservice.vm.lifecycle import Resizing, Vm
 
-PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PEER = "org.freedesktop.DBus.Peer"
 

@@ -35,6 +35,7 @@ from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import InvalidAddressError, InvalidMessageError
 from dbus_next.signature import SignatureTree
 
+from vmservice.control.names import DAEMON, DAEMON_PATH
 from vmservice.errors import HostError, HostFacilityMissing, UsageError
 
 BODY_LIMIT_BYTES = 64 * 1024
@@ -49,8 +50,6 @@ _AUTH_LINE_LIMIT_BYTES = 512
 _UNPACKED = {"": "", "y": "y", "s": "s", "ss": "ss", "ssv": "ss"}
 _UNPACKED_REPLIES = ("s", "u", "h", "(bba{ss})")  # of the bus itself, errors, logind's Inhibit and polkit's CheckAuthorization
 _UNPACKED_SIGNALS = ("sss", "b")  # NameOwnerChanged, which dbus-next itself looks at, and logind's PrepareForSleep
-
-DAEMON = "org.freedesktop.DBus"
 
 
 class BoundedUnmarshaller(Unmarshaller):  # type: ignore[misc]
@@ -278,9 +277,7 @@ class Transport(MessageBus):  # type: ignore[misc]
 
 def daemon_call(member: str, signature: str, body: list[object]) -> Message:
     """A call of the bus itself."""
-    return Message(
-        destination=DAEMON, path="/org/freedesktop/DBus", interface=DAEMON, member=member, signature=signature, body=body
-    )
+    return Message(destination=DAEMON, path=DAEMON_PATH, interface=DAEMON, member=member, signature=signature, body=body)
 
 
 def checked_address(address: str) -> str:

@@ -14,8 +14,9 @@ from dbus_next import Message
 from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import DBusError
 
-from vmservice.control.dbus_transport import DAEMON, Transport, daemon_call
+from vmservice.control.dbus_transport import Transport, daemon_call
 from vmservice.control.errors import ACCESS_DENIED, wire_text
+from vmservice.control.names import DAEMON
 from vmservice.errors import HostError
 
 LOGIN = "org.freedesktop.login1"

@@ -1,10 +1,15 @@
-"""What a VM is called on the bus: the interface, the object, and the name that a VM of a given name owns."""
+"""Names on the bus: the interface and the object of a VM, the name that a VM of a given name owns, and the bus's own."""
 
 from __future__ import annotations
 
 INTERFACE = "org.vmservice.VM1"
 OBJECT_PATH = "/org/vmservice/VM1"
 INTROSPECTION_FILE = "org.vmservice.VM1.xml"
+
+# The bus itself, and an interface that every object has: D-Bus specification.
+DAEMON = "org.freedesktop.DBus"
+DAEMON_PATH = "/org/freedesktop/DBus"
+PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
 
 
 def escape_label(name: str) -> str:

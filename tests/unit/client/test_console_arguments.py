@@ -6,14 +6,14 @@ import argparse
 
 import pytest
 
+from vmservice.client import console
+from vmservice.client.arguments import add_commands, run_command
 from vmservice.errors import UsageError
-from vmservice.host import attach
-from vmservice.service.console_command import add_command, console
 
 
 def parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers(dest="command"))
+    add_commands(parser.add_subparsers(dest="command"))
     return parser.parse_args(["console", *words])
 
 
@@ -31,17 +31,17 @@ def test_what_is_attached_to(
 ) -> None:
     calls: list[tuple[object, ...]] = []
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    monkeypatch.setattr(attach, "attach", lambda *arguments: calls.append(arguments))
-    assert console(parse(*words)) == 0
+    monkeypatch.setattr(console, "attach", lambda *arguments: calls.append(arguments))
+    assert run_command(parse(*words)) == 0
     assert calls == [expected]
 
 
 def test_a_name_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot be the name of a VM"):
-        console(parse("../etc"))
+        run_command(parse("../etc"))
 
 
 @pytest.mark.parametrize("label", ["../serial", "", "a/b", ".hidden", "x" * 65])
 def test_a_label_that_is_none_is_refused(label: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name of a console"):
-        console(parse("demo", label))
+        run_command(parse("demo", label))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 
+from vmservice.check.selftest import EXPECTED, run_test_vm
 from vmservice.config import VCPUS_MAX
 from vmservice.errors import HostError, VmmError
 from vmservice.kvm import abi
 from vmservice.kvm.system import Kvm
-from vmservice.vm.selftest import EXPECTED, run_test_vm
 
 OK = "ok"
 MISSING = "missing"

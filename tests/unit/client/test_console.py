@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from support.process import CHECKOUT
 
+from vmservice.client import console as consoles
 from vmservice.errors import HostError, HostFacilityMissing, UsageError
-from vmservice.host import attach
 from vmservice.host.console import PtyConsole
 from vmservice.host.console_socket import open_socket_console
 
@@ -27,7 +27,7 @@ TIMEOUT_SEC = 20.0
 PROGRAM = """
 import sys
 from vmservice.errors import VmmError
-from vmservice.host.attach import attach
+from vmservice.client.console import attach
 try:
     attach("demo", sys.argv[1])
 except VmmError as error:
@@ -171,23 +171,23 @@ def test_a_signal_gives_the_terminal_back_too(console: PtyConsole, come: Callabl
 def test_without_a_terminal(tmp_path: Path, console: PtyConsole) -> None:
     reader, writer = os.pipe()
     with pytest.raises(UsageError, match="needs a terminal for standard input and output"):
-        attach.attach("demo", str(tmp_path), input_fd=reader, output_fd=writer)
+        consoles.attach("demo", str(tmp_path), input_fd=reader, output_fd=writer)
     os.close(reader)
     os.close(writer)
 
 
 def test_a_vm_without_such_a_console(tmp_path: Path, console: PtyConsole) -> None:
     with pytest.raises(HostFacilityMissing, match=r'^demo has no hvc console to attach to: it must run, with mode = "pty" or'):
-        attach._open_console("demo", str(tmp_path), "hvc")
+        consoles._open_console("demo", str(tmp_path), "hvc")
     with pytest.raises(HostFacilityMissing, match=r"^demo has no console to attach to"):
-        attach._open_console("demo", str(tmp_path / "gone"), None)
+        consoles._open_console("demo", str(tmp_path / "gone"), None)
 
 
 @pytest.mark.parametrize("target", ["/dev/sda", "/dev/pts/../sda", "/dev/pts/", "/dev/pts/1/../../sda", "/dev/tty"])
 def test_a_link_to_something_else_is_not_followed(tmp_path: Path, target: str) -> None:
     (tmp_path / "serial").symlink_to(target)
     with pytest.raises(HostError, match="which is no pseudoterminal"):
-        attach._open_console("demo", str(tmp_path), None)
+        consoles._open_console("demo", str(tmp_path), None)
 
 
 def test_a_pseudoterminal_of_somebody_else_is_not_opened(
@@ -202,15 +202,15 @@ def test_a_pseudoterminal_of_somebody_else_is_not_opened(
 
     monkeypatch.setattr(os, "fstat", of_another)
     with pytest.raises(HostError, match=r"^/dev/pts/\d+ is no longer the console of demo$"):
-        attach._open_console("demo", str(tmp_path), None)
+        consoles._open_console("demo", str(tmp_path), None)
 
 
 def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert attach.runtime_directory("demo", user=False) == "/run/vmservice/demo"
+    assert consoles.runtime_directory("demo", user=False) == "/run/vmservice/demo"
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    assert attach.runtime_directory("demo", user=True) == "/run/user/7/vmservice/demo"
+    assert consoles.runtime_directory("demo", user=True) == "/run/user/7/vmservice/demo"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert attach.runtime_directory("demo", user=True) == f"/run/user/{os.getuid()}/vmservice/demo"
+    assert consoles.runtime_directory("demo", user=True) == f"/run/user/{os.getuid()}/vmservice/demo"
 
 
 # At a socket
@@ -282,10 +282,10 @@ def test_a_socket_of_somebody_else_is_not_connected_to(tmp_path: Path, monkeypat
         other.listen()
         (directory / "serial.sock").symlink_to(elsewhere / "s")
         with pytest.raises(HostError, match=r"serial\.sock is not the console of demo$"):
-            attach._open_console("demo", str(directory), None)
+            consoles._open_console("demo", str(directory), None)
         (directory / "serial.sock").unlink()
         (directory / "serial.sock").hardlink_to(elsewhere / "s")
-        os.close(attach._open_console("demo", str(directory), None)[1])
+        os.close(consoles._open_console("demo", str(directory), None)[1])
         real = os.stat
         status = real(directory)
         fields = list(status)
@@ -294,14 +294,14 @@ def test_a_socket_of_somebody_else_is_not_connected_to(tmp_path: Path, monkeypat
             os, "stat", lambda path, **more: os.stat_result(fields) if path == str(directory) else real(path, **more)
         )
         with pytest.raises(HostError, match=r"serial\.sock is not the console of demo$"):
-            attach._open_console("demo", str(directory), None)
+            consoles._open_console("demo", str(directory), None)
 
 
 def test_a_socket_that_nobody_listens_at(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
         left.bind(str(tmp_path / "hvc.sock"))
     with pytest.raises(HostError, match=r"^cannot connect to .*/hvc\.sock, a console of demo: Connection refused"):
-        attach._open_console("demo", str(tmp_path), None)
+        consoles._open_console("demo", str(tmp_path), None)
 
 
 def test_a_socket_that_systemd_holds_is_the_serial_console(tmp_path: Path) -> None:
@@ -311,8 +311,8 @@ def test_a_socket_that_systemd_holds_is_the_serial_console(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(activated / "demo"))
         listener.listen()
-        label, fd = attach._open_console("demo", str(directory), None)
+        label, fd = consoles._open_console("demo", str(directory), None)
         assert label == "serial"
         os.close(fd)
         with pytest.raises(HostFacilityMissing):
-            attach._open_console("demo", str(directory), "hvc")
+            consoles._open_console("demo", str(directory), "hvc")
