@@ -29,15 +29,13 @@ class Acpi:
         self.chipset = guest.machines[-1].chipset
 
     def flags(self, vcpu: int) -> int:
-        with self.chipset.lock:
-            self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
-            return self.chipset.pio.read(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, 1)[0]
+        self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
+        return self.chipset.pio.read(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, 1)[0]
 
     def answer(self, vcpu: int, flag: int) -> None:
         """Write one flag; then the service's loop would handle the event that comes of it."""
-        with self.chipset.lock:
-            self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
-            self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, bytes((flag,)))
+        self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
+        self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, bytes((flag,)))
         event = self.guest.next_event()
         assert event.kind == EventKind.VCPUS
         self.guest.vm.handle(event)

@@ -14,6 +14,8 @@ and the ACPI tables describe each line as the device has it.
 
 from __future__ import annotations
 
+import _thread
+
 from vmservice.devices.state import DeviceState
 
 TYPE_CHECKING = False
@@ -84,6 +86,9 @@ class IoApicState(DeviceState):
 class IoApic:
     """`send_msi(address, data)` delivers a message.
 
+    `lock` is taken by the host's side itself, and to be held during the guest's accesses: devices with locks of their own
+    raise their lines at the same time. Neither `send_msi` nor `on_routes_changed` may come back here.
+
     `on_routes_changed` is called when `routes()` has changed, before any interrupt goes out by the new route: KVM makes
     EOI exits only for the level-triggered vectors in its routing table, so the table must be in place by then.
     """
@@ -94,6 +99,7 @@ class IoApic:
         state: IoApicState | None = None,
         on_routes_changed: Callable[[], None] = _ignore,
     ) -> None:
+        self.lock = _thread.allocate_lock()
         self.state = state or IoApicState()
         self._send_msi = send_msi
         self._on_routes_changed = on_routes_changed
@@ -103,20 +109,22 @@ class IoApic:
     def set_line(self, pin: int, level: bool) -> None:
         """An input changes, or is said again to be what it was."""
         state, bit = self.state, 1 << pin
-        rising = level and not state.lines & bit
-        state.lines = state.lines | bit if level else state.lines & ~bit
-        if _is_level(state.redirection[pin]):
-            self._deliver_level(pin)
-        elif rising:
-            state.pending |= bit
-            self._deliver_edge(pin)
+        with self.lock:
+            rising = level and not state.lines & bit
+            state.lines = state.lines | bit if level else state.lines & ~bit
+            if _is_level(state.redirection[pin]):
+                self._deliver_level(pin)
+            elif rising:
+                state.pending |= bit
+                self._deliver_edge(pin)
 
     def end_of_interrupt(self, vector: int) -> None:
         """A local APIC has finished `vector` (KVM_EXIT_IOAPIC_EOI). A line that is still high interrupts again."""
-        for pin, entry in enumerate(self.state.redirection):
-            if entry & REMOTE_IRR and entry & VECTOR_MASK == vector:
-                self._change(pin, entry & ~REMOTE_IRR)
-                self._deliver_level(pin)
+        with self.lock:
+            for pin, entry in enumerate(self.state.redirection):
+                if entry & REMOTE_IRR and entry & VECTOR_MASK == vector:
+                    self._change(pin, entry & ~REMOTE_IRR)
+                    self._deliver_level(pin)
 
     def routes(self) -> list[Message | None]:
         """For each pin the message (address, data) that it sends, or None while it can send none.

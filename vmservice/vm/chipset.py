@@ -29,7 +29,7 @@ _MSI_LEVEL_TRIGGERED = 1 << 15  # Intel SDM vol. 3, 11.11.2: message data regist
 
 
 class Chipset:
-    """Devices, the PIO and MMIO buses that they are on, and `lock`: every access to a device is made while holding it.
+    """Devices, the PIO and MMIO buses that they are on, and `lock`, held during each access to one that has no other.
 
     `ioapic` is None where the in-kernel irqchip has taken its place, `serial` where the configuration has it off, `cpu_hotplug`
     where the number of vCPUs is fixed, `pvpanic` and `watchdog` where nobody would act on them.
@@ -57,26 +57,26 @@ class Chipset:
         self.ioapic: IoApic | None = None
         if split_irqchip:
             self.ioapic = IoApic(vm.signal_msi, on_routes_changed=self._update_routes)
-            self.mmio.insert(layout.IOAPIC_BASE, layout.IOAPIC_LEN, self.ioapic)
+            self.mmio.insert(layout.IOAPIC_BASE, layout.IOAPIC_LEN, self.ioapic, self.ioapic.lock)
 
         self.serial: Serial | None = None
         if console is not None:
             self.serial = Serial(self.line(layout.COM1_GSI), console, on_room=on_console_room)
-            self.pio.insert(layout.COM1_BASE, layout.COM1_LEN, self.serial)
+            self.pio.insert(layout.COM1_BASE, layout.COM1_LEN, self.serial, self.lock)
         self.events = GenericEvents(self.line(layout.GED_GSI))
-        self.pio.insert(layout.GED_PORT, layout.GED_LEN, self.events)
+        self.pio.insert(layout.GED_PORT, layout.GED_LEN, self.events, self.lock)
         self.cpu_hotplug = cpu_hotplug
         if cpu_hotplug is not None:
-            self.pio.insert(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, cpu_hotplug)
+            self.pio.insert(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, cpu_hotplug, self.lock)
         self.pvpanic = pvpanic
         if pvpanic is not None:
-            self.pio.insert(layout.PVPANIC_PORT, layout.PVPANIC_LEN, pvpanic)
+            self.pio.insert(layout.PVPANIC_PORT, layout.PVPANIC_LEN, pvpanic, self.lock)
         self.watchdog = watchdog
         if watchdog is not None:
-            self.pio.insert(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, watchdog)
-        self.pio.insert(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(on_sleep, on_reset))
-        self.pio.insert(layout.I8042_BASE, layout.I8042_LEN, I8042(on_reset))
-        self.pio.insert(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory))
+            self.pio.insert(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, watchdog, self.lock)
+        self.pio.insert(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(on_sleep, on_reset), self.lock)
+        self.pio.insert(layout.I8042_BASE, layout.I8042_LEN, I8042(on_reset), self.lock)
+        self.pio.insert(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory), self.lock)
 
     def line(self, gsi: int) -> IrqLine:
         """A wire to the interrupt controller's input `gsi`."""

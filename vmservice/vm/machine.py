@@ -259,8 +259,7 @@ class KvmMachine:
         elif reason == abi.KVM_EXIT_MMIO:
             self._handle_mmio(vcpu)
         elif reason == abi.KVM_EXIT_IOAPIC_EOI and self.chipset.ioapic is not None:
-            with self.chipset.lock:
-                self.chipset.ioapic.end_of_interrupt(vcpu.page[abi.RUN_EXIT])
+            self.chipset.ioapic.end_of_interrupt(vcpu.page[abi.RUN_EXIT])
         elif reason == abi.KVM_EXIT_SHUTDOWN:  # a triple fault, which resets a PC
             self.guest_reset()
         elif reason == abi.KVM_EXIT_SYSTEM_EVENT:
@@ -274,26 +273,26 @@ class KvmMachine:
         page = vcpu.page
         direction, size, port, count, offset = _unpack_pio(page, _EXIT_DATA)
         chipset = self.chipset
-        with chipset.lock:
-            if self._coalescing:
+        if self._coalescing:
+            with chipset.lock:
                 self._drain(vcpu)
-            for start in range(offset, offset + size * count, size):
-                if direction:  # KVM_EXIT_IO_OUT
-                    chipset.pio.write(port, page[start : start + size])
-                else:
-                    page[start : start + size] = chipset.pio.read(port, size)
+        for start in range(offset, offset + size * count, size):
+            if direction:  # KVM_EXIT_IO_OUT
+                chipset.pio.write(port, page[start : start + size])
+            else:
+                page[start : start + size] = chipset.pio.read(port, size)
 
     def _handle_mmio(self, vcpu: KvmVcpu) -> None:
         page = vcpu.page
         address, data, size, is_write = exits.MMIO.unpack_from(page, abi.RUN_EXIT)
         mmio = self.chipset.mmio
-        with self.chipset.lock:
-            if self._coalescing:
+        if self._coalescing:
+            with self.chipset.lock:
                 self._drain(vcpu)
-            if is_write:
-                mmio.write(address, data[:size])
-            else:
-                page[exits.MMIO_DATA : exits.MMIO_DATA + size] = mmio.read(address, size)
+        if is_write:
+            mmio.write(address, data[:size])
+        else:
+            page[exits.MMIO_DATA : exits.MMIO_DATA + size] = mmio.read(address, size)
 
     def _handle_system_event(self, vcpu: KvmVcpu) -> None:
         (kind,) = struct.unpack_from("<I", vcpu.page, abi.RUN_EXIT)

@@ -164,8 +164,8 @@ class Peripherals:
             (layout.FIRMWARE_END - layout.FIRMWARE_MAX_SIZE, layout.FIRMWARE_MAX_SIZE, "the firmware"),
         ]
         pci = pci_bus.PciBus(self._chipset.mmio, reserved=reserved, warn=self._warn)
-        self._chipset.pio.insert(resources.PCI_CONFIG_PORT, resources.PCI_CONFIG_LEN, pci.config_ports)
-        self._chipset.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, pci.ecam)
+        self._chipset.pio.insert(resources.PCI_CONFIG_PORT, resources.PCI_CONFIG_LEN, pci.config_ports, pci.lock)
+        self._chipset.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, pci.ecam, pci.lock)
         pci.insert(host_bridge())
         return pci
 
@@ -190,6 +190,7 @@ class Peripherals:
             signal=interrupts.signal,
             on_route_changed=interrupts.on_route_changed,
             warn=self._warn,
+            lock=self._chipset.lock,
             is_64bit=wide,
         )
         area = self._resources.mmio64 if wide else self._resources.mmio32
@@ -203,8 +204,8 @@ class Peripherals:
         owner = type(device).__name__
         base = self._resources.mmio32.allocate(WINDOW_BYTES, owner, alignment=WINDOW_BYTES)
         pin = self._resources.pins.allocate(1, owner)
-        window = MmioTransport(device, self._memory, self._chipset.line(pin), warn=self._warn)
-        self._chipset.mmio.insert(base, WINDOW_BYTES, window)
+        window = MmioTransport(device, self._memory, self._chipset.line(pin), warn=self._warn, lock=self._chipset.lock)
+        self._chipset.mmio.insert(base, WINDOW_BYTES, window, window.virtio.lock)
         self._mmio_aml.append(devices_aml.virtio_mmio(len(self._mmio_aml), base, pin))
         return window.virtio
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import random
 from collections.abc import Callable
 
@@ -127,10 +128,10 @@ def test_random_accesses_raise_nothing(name: str, seed: int) -> None:
 @settings(derandomize=True, max_examples=EXAMPLES, deadline=None, database=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_accesses_to_a_bus_of_all_devices_raise_nothing(seed: int) -> None:
-    rng, bus, base, pokes = random.Random(seed), Bus(), 2, []
+    rng, bus, base, pokes, lock = random.Random(seed), Bus(), 2, [], _thread.allocate_lock()
     for length, make in CASES.values():
         device, poke = make()
-        bus.insert(base, length, device)
+        bus.insert(base, length, device, lock)
         pokes.append(poke)
         base += length + rng.randrange(3)
     for _ in range(ACCESSES_EACH):

@@ -71,7 +71,7 @@ class BarMap:
             if base < other + size and other < end:
                 return f"{base:#x}-{end - 1:#x} overlaps {name} at {other:#x}-{other + size - 1:#x}"
         try:
-            self._mmio.insert(base, bar.size, bar.region)
+            self._mmio.insert(base, bar.size, bar.region, bar.lock)
         except ValueError as error:
             return str(error)
         return None

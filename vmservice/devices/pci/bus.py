@@ -6,6 +6,7 @@ ones, which a guest takes for an empty slot (PCI Local Bus 3.0 §6.1).
 
 from __future__ import annotations
 
+import _thread
 import time
 
 from vmservice.devices.pci.bar_map import BarMap
@@ -42,7 +43,8 @@ ECAM_SIZE = BUSES << 20
 class PciBus:
     """Functions by slot. `mmio` is where their BARs answer, except on `reserved` ranges (base, size in bytes, name).
 
-    `config_ports` is the device for eight I/O ports from 0xcf8, `ecam` the one for the ECAM window.
+    `config_ports` is the device for eight I/O ports from 0xcf8, `ecam` the one for the ECAM window; `lock` is held during each
+    access to them. A function's own lock is taken under it, never the other way round.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class PciBus:
         warn: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.lock = _thread.allocate_lock()
         self.functions: dict[int, PciFunction] = {}
         self._bar_map = BarMap(mmio, reserved, warn, monotonic)
         self.config_ports = ConfigPorts(self)
@@ -60,15 +63,16 @@ class PciBus:
 
     def insert(self, function: PciFunction, slot: int | None = None) -> int:
         """Plug `function` into `slot`, or the first free one; which one it is. ConfigError when all are taken."""
-        if slot is None:
-            slot = next((free for free in range(SLOTS) if free not in self.functions), None)
-        if slot is None:
-            raise ConfigError(f"there are too many PCI devices: the bus has {SLOTS} slots, the host bridge's among them")
-        if not 0 <= slot < SLOTS or slot in self.functions:
-            raise ValueError(f"PCI slot {slot} is not free: a device is plugged into a free one of 0 to {SLOTS - 1}")
-        self.functions[slot] = function
-        function.on_decode_changed = self._update_bars
-        self._update_bars()
+        with self.lock:
+            if slot is None:
+                slot = next((free for free in range(SLOTS) if free not in self.functions), None)
+            if slot is None:
+                raise ConfigError(f"there are too many PCI devices: the bus has {SLOTS} slots, the host bridge's among them")
+            if not 0 <= slot < SLOTS or slot in self.functions:
+                raise ValueError(f"PCI slot {slot} is not free: a device is plugged into a free one of 0 to {SLOTS - 1}")
+            self.functions[slot] = function
+            function.on_decode_changed = self._update_bars
+            self._update_bars()
         return slot
 
     def function(self, bus: int, devfn: int) -> PciFunction | None:

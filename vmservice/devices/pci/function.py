@@ -5,6 +5,8 @@ There is no I/O space BAR, no expansion ROM and no interrupt pin: the functions 
 
 from __future__ import annotations
 
+import _thread
+
 from vmservice.devices.pci.config_space import CONVENTIONAL_SIZE, ConfigSpace
 
 TYPE_CHECKING = False
@@ -70,16 +72,18 @@ def _nobody(base: int | None) -> None:
 class Bar:
     """The base address register `index` (and the next one, with 64 bits) of `size` bytes, behind which `region` answers.
 
+    `lock` is held during each access to `region`.
     `on_mapped` is told the base at which the region answers from now on, and None when it has stopped; a move is told as both.
     Whoever wants to know sets it before the function is plugged in.
     """
 
-    __slots__ = ("index", "is_64bit", "on_mapped", "region", "size")
+    __slots__ = ("index", "is_64bit", "lock", "on_mapped", "region", "size")
 
-    def __init__(self, index: int, size: int, region: Device, *, is_64bit: bool) -> None:
+    def __init__(self, index: int, size: int, region: Device, lock: _thread.LockType, *, is_64bit: bool) -> None:
         self.index = index
         self.size = size
         self.region = region
+        self.lock = lock
         self.is_64bit = is_64bit
         self.on_mapped: Callable[[int | None], None] = _nobody
 
@@ -89,11 +93,20 @@ def _ignore() -> None:
 
 
 class PciFunction:
-    """The base of all functions. `on_decode_changed` is the bus's: which BARs answer, or where, may have changed."""
+    """The base of all functions. `on_decode_changed` is the bus's: which BARs answer, or where, may have changed.
+
+    `lock` is held during each access to a BAR; the configuration space is under the bus's.
+    """
 
     def __init__(
-        self, identity: Identity, *, config_size: int = CONVENTIONAL_SIZE, config_state: ConfigSpaceState | None = None
+        self,
+        identity: Identity,
+        *,
+        config_size: int = CONVENTIONAL_SIZE,
+        config_state: ConfigSpaceState | None = None,
+        lock: _thread.LockType | None = None,
     ) -> None:
+        self.lock = lock or _thread.allocate_lock()
         self.config = config = ConfigSpace(config_size, config_state)
         self.bars: list[Bar] = []
         self.on_decode_changed: Callable[[], None] = _ignore
@@ -116,7 +129,7 @@ class PciFunction:
             raise ValueError(f"BAR {index} of {size} bytes: a power of two of at least {_BAR_MIN_SIZE} is possible")
         if not 0 <= index < BAR_COUNT - is_64bit or any(self._overlaps(bar, index, is_64bit) for bar in self.bars):
             raise ValueError(f"BAR {index} is not free: a function has {BAR_COUNT}, and one of 64 bits takes two")
-        bar = Bar(index, size, region, is_64bit=is_64bit)
+        bar = Bar(index, size, region, self.lock, is_64bit=is_64bit)
         width = 8 if is_64bit else 4
         flags = (BAR_64BIT if is_64bit else 0) | (BAR_PREFETCHABLE if prefetchable else 0)
         # Address bits below the size are wired to 0: that is how a driver learns the size, by writing all ones.

@@ -5,6 +5,7 @@ Such a device is found by its entry in the DSDT: `virtio_mmio` of acpi/devices_a
 
 from __future__ import annotations
 
+import _thread
 import struct
 
 from vmservice.devices.state import DeviceState
@@ -114,11 +115,12 @@ class MmioTransport:
         line: IrqLine,
         *,
         warn: Callable[[str], None],
+        lock: _thread.LockType | None = None,
         state: MmioState | None = None,
     ) -> None:
         self._interrupt = _LineInterrupt(line, state.interrupt_status if state is not None else 0)
         self.virtio = VirtioTransport(
-            device, memory, self._interrupt, warn=warn, state=state.transport if state is not None else None
+            device, memory, self._interrupt, warn=warn, lock=lock, state=state.transport if state is not None else None
         )
 
     @property

@@ -11,6 +11,7 @@ Not offered: the legacy interface, INTx, notification data and the reset of a si
 
 from __future__ import annotations
 
+import _thread
 import struct
 
 from vmservice.devices.pci.function import Identity, PciFunction
@@ -108,12 +109,13 @@ class PciRegisters:
         msix: Msix,
         *,
         warn: Callable[[str], None],
+        lock: _thread.LockType,
         state: RegistersState | None = None,
         transport_state: TransportState | None = None,
     ) -> None:
         self.state = state or RegistersState(len(device.queue_max_sizes))
         self._msix = msix
-        self.virtio = VirtioTransport(device, memory, self, warn=warn, state=transport_state)
+        self.virtio = VirtioTransport(device, memory, self, warn=warn, lock=lock, state=transport_state)
         self._fields = self._common_fields()
 
     # The device's side (devices.virtio.device.Interrupt)
@@ -267,13 +269,14 @@ class PciTransport(PciFunction):
         signal: Callable[[int], None],
         on_route_changed: Callable[[int, int, int, bool], None],
         warn: Callable[[str], None],
+        lock: _thread.LockType | None = None,
         is_64bit: bool = True,
         state: PciState | None = None,
     ) -> None:
         queues = len(device.queue_max_sizes)
         if queues > MAX_QUEUES:
             raise ValueError(f"a virtio device of {queues} virtqueues: {MAX_QUEUES} have room in BAR 0")
-        super().__init__(_identity(device.device_type), config_state=state.config_space if state else None)
+        super().__init__(_identity(device.device_type), config_state=state.config_space if state else None, lock=lock)
         self.msix = Msix(
             self.config,
             queues + 1,
@@ -290,6 +293,7 @@ class PciTransport(PciFunction):
             memory,
             self.msix,
             warn=warn,
+            lock=self.lock,
             state=state.registers if state else None,
             transport_state=state.transport if state else None,
         )
@@ -323,18 +327,21 @@ class PciTransport(PciFunction):
             target = self._window_target()
             if target is not None:
                 start, length = target
-                data = self.registers.read(start, length)
+                with self.lock:
+                    data = self.registers.read(start, length)
                 self.config.store(self._window + _WINDOW_DATA, int.from_bytes(data, "little"), length)
         return super().read_config(offset, size)
 
     def write_config(self, offset: int, data: bytes) -> None:
         super().write_config(offset, data)
-        self.msix.config_written()
+        with self.lock:
+            self.msix.config_written()
         if self._touches_window(offset, len(data)):
             target = self._window_target()
             if target is not None:
                 start, length = target
-                self.registers.write(start, self.config.read(self._window + _WINDOW_DATA, length))
+                with self.lock:
+                    self.registers.write(start, self.config.read(self._window + _WINDOW_DATA, length))
 
     def _touches_window(self, offset: int, size: int) -> bool:
         data = self._window + _WINDOW_DATA

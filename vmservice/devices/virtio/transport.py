@@ -7,6 +7,7 @@ use it.
 
 from __future__ import annotations
 
+import _thread
 import time
 
 from vmservice.devices.state import DeviceState
@@ -69,9 +70,11 @@ class VirtioTransport:
     A GuestError from the device or a virtqueue sets DEVICE_NEEDS_RESET, tells the driver, says one sentence to `warn` (at
     most one each WARNING_INTERVAL_SEC), and resets the device, which so does nothing until the driver has reset it too.
 
+    `lock` is held during each access of the guest, and by whoever calls the device from the host's side.
+
     One notification is worth one batch, at most as many chains as the virtqueue has entries: when a driver has already made
-    more available by then, `on_backlog` is called, and whoever set it sees to it that `work` is called soon, with the
-    devices' lock held.
+    more available by then, `on_backlog` is called, and whoever set it sees to it that `work` is called soon, with
+    `lock` held.
     """
 
     def __init__(
@@ -81,9 +84,11 @@ class VirtioTransport:
         interrupt: Interrupt,
         *,
         warn: Callable[[str], None],
+        lock: _thread.LockType | None = None,
         state: TransportState | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.lock = lock or _thread.allocate_lock()
         self.device = device
         self.state = state or TransportState(device.queue_max_sizes)
         self.on_backlog: Callable[[], None] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+
 import pytest
 
 from vmservice.devices.bus import Bus
@@ -40,7 +42,7 @@ class Machine:
         self.warnings: list[str] = []
         self.moves: list[tuple[int, int | None]] = []
         self.mmio = Bus()
-        self.mmio.insert(IOAPIC, 0x1000, IoApicStandIn(0xAA))
+        self.mmio.insert(IOAPIC, 0x1000, IoApicStandIn(0xAA), _thread.allocate_lock())
         self.bus = PciBus(self.mmio, reserved=[RAM, LAPIC], warn=self.warnings.append, monotonic=lambda: self.now)
         self.functions: list[PciFunction] = []
         self.bars: list[Bar] = []

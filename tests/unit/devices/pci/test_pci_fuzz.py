@@ -46,9 +46,9 @@ class Machine:
         self.signals = 0
         self.warnings = 0
         self.pci = PciBus(self.mmio, reserved=RESERVED, warn=self.warn, monotonic=lambda: 0.0)
-        self.pio.insert(0xCF8, 8, self.pci.config_ports)
-        self.mmio.insert(ECAM, 256 << 20, self.pci.ecam)
-        self.mmio.insert(IOAPIC, 0x1000, Marker())
+        self.pio.insert(0xCF8, 8, self.pci.config_ports, self.pci.lock)
+        self.mmio.insert(ECAM, 256 << 20, self.pci.ecam, self.pci.lock)
+        self.mmio.insert(IOAPIC, 0x1000, Marker(), self.pci.lock)
         self.pci.insert(host_bridge())
         self.functions: list[PciTransport] = []
         for number in range(3):
