@@ -1,4 +1,5 @@
 # make demo    the main job, shown in a nested host: a VM started, paused, resumed and stopped as a service
+# make check   the linters and the fast tests, in a few minutes and without containers or a nested host
 # make test    every test and linter there is
 # make bench   start-up, memory and exits beside QEMU
 # make deb     dist/vmservice_VERSION_all.deb
@@ -7,16 +8,23 @@
 # Made for Debian 12 and 13; what is missing is installed with apt-get, so run it as root.
 
 PYTHON := /usr/bin/python3
-LEVELS := style unit control kvm system lab
+FAST_LEVELS := style unit control kvm
+LEVELS := $(FAST_LEVELS) system lab
 
 LAB_PACKAGES := debian-archive-keyring e2fsprogs lz4 mmdebstrap util-linux xz-utils zstd
-TEST_PACKAGES := $(LAB_PACKAGES) acpica-tools binutils dbus gcc libc6-dev libxml2-utils lintian man-db python3-dbusmock python3-venv systemd systemd-container
+CHECK_PACKAGES := acpica-tools binutils dbus gcc libc6-dev libxml2-utils lintian lz4 man-db python3-dbusmock python3-venv \
+                  systemd xz-utils zstd
+TEST_PACKAGES := $(LAB_PACKAGES) $(CHECK_PACKAGES) systemd-container
 
-.PHONY: demo test bench deb lab
+.PHONY: demo check test bench deb lab
 
 demo: as-root
 	@packaging/need $(LAB_PACKAGES)
 	@$(PYTHON) tests/lab/lab.py demo
+
+check:
+	@packaging/need $(CHECK_PACKAGES)
+	@$(PYTHON) tests/support/environment.py -m pytest -q -p tests.support.skips $(addprefix tests/,$(FAST_LEVELS)) $(PYTEST_OPTIONS)
 
 test: as-root
 	@packaging/need $(TEST_PACKAGES)

@@ -13,6 +13,9 @@ SIGTERM: int = _signal.SIGTERM
 SIGINT: int = _signal.SIGINT
 SIGRTMIN: int = _signal.SIGRTMIN
 
+# machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.
+STOP_SIGNALS = (SIGTERM, SIGINT, SIGRTMIN + 4)
+
 
 def block(*numbers: int) -> None:
     """Hold these signals back from the calling thread, and from threads that it starts; they wait."""

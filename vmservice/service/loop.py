@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from vmservice.errors import VmmError
 from vmservice.host import signals
 from vmservice.service.keyboard import Keyboard
-from vmservice.service.main import STOP_SIGNALS
 from vmservice.service.reload import Reload
 from vmservice.service.sd_notify import watchdog_sec
 from vmservice.service.stop import GracefulStop
@@ -83,13 +82,13 @@ class Service:
         self._log.state(self._vm)
         self._vm.subscribe(self._on_change)
         loop.add_reader(self._events.fd, self._on_guest_events)
-        for number in STOP_SIGNALS:
+        for number in signals.STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_stop_signal)
         if self._notifier.active:
             loop.add_signal_handler(signals.SIGHUP, self._on_reload_signal)
         elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) wants it ignored
             loop.add_signal_handler(signals.SIGHUP, self._on_hangup)
-        signals.unblock(*STOP_SIGNALS, signals.SIGHUP)
+        signals.unblock(*signals.STOP_SIGNALS, signals.SIGHUP)
         for keyboard in self._keyboards:
             keyboard.start()
         connection = self._join_bus()

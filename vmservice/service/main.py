@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from vmservice.config_sections import Config
     from vmservice.vm.lifecycle import Machine
 
-# machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.
-STOP_SIGNALS = (signals.SIGTERM, signals.SIGINT, signals.SIGRTMIN + 4)
-
 # A vCPU that comes out of KVM_RUN waits for the interpreter's lock; the default of 5 ms would be its worst case.
 _SWITCH_INTERVAL_SEC = 0.0001
 
@@ -55,7 +52,7 @@ def run(options: RunOptions) -> int:
     """Run one VM until it ends; the exit status of the process."""
     sys.setswitchinterval(_SWITCH_INTERVAL_SEC)
     # Held back until the event loop can act on them; vCPU threads inherit this and are never bothered.
-    signals.block(*STOP_SIGNALS)
+    signals.block(*signals.STOP_SIGNALS)
     landlock.confine()
     log = Log(options.name)
     notifier = Notifier(log.warning)
@@ -90,10 +87,10 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
         consoles = Consoles(config, log, closers)
         vm = _make_vm(options, config, events, consoles, log, closers)
         closers.append(vm.close)
-        if options.boot and not signals.any_pending(*STOP_SIGNALS):
+        if options.boot and not signals.any_pending(*signals.STOP_SIGNALS):
             vm.boot()
             time.sleep(_HEAD_START_SEC)
-        if signals.any_pending(*STOP_SIGNALS):
+        if signals.any_pending(*signals.STOP_SIGNALS):
             # A guest of a few milliseconds has nothing to lose, and no driver for a power button; it would be waited for.
             log.info("told to stop before the guest had begun; the VM ends at once")
             notifier.stopping()
