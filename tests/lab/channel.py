@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +43,8 @@ class Channel:
 
     # What an answer may take beyond the command's own timeout, on a host that is emulated on a busy machine.
     _GRACE_SEC = 60.0
+    # After so long without an answer another ping is due, if the last one has been read.
+    _PING_SEC = 0.5
 
     def __init__(self, path: Path, alive: Callable[[], bool]) -> None:
         self._alive = alive
@@ -60,10 +65,11 @@ class Channel:
         """Returns when the agent answers."""
         deadline = time.monotonic() + timeout_sec
         while True:
-            self._id += 1
-            self._send({"id": self._id, "ping": self._id}, begin=b"\n")
-            # Until the agent has opened the port, what is sent to it is lost.
-            pause = time.monotonic() + 0.5
+            # QEMU reads nothing until the agent has opened the port; an agent that starts anew may lose what was read.
+            if not self._unread():
+                self._id += 1
+                self._send({"id": self._id, "ping": self._id}, begin=b"\n")
+            pause = time.monotonic() + self._PING_SEC
             while (message := self._receive(min(pause, deadline))) is not None:
                 if message.get("pong") == self._id:
                     return
@@ -88,7 +94,13 @@ class Channel:
                     on_output(parts[name][-1].decode(errors="replace"))
         raise HostDied(f"the lab's host did not answer within {timeout_sec + self._GRACE_SEC:.0f} s: `{command}`")
 
+    def _unread(self) -> bool:
+        """Whether the far end has yet to read something of what was sent."""
+        (unread_bytes,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        return bool(unread_bytes)
+
     def _send(self, message: dict[str, Any], begin: bytes = b"") -> None:
+        self._socket.settimeout(self._GRACE_SEC)
         try:
             self._socket.sendall(begin + json.dumps(message).encode() + b"\n")
         except OSError as error:

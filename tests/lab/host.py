@@ -68,7 +68,7 @@ class LabHost:
         try:
             self._start(payload, detached)
         except HostDied as death:
-            print(f"lab: {death}; starting it once more\n{self._last_words()}", flush=True)
+            print(f"lab: {death}; starting it once more\n{self.last_words()}", flush=True)
             self.stop()
             self._start(payload, detached)
 
@@ -144,7 +144,7 @@ class LabHost:
                 self._channel = Channel(self._directory / "channel", self.alive)
             except OSError:
                 if not self.alive() or time.monotonic() > deadline:
-                    raise HostDied(f"QEMU did not start: {self._last_words()}") from None
+                    raise HostDied(f"QEMU did not start: {self.last_words()}") from None
                 time.sleep(0.05)
         self._channel.wait_ready(deadline - time.monotonic())
 
@@ -157,7 +157,7 @@ class LabHost:
             return None
         return pid if b"org.vmservice.lab" in command else None
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
         words = ""
         for name in ("qemu.log", "console.log"):
             path = self._directory / name
