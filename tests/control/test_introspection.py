@@ -17,7 +17,7 @@ from support.private_bus import PrivateBus
 from vmservice.control import introspection
 from vmservice.control.dbus_object import METHODS, PROPERTIES
 from vmservice.control.names import INTERFACE, INTROSPECTION_FILE, OBJECT_PATH
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.vm import Vm
 
 XML = Path(__file__).parents[2] / "dbus" / INTROSPECTION_FILE
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"

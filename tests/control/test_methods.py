@@ -10,8 +10,8 @@ from support.bus_client import PROPERTIES, CallFailed, Client, client, served_vm
 from support.private_bus import PrivateBus
 
 from vmservice.control.names import INTERFACE
-from vmservice.vm.lifecycle import Vm
 from vmservice.vm.state import TRANSITIONS
+from vmservice.vm.vm import Vm
 
 ERROR = f"{INTERFACE}.Error."
 FORBIDDEN = ERROR + "InvalidStateTransition"

@@ -19,8 +19,8 @@ from vmservice.control.login import LOGIN, MANAGER, PATH
 from vmservice.service.journal import Log
 from vmservice.service.sleep import HostSleep
 from vmservice.vm.events import EventQueue
-from vmservice.vm.lifecycle import Vm
 from vmservice.vm.sim import SimMachine
+from vmservice.vm.vm import Vm
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -84,7 +84,7 @@ def test_up_and_down_and_up_again(payloads: Payloads) -> None:
 
 
 def test_a_guest_that_does_not_answer_keeps_what_it_has(payloads: Payloads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmservice.vm.lifecycle.RESIZE_TIMEOUT_SEC", 0.0)
+    monkeypatch.setattr("vmservice.vm.vm.RESIZE_TIMEOUT_SEC", 0.0)
     with running_guest(payloads("idle"), max_vcpus=4) as guest:
         guest.output.wait_for(BANNER)
         ends = begin(guest, 4)

@@ -15,11 +15,11 @@ from dbus_next.constants import MessageType
 from vmservice.control.bus import BusConnection
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 from vmservice.vm.events import EventQueue
-from vmservice.vm.lifecycle import Vm
 from vmservice.vm.sim import SimMachine
+from vmservice.vm.vm import Vm
 
 if TYPE_CHECKING:
-    from vmservice.vm.lifecycle import Machine
+    from vmservice.vm.machine_protocol import Machine
 
 TIMEOUT_SEC = 10.0
 PROPERTIES = "org.freedesktop.DBus.Properties"

@@ -26,9 +26,9 @@ from vmservice.kvm.system import Kvm
 from vmservice.memory.guest_memory import GuestMemory
 from vmservice.vm.builder import HostPorts, build
 from vmservice.vm.events import EventQueue, GuestEvent
-from vmservice.vm.lifecycle import Vm
 from vmservice.vm.machine import KvmMachine
 from vmservice.vm.vcpu import KICK_SIGNAL, install_kick_handler
+from vmservice.vm.vm import Vm
 
 TIMEOUT_SEC = 20.0
 

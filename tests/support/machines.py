@@ -6,7 +6,7 @@ from vmservice.errors import HostError
 
 
 class RecordingMachine:
-    """Obeys as `vmservice.vm.lifecycle.Machine` says; `refuse` names the methods that raise; the guest of a `slow` one does
+    """Obeys as `machine_protocol.Machine` says; `refuse` names the methods that raise; the guest of a `slow` one does
     not answer `set_vcpus` at once."""
 
     def __init__(self, vcpus: int = 1, refuse: tuple[str, ...] = (), slow: bool = False) -> None:

@@ -13,7 +13,7 @@ sys.path.append("/usr/lib/python3/dist-packages")
 
 from vmservice.cli import main
 from vmservice.devices.serial import Serial
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.vm import Vm
 
 WEDGE = f"{os.environ['STATE_DIRECTORY']}/wedge"
 

@@ -26,8 +26,8 @@ from vmservice.control.errors import describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 from vmservice.errors import InvalidArgument
 from vmservice.vm.events import EventKind, GuestEvent
-from vmservice.vm.lifecycle import Vm
 from vmservice.vm.state import State
+from vmservice.vm.vm import Vm
 
 NAME = os.environ.get("VMSERVICE_MOCK_NAME", "demo")
 
@@ -51,7 +51,7 @@ _TYPES: dict[str, Callable[[Any], object]] = {
 
 
 class MockMachine:
-    """Obeys as `vmservice.vm.lifecycle.Machine` says, and does nothing."""
+    """Obeys as `vmservice.vm.machine_protocol.Machine` says, and does nothing."""
 
     def __init__(self, vcpus: int) -> None:
         self.vcpus = vcpus

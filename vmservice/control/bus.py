@@ -23,7 +23,7 @@ from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Tra
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError
-from vmservice.vm.lifecycle import Resizing, Vm
+from vmservice.vm.vm import Resizing, Vm
 
 FIRST_RETRY_SEC = 0.1
 LAST_RETRY_SEC = 5.0

@@ -23,7 +23,7 @@ from vmservice.control.errors import (
 from vmservice.control.introspection import ancestor_xml, generated_xml, installed_xml
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE
 from vmservice.errors import HostError
-from vmservice.vm.lifecycle import Resizing, Vm
+from vmservice.vm.vm import Resizing, Vm
 
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PEER = "org.freedesktop.DBus.Peer"

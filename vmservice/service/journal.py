@@ -16,7 +16,7 @@ from vmservice.vm.state import LastExit, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.vm.lifecycle import Changes, Vm
+    from vmservice.vm.vm import Changes, Vm
 
 # syslog(3) priorities
 ERROR = 3

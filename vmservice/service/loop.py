@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.events import EventQueue
-    from vmservice.vm.lifecycle import Vm
+    from vmservice.vm.vm import Vm
 
 EXIT_OK = 0
 EXIT_BUG = 70

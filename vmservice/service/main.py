@@ -17,14 +17,14 @@ from vmservice.service.consoles import Consoles
 from vmservice.service.journal import Log
 from vmservice.service.sd_notify import Notifier
 from vmservice.vm.events import EventQueue
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.vm import Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmservice.config_sections import Config
-    from vmservice.vm.lifecycle import Machine
+    from vmservice.vm.machine_protocol import Machine
 
 # A vCPU that comes out of KVM_RUN waits for the interpreter's lock; the default of 5 ms would be its worst case.
 _SWITCH_INTERVAL_SEC = 0.0001

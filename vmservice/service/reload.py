@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmservice.config_sections import Config, ServiceConfig, VirtioConfig
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier
-    from vmservice.vm.lifecycle import Vm
+    from vmservice.vm.vm import Vm
 
 
 class Reload:

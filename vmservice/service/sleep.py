@@ -15,7 +15,7 @@ from vmservice.vm.state import State
 
 if TYPE_CHECKING:
     from vmservice.service.journal import Log
-    from vmservice.vm.lifecycle import Vm
+    from vmservice.vm.vm import Vm
 
 
 class HostSleep:

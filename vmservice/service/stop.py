@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier
-    from vmservice.vm.lifecycle import Vm
+    from vmservice.vm.vm import Vm
 
 # How often systemd hears that we are at work, and for how long it then leaves us alone.
 _REPORT_PERIOD_SEC = 1.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier
-    from vmservice.vm.lifecycle import Vm
+    from vmservice.vm.vm import Vm
 
 # Of the manager's patience. What is asked has one such period for its answer, on a busy host too, and is killed only when it
 # has given none in three of them.

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from vmservice.vm.lifecycle import Machine
-
 
 class EventKind:
     """What there is to act on; POWEROFF, RESET, ERROR and BUG end the guest's run."""
@@ -30,7 +26,7 @@ class GuestEvent:
 
     __slots__ = ("detail", "kind", "source")
 
-    def __init__(self, source: Machine, kind: str, detail: str = "") -> None:
+    def __init__(self, source: object, kind: str, detail: str = "") -> None:
         self.source = source
         self.kind = kind
         self.detail = detail

@@ -22,7 +22,7 @@ POWEROFF_SEC = 0.5
 
 
 class SimMachine:
-    """A simulated guest on a thread of its own; obeys as `vmservice.vm.lifecycle.Machine` says.
+    """A simulated guest on a thread of its own; obeys as `vmservice.vm.machine_protocol.Machine` says.
 
     Guest time stands still while paused: a heartbeat or a power-off that was due then comes that much later.
     """

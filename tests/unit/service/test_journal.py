@@ -14,7 +14,7 @@ from vmservice.host.journal_socket import JournalSocket
 from vmservice.service import message_ids
 from vmservice.service.journal import MESSAGE_LIMIT_CHARS, Log
 from vmservice.vm.events import EventKind, GuestEvent
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.vm import Vm
 
 
 class Pipe:

@@ -12,7 +12,7 @@ from support.machines import RecordingMachine
 from vmservice.host.journal_socket import JournalSocket
 from vmservice.service import journal as journal_module
 from vmservice.service.journal import RESETS_BURST, RESETS_PERIOD_SEC, Log
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.vm import Vm
 
 
 def test_resets_are_a_handful_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:

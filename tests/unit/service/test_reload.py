@@ -12,7 +12,7 @@ from vmservice.config_sections import Config
 from vmservice.service.journal import Log
 from vmservice.service.reload import Reload, _differences
 from vmservice.service.sd_notify import Notifier
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.vm import Vm
 
 KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'
 

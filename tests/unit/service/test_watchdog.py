@@ -14,7 +14,7 @@ from support.machines import RecordingMachine
 from vmservice.service.journal import Log
 from vmservice.service.sd_notify import Notifier
 from vmservice.service.watchdog import Watchdog
-from vmservice.vm.lifecycle import Vm
+from vmservice.vm.vm import Vm
 
 TIMEOUT_SEC = 10.0
 PERIOD_SEC = 0.02

@@ -11,8 +11,8 @@ from support.machines import RecordingMachine
 
 from vmservice.errors import Busy, HostError, InvalidArgument, InvalidStateTransition, VmmError
 from vmservice.vm.events import EventKind, GuestEvent
-from vmservice.vm.lifecycle import RESIZE_TIMEOUT_SEC, Vm
 from vmservice.vm.state import TRANSITIONS, LastExit, State
+from vmservice.vm.vm import RESIZE_TIMEOUT_SEC, Vm
 
 VERBS: dict[str, Callable[[Vm], object]] = {
     "boot": Vm.boot,

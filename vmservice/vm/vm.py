@@ -15,56 +15,9 @@ from vmservice.vm.state import LastExit, State, check_transition
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
 
     from vmservice.vm.events import GuestEvent
-
-    class Machine(Protocol):
-        """What a VM runs on. Built stopped; `close` works from every condition and more than once."""
-
-        @property
-        def vcpus(self) -> int:
-            """vCPUs present now."""
-
-        def start(self) -> None:
-            """Every boot vCPU begins to run."""
-
-        def pause(self) -> None:
-            """Returns when every vCPU and every device has stopped."""
-
-        def resume(self) -> None: ...
-
-        def press_power_button(self) -> None: ...
-
-        def set_vcpus(self, count: int) -> None:
-            """Ask the guest to take or give back vCPUs until there are `count`; NotSupported where that cannot be done.
-
-            The guest answers in its own time, with an event EventKind.VCPUS each time that `vcpus` has changed.
-            """
-
-        def settle_vcpus(self) -> None:
-            """In answer to that event: end what belonged to vCPUs that were given back."""
-
-        def cancel_set_vcpus(self) -> None:
-            """Take back what the guest has not answered; `vcpus` stays what it is now."""
-
-        def set_balloon(self, size_bytes: int) -> None:
-            """Ask the guest to lend so much of its memory; nothing where it has no balloon."""
-
-        def console_input(self, data: bytes, console: str = "serial") -> int:
-            """Give the guest what a person typed at its serial port or virtio-console (hvc); how many bytes it took."""
-
-        def drain(self) -> None:
-            """Move on what waits somewhere: console output, requests; called several times a second."""
-
-        def silent(self, patience_sec: float) -> list[str]:
-            """What has given no sign of life since the last call, by name; asks for the next. Waits for `patience_sec` at most.
-
-            For one thread, which need not be the main one.
-            """
-
-        def close(self) -> None:
-            """Stop at once and give everything back to the host."""
+    from vmservice.vm.machine_protocol import Machine
 
     Changes = dict[str, object]
     Listener = Callable[[Changes], None]
