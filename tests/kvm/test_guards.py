@@ -38,8 +38,8 @@ def wait_for_event(guest: Guest) -> GuestEvent:
 
 
 def status(guest: Guest) -> bytes:
-    chipset = guest.machines[-1].chipset
-    return chipset.pio.read(layout.WATCHDOG_BASE + 1, 1)
+    board = guest.machines[-1].board
+    return board.pio.read(layout.WATCHDOG_BASE + 1, 1)
 
 
 def set_policy(guest: Guest, policy: str) -> None:
@@ -77,9 +77,9 @@ def test_a_reset_by_the_watchdog_is_known_to_the_next_guest_only(tmp_path: Path)
 def test_the_countdown_stands_still_while_the_vm_is_paused(tmp_path: Path) -> None:
     """Half a second is over twice during the pause; after it a part is left, and then the watchdog fires."""
     with running_guest(image(tmp_path, HANGS)) as guest:
-        chipset = guest.machines[-1].chipset
-        assert chipset.watchdog is not None
-        watchdog = chipset.watchdog
+        board = guest.machines[-1].board
+        assert board.watchdog is not None
+        watchdog = board.watchdog
         wait_until(lambda: watchdog.state.running or None, "the guest did not start its watchdog")
         guest.vm.pause()
         until = time.monotonic() + 1.0

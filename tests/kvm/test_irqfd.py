@@ -10,12 +10,12 @@ import pytest
 from support.kvm_guest import needs_kvm
 
 from vmservice.arch.x86_64 import layout
+from vmservice.board.message_interrupts import MessageInterrupts
 from vmservice.errors import KvmError
 from vmservice.kvm import abi
 from vmservice.kvm.system import Kvm
 from vmservice.kvm.vcpu import KvmVcpu
 from vmservice.kvm.vm import KvmVm
-from vmservice.vm.message_interrupts import MessageInterrupts
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 

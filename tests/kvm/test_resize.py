@@ -26,16 +26,16 @@ class Acpi:
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
-        self.chipset = guest.machines[-1].chipset
+        self.board = guest.machines[-1].board
 
     def flags(self, vcpu: int) -> int:
-        self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
-        return self.chipset.pio.read(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, 1)[0]
+        self.board.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
+        return self.board.pio.read(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, 1)[0]
 
     def answer(self, vcpu: int, flag: int) -> None:
         """Write one flag; then the service's loop would handle the event that comes of it."""
-        self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
-        self.chipset.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, bytes((flag,)))
+        self.board.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.SELECT, vcpu.to_bytes(4, "little"))
+        self.board.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, bytes((flag,)))
         event = self.guest.next_event()
         assert event.kind == EventKind.VCPUS
         self.guest.vm.handle(event)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 sys.path.append("/usr/lib/python3/dist-packages")
 
+from vmservice.board.timers import Timers
 from vmservice.config import load_config
 from vmservice.kvm import abi
 from vmservice.kvm.system import Kvm
@@ -34,25 +35,27 @@ def main(path: str, timeout_sec: float, capabilities: list[str]) -> int:
     config = load_config("masked", path)
     install_kick_handler()
     events = EventQueue()
+    timers = Timers()
     kvm = Kvm(masked=tuple(getattr(abi, f"KVM_CAP_{name}") for name in capabilities))
-    host = HostPorts(kvm, events, serial=show, info=say, warn=say)
+    host = HostPorts(kvm, events, timers, serial=show, on_input_room=say, info=say, warn=say)
     machine = build(config, host, config.cpus.boot)
     try:
         machine.start()
-        event = _next_event(events, machine.drain, time.monotonic() + timeout_sec)
+        event = _next_event(events, timers, machine.drain, time.monotonic() + timeout_sec)
     finally:
         machine.close()
-    say(f"{'our IOAPIC' if machine.chipset.ioapic is not None else 'the IOAPIC of KVM'}; ended by {event}")
+    say(f"{'our IOAPIC' if machine.board.ioapic is not None else 'the IOAPIC of KVM'}; ended by {event}")
     return 0 if event == EventKind.POWEROFF else 1
 
 
-def _next_event(events: EventQueue, drain: Callable[[], None], deadline: float) -> str:
+def _next_event(events: EventQueue, timers: Timers, drain: Callable[[], None], deadline: float) -> str:
     """What ends the guest; `drain` is called several times a second meanwhile."""
     while time.monotonic() < deadline:
         select.select([events.fd], [], [], 0.1)
         for event in events.drain():
             if event.kind in (EventKind.POWEROFF, EventKind.RESET, EventKind.ERROR, EventKind.BUG):
                 return f"{event.kind}{': ' * bool(event.detail)}{event.detail}"
+        timers.run_due()
         drain()
     return "the timeout"
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import pytest
 
+from vmservice.board.timers import Timers
 from vmservice.config_sections import (
     Config,
     ConsoleConfig,
@@ -69,7 +70,16 @@ class Guest:
         self.kvm = Kvm(masked=masked)
         self.events = EventQueue()
         self.config = _config(image, CpusConfig(vcpus, max_vcpus), memory, is_kernel)
-        host = HostPorts(self.kvm, self.events, serial=self.output.write, info=self.messages.append, warn=self.warnings.append)
+        self.timers = Timers()
+        host = HostPorts(
+            self.kvm,
+            self.events,
+            self.timers,
+            serial=self.output.write,
+            on_input_room=lambda console: None,
+            info=self.messages.append,
+            warn=self.warnings.append,
+        )
         self.machines: list[KvmMachine] = []
         self.vm = Vm(
             name="test",
@@ -86,9 +96,7 @@ class Guest:
     @property
     def memory(self) -> GuestMemory:
         """Of the machine that runs now."""
-        memory = self.machines[-1].memory
-        assert memory is not None
-        return memory
+        return self.machines[-1].memory
 
     def tell(self, data: bytes) -> None:
         assert self.vm.console_input(data) == len(data)
@@ -100,6 +108,7 @@ class Guest:
     def close(self) -> None:
         self.vm.close()
         self.events.close()
+        self.timers.close()
         self.kvm.close()
 
 

@@ -23,6 +23,7 @@ from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
+    from vmservice.board.timers import Timers
     from vmservice.config_sections import Config
     from vmservice.control.bus import BusConnection
     from vmservice.service.consoles import Consoles
@@ -44,9 +45,18 @@ _CONSOLE_PERIOD_SEC = 0.1
 _BUS_PATIENCE_SEC = 5.0
 
 
-def serve(vm: Vm, config: Config, events: EventQueue, consoles: Consoles, log: Log, notifier: Notifier, bus: str) -> int:
+def serve(
+    vm: Vm,
+    config: Config,
+    events: EventQueue,
+    timers: Timers,
+    consoles: Consoles,
+    log: Log,
+    notifier: Notifier,
+    bus: str,
+) -> int:
     """Serve one VM until it is over; the exit status of the process."""
-    service = Service(vm, config, events, consoles, log, notifier, bus)
+    service = Service(vm, config, events, timers, consoles, log, notifier, bus)
     return asyncio.run(service.serve())
 
 
@@ -54,10 +64,20 @@ class Service:
     """What ties one VM to systemd and the bus. Everything in here runs in the main thread."""
 
     def __init__(
-        self, vm: Vm, config: Config, events: EventQueue, consoles: Consoles, log: Log, notifier: Notifier, bus: str
+        self,
+        vm: Vm,
+        config: Config,
+        events: EventQueue,
+        timers: Timers,
+        consoles: Consoles,
+        log: Log,
+        notifier: Notifier,
+        bus: str,
     ) -> None:
         self._vm = vm
         self._events = events
+        self._timers = timers
+        self._next_timer: asyncio.TimerHandle | None = None
         self._consoles = consoles
         self._log = log
         self._notifier = notifier
@@ -82,6 +102,8 @@ class Service:
         self._log.state(self._vm)
         self._vm.subscribe(self._on_change)
         loop.add_reader(self._events.fd, self._on_guest_events)
+        loop.add_reader(self._timers.fd, self._run_timers)
+        self._run_timers()
         for number in signals.STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_stop_signal)
         if self._notifier.active:
@@ -121,7 +143,11 @@ class Service:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        asyncio.get_running_loop().remove_reader(self._events.fd)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._events.fd)
+        loop.remove_reader(self._timers.fd)
+        if self._next_timer is not None:
+            self._next_timer.cancel()
         self._consoles.flush()
 
     def _finish(self, status: int) -> None:
@@ -231,6 +257,13 @@ class Service:
     def _on_reload_signal(self) -> None:
         if self._ready and self._stop is None:
             self._reload.start()
+
+    def _run_timers(self) -> None:
+        """Do what is due, and come back for the next. Both clocks are CLOCK_MONOTONIC."""
+        due = self._timers.run_due()
+        if self._next_timer is not None:
+            self._next_timer.cancel()
+        self._next_timer = asyncio.get_running_loop().call_at(due, self._run_timers) if due is not None else None
 
     async def _move_console(self) -> None:
         while True:

@@ -11,6 +11,7 @@ import sys
 import time
 
 from vmservice import config as configuration
+from vmservice.board.timers import Timers
 from vmservice.errors import VmmError
 from vmservice.host import landlock, signals
 from vmservice.service.consoles import Consoles
@@ -84,8 +85,10 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
     try:
         events = EventQueue()
         closers.append(events.close)
+        timers = Timers()
+        closers.append(timers.close)
         consoles = Consoles(config, log, closers)
-        vm = _make_vm(options, config, events, consoles, log, closers)
+        vm = _make_vm(options, config, events, timers, consoles, log, closers)
         closers.append(vm.close)
         if options.boot and not signals.any_pending(*signals.STOP_SIGNALS):
             vm.boot()
@@ -98,14 +101,20 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
         gc.enable()
         from vmservice.service.loop import serve
 
-        return serve(vm, config, events, consoles, log, notifier, options.bus)
+        return serve(vm, config, events, timers, consoles, log, notifier, options.bus)
     finally:
         for close in reversed(closers):
             close()
 
 
 def _make_vm(
-    options: RunOptions, config: Config, events: EventQueue, consoles: Consoles, log: Log, closers: list[Callable[[], None]]
+    options: RunOptions,
+    config: Config,
+    events: EventQueue,
+    timers: Timers,
+    consoles: Consoles,
+    log: Log,
+    closers: list[Callable[[], None]],
 ) -> Vm:
     if options.simulate:
         from vmservice.vm.sim import SimMachine
@@ -125,10 +134,12 @@ def _make_vm(
         host = HostPorts(
             kvm,
             events,
+            timers,
             serial=consoles.serial.write if consoles.serial is not None else None,
             hvc=consoles.hvc.write if consoles.hvc is not None else None,
             hvc_size=consoles.hvc.size if consoles.hvc is not None else None,
             ports=consoles.ports(),
+            on_input_room=_ignore_room,
             info=log.info,
             warn=log.warning,
         )
@@ -146,6 +157,10 @@ def _make_vm(
         on_panic=config.service.on_panic,
         on_watchdog=config.service.on_watchdog,
     )
+
+
+def _ignore_room(_console: str) -> None:
+    """The event loop offers again what was refused."""
 
 
 def _drop(_data: bytes) -> None:

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from vmservice.arch.x86_64 import layout
 from vmservice.arch.x86_64.cpuid import physical_address_bits, vcpu_cpuid
+from vmservice.board import resources
+from vmservice.board.board import Board
 from vmservice.errors import ConfigError
 from vmservice.kvm import abi
 from vmservice.memory import backing
-from vmservice.vm import resources
-from vmservice.vm.chipset import Chipset
+from vmservice.vm.exit_handler import ExitHandler
+from vmservice.vm.guest_requests import GuestRequests
 from vmservice.vm.machine import KvmMachine
+from vmservice.vm.vcpus import Vcpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vmservice.board.timers import Timers
     from vmservice.boot.initramfs import LoadedInitramfs
     from vmservice.boot.kernel import LoadedKernel
     from vmservice.config_sections import Config, KernelConfig, VirtioConfig
-    from vmservice.devices.cpu_hotplug import CpuHotplug
-    from vmservice.devices.pvpanic import PvPanic
-    from vmservice.devices.watchdog import Watchdog
     from vmservice.host.console import Console
     from vmservice.kvm.system import Kvm
     from vmservice.kvm.vcpu import KvmVcpu
+    from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
     from vmservice.vm.events import EventQueue
+    from vmservice.vm.peripherals import Peripherals
 
 
 class HostPorts:
@@ -33,33 +36,71 @@ class HostPorts:
 
     `serial` and `hvc` take what the guest writes to its serial port and its virtio-console; None for a machine without one.
     `hvc_size` answers the columns and rows of the virtio-console's terminal now, 0 and 0 when there is none. `ports` are the
-    other ends of the configuration's, by name. `info` and `warn` take messages for the log. `watchdog_fired` is what the next
-    machine is to know of the last one.
+    other ends of the configuration's, by name. `on_input_room` is told, from any thread, the console that has room for typed
+    bytes again. `info` and `warn` take messages for the log.
     """
 
-    __slots__ = ("events", "hvc", "hvc_size", "info", "kvm", "ports", "serial", "warn", "watchdog_fired")
+    __slots__ = (
+        "_watchdog_fired",
+        "events",
+        "hvc",
+        "hvc_size",
+        "info",
+        "kvm",
+        "on_input_room",
+        "ports",
+        "serial",
+        "timers",
+        "warn",
+    )
 
     def __init__(
         self,
         kvm: Kvm,
         events: EventQueue,
+        timers: Timers,
         *,
         serial: Callable[[bytes], None] | None,
         hvc: Callable[[bytes], None] | None = None,
         hvc_size: Callable[[], tuple[int, int]] | None = None,
         ports: Mapping[str, Console] | None = None,
+        on_input_room: Callable[[str], None],
         info: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
         self.kvm = kvm
         self.events = events
+        self.timers = timers
         self.serial = serial
         self.hvc = hvc
         self.hvc_size = hvc_size
         self.ports = ports if ports is not None else {}
+        self.on_input_room = on_input_room
         self.info = info
         self.warn = warn
-        self.watchdog_fired = False
+        self._watchdog_fired = False
+
+    def note_watchdog(self) -> None:
+        """The next machine is to know that the watchdog ended the guest of this one."""
+        self._watchdog_fired = True
+
+    def take_watchdog_fired(self) -> bool:
+        fired, self._watchdog_fired = self._watchdog_fired, False
+        return fired
+
+
+class Closers:
+    """What has been made so far, to be given back in the opposite order."""
+
+    def __init__(self) -> None:
+        self._closers: list[Callable[[], None]] = []
+
+    def add(self, close: Callable[[], None]) -> None:
+        self._closers.append(close)
+
+    def close(self) -> None:
+        while self._closers:
+            self._closers.pop()()
 
 
 def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
@@ -67,24 +108,62 @@ def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
 
     Leaves nothing behind on error.
     """
-    host.kvm.require()
-    supported_cpuid = host.kvm.supported_cpuid()
-    _check_limits(config, host.kvm, supported_cpuid)
-    machine = KvmMachine(host.events)
+    closers = Closers()
     try:
-        _create_vm(machine, config, host)
-        _create_interrupts_and_devices(machine, host, vcpus, config.cpus.max)
-        _create_vcpus(machine, host.kvm, supported_cpuid, vcpus, from_kernel=config.kernel is not None)
-        if config.virtio is not None:
-            _create_peripherals(machine, config.virtio, host, physical_address_bits(supported_cpuid))
-        if config.kernel is not None:
-            _boot_kernel(machine, config.kernel, host, config.cpus.max)
-        elif config.firmware is not None:
-            _boot_firmware(machine, config.firmware.path, host.kvm)
+        return _build(config, host, vcpus, closers)
     except BaseException:
-        machine.close()
+        closers.close()
         raise
-    return machine
+
+
+def _build(config: Config, host: HostPorts, vcpus: int, closers: Closers) -> KvmMachine:
+    kvm = host.kvm
+    kvm.require()
+    cpuid = kvm.supported_cpuid()
+    _check_limits(config, kvm, cpuid)
+    memory = _allocate_memory(config, host)
+    closers.add(memory.close)
+    vm = kvm.create_vm()
+    closers.add(vm.close)
+    _show_memory(vm, memory)
+    split_irqchip = _create_irqchip(vm, kvm)
+    guest = GuestRequests(host.events, lambda: _explain_memory(memory))
+    board = Board(
+        vm,
+        memory,
+        host.timers,
+        guest,
+        split_irqchip=split_irqchip,
+        vcpus=vcpus,
+        max_vcpus=config.cpus.max,
+        console=host.serial,
+        on_console_room=host.on_input_room,
+        watchdog_fired=host.take_watchdog_fired(),
+        on_watchdog=host.note_watchdog,
+        warn=host.warn,
+    )
+    created = Vcpus(_vcpu_creator(vm, kvm, cpuid, from_kernel=config.kernel is not None), vcpus)
+    closers.add(created.close)
+    peripherals = None
+    if config.virtio is not None:
+        peripherals = _create_peripherals(config.virtio, vm, memory, board, guest, host, physical_address_bits(cpuid))
+        closers.add(peripherals.close)
+    if config.kernel is not None:
+        if board.serial is not None and kvm.extension(abi.KVM_CAP_COALESCED_PIO):
+            board.coalesce_console(created.first)
+        acpi = _write_acpi(memory, board, peripherals, vcpus, config.cpus.max)
+        _boot_kernel(config.kernel, memory, created.first, vcpus, acpi, host)
+    elif config.firmware is not None:
+        _boot_firmware(config.firmware.path, vm, memory, kvm, closers)
+    return KvmMachine(
+        memory=memory,
+        board=board,
+        vcpus=created,
+        exit_handler=ExitHandler(board, guest),
+        guest=guest,
+        peripherals=peripherals,
+        give_back=closers.close,
+    )
 
 
 def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:
@@ -94,9 +173,9 @@ def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:
         raise ConfigError(f"[cpus] max is {config.cpus.max}, but KVM on this host gives a VM at most {kvm.max_vcpus} vCPUs")
 
 
-def _create_vm(machine: KvmMachine, config: Config, host: HostPorts) -> None:
+def _allocate_memory(config: Config, host: HostPorts) -> GuestMemory:
     memory = config.memory
-    machine.memory = backing.allocate(
+    return backing.allocate(
         layout.ram_ranges(memory.size_bytes),
         file=memory.file,
         mergeable=memory.mergeable,
@@ -105,103 +184,71 @@ def _create_vm(machine: KvmMachine, config: Config, host: HostPorts) -> None:
         shared=memory.shared,
         warn=host.warn,
     )
-    vm = machine.kvm_vm = host.kvm.create_vm()
+
+
+def _show_memory(vm: KvmVm, memory: GuestMemory) -> None:
     vm.set_tss_address(layout.TSS_ADDRESS)
     vm.set_identity_map_address(layout.IDENTITY_MAP_ADDRESS)
-    for slot, region in enumerate(machine.memory.regions):
+    for slot, region in enumerate(memory.regions):
         vm.set_memory(slot, region.gpa, region.mapping)
 
 
-def _create_interrupts_and_devices(machine: KvmMachine, host: HostPorts, vcpus: int, max_vcpus: int) -> None:
-    assert machine.kvm_vm is not None and machine.memory is not None
-    vm, kvm = machine.kvm_vm, host.kvm
+def _explain_memory(memory: GuestMemory) -> str:
+    """Why the guest may have failed, if its memory is why."""
+    return "; somebody has cut short the file that [memory] file names" if memory.is_cut_short() else ""
+
+
+def _create_irqchip(vm: KvmVm, kvm: Kvm) -> bool:
+    """Whether it is split: local APICs in the kernel, the IOAPIC ours."""
     tsc_deadline = kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER)
     # Our own IOAPIC needs a way to send its messages, and comes without a PIT: the timer must then be the local APIC's.
-    split = bool(kvm.extension(abi.KVM_CAP_SPLIT_IRQCHIP) and kvm.extension(abi.KVM_CAP_SIGNAL_MSI) and tsc_deadline)
-    if split:
+    if kvm.extension(abi.KVM_CAP_SPLIT_IRQCHIP) and kvm.extension(abi.KVM_CAP_SIGNAL_MSI) and tsc_deadline:
         vm.enable_split_irqchip(layout.IOAPIC_PINS)
-    else:
-        vm.create_irqchip()
-        if not tsc_deadline:
-            vm.create_pit()
-    machine.chipset = Chipset(
-        vm,
-        machine.memory,
-        split_irqchip=split,
-        console=host.serial,
-        cpu_hotplug=_cpu_hotplug(machine, vcpus, max_vcpus) if max_vcpus > 1 else None,
-        on_console_room=machine.feed,
-        on_sleep=machine.guest_poweroff,
-        on_reset=machine.guest_reset,
-        pvpanic=_pvpanic(machine, host),
-        watchdog=_watchdog(machine, host),
-    )
+        return True
+    vm.create_irqchip()
+    if not tsc_deadline:
+        vm.create_pit()
+    return False
 
 
-def _create_peripherals(machine: KvmMachine, config: VirtioConfig, host: HostPorts, address_bits: int) -> None:
+def _create_peripherals(
+    config: VirtioConfig,
+    vm: KvmVm,
+    memory: GuestMemory,
+    board: Board,
+    guest: GuestRequests,
+    host: HostPorts,
+    address_bits: int,
+) -> Peripherals:
     from vmservice.vm.peripherals import Peripherals
 
-    assert machine.kvm_vm is not None and machine.memory is not None
-    machine.peripherals = Peripherals(
+    return Peripherals(
         config,
-        vm=machine.kvm_vm,
-        memory=machine.memory,
-        chipset=machine.chipset,
+        vm=vm,
+        memory=memory,
+        board=board,
         address_bits=address_bits,
         # With the in-kernel irqchip KVM's routing table is that of its pins.
-        irqfd=machine.chipset.ioapic is not None
+        irqfd=board.ioapic is not None
         and bool(host.kvm.extension(abi.KVM_CAP_IRQFD) and host.kvm.extension(abi.KVM_CAP_IRQ_ROUTING)),
         hvc=host.hvc,
         hvc_size=host.hvc_size,
         ports=host.ports,
-        on_room=machine.feed,
-        on_backlog=machine.backlog,
+        on_room=host.on_input_room,
+        on_backlog=guest.backlog,
         warn=host.warn,
     )
 
 
-def _pvpanic(machine: KvmMachine, host: HostPorts) -> PvPanic:
-    from vmservice.devices.pvpanic import PvPanic
-
-    return PvPanic(
-        on_panic=machine.guest_panic,
-        on_crash_loaded=lambda: host.warn("the guest panicked, and goes on with its crash kernel"),
-        on_shutdown=machine.guest_poweroff,
-    )
-
-
-def _watchdog(machine: KvmMachine, host: HostPorts) -> Watchdog:
-    """CLOCK_MONOTONIC stands still while the host sleeps."""
-    from time import monotonic
-
-    from vmservice.devices.watchdog import Watchdog, WatchdogState
-
-    def expired() -> None:
-        host.watchdog_fired = True
-        machine.guest_watchdog()
-
-    state = WatchdogState(fired=host.watchdog_fired)
-    host.watchdog_fired = False
-    return Watchdog(monotonic, expired, state)
-
-
-def _cpu_hotplug(machine: KvmMachine, vcpus: int, max_vcpus: int) -> CpuHotplug:
-    from vmservice.devices.cpu_hotplug import CpuHotplug, CpuHotplugState
-
-    return CpuHotplug(CpuHotplugState(vcpus, max_vcpus), machine.vcpu_taken, machine.vcpu_ejected)
-
-
-def _create_vcpus(machine: KvmMachine, kvm: Kvm, supported_cpuid: bytes, vcpus: int, *, from_kernel: bool) -> None:
-    """The boot vCPUs, and the way in which the machine makes more of them."""
-    vm = machine.kvm_vm
-    assert vm is not None
+def _vcpu_creator(vm: KvmVm, kvm: Kvm, supported_cpuid: bytes, *, from_kernel: bool) -> Callable[[int], KvmVcpu]:
+    """The way in which the machine makes a vCPU; a firmware sets up its processors itself."""
     tsc_deadline = bool(kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
 
-    def create_vcpu(index: int) -> KvmVcpu:
+    def create(index: int) -> KvmVcpu:
         vcpu = vm.create_vcpu(index)
         try:
             vcpu.set_cpuid(vcpu_cpuid(supported_cpuid, index, tsc_deadline=tsc_deadline))
-            if from_kernel:  # a firmware does this itself
+            if from_kernel:
                 from vmservice.arch.x86_64 import registers
 
                 registers.set_boot_msrs(vcpu)
@@ -211,30 +258,24 @@ def _create_vcpus(machine: KvmMachine, kvm: Kvm, supported_cpuid: bytes, vcpus: 
             raise
         return vcpu
 
-    machine.create_vcpu = create_vcpu
-    for index in range(vcpus):
-        machine.kvm_vcpus[index] = create_vcpu(index)
+    return create
 
 
-def _boot_kernel(machine: KvmMachine, kernel_config: KernelConfig, host: HostPorts, max_vcpus: int) -> None:
-    """What a boot loader and a PC's firmware would have done together."""
+def _boot_kernel(
+    kernel_config: KernelConfig, memory: GuestMemory, vcpu: KvmVcpu, vcpus: int, rsdp: int, host: HostPorts
+) -> None:
+    """What a boot loader and a PC's firmware would have done together; `vcpu` is the first."""
     from vmservice.arch.x86_64 import mptable, reset_vector
     from vmservice.boot.cmdline import write_cmdline
     from vmservice.boot.initramfs import load_initramfs
     from vmservice.boot.loader import load_kernel
 
-    memory = machine.memory
-    assert memory is not None and machine.kvm_vm is not None
-    if machine.chipset.serial is not None and host.kvm.extension(abi.KVM_CAP_COALESCED_PIO):
-        # The kernel's 8250 console reads a status register for each byte that it writes: let the write wait for the read.
-        machine.coalesce_console()
     kernel = load_kernel(kernel_config.path, memory)
     initramfs = load_initramfs(kernel_config.initramfs, memory, kernel) if kernel_config.initramfs else None
     cmdline_size = write_cmdline(kernel_config.cmdline, memory, kernel)
-    rsdp = _write_acpi(machine, memory, max_vcpus)
-    mptable.write_mptable(memory, machine.vcpus)
+    mptable.write_mptable(memory, vcpus)
     reset_vector.write_reset_vector(memory)
-    _enter_kernel(machine.kvm_vcpus[0], memory, kernel, initramfs, cmdline_size, rsdp)
+    _enter_kernel(vcpu, memory, kernel, initramfs, cmdline_size, rsdp)
     host.info(f"booting {kernel_config.path} by the {kernel.protocol} boot protocol")
 
 
@@ -264,19 +305,16 @@ def _enter_kernel(
     registers.set_long_mode_registers(vcpu, kernel.entry)
 
 
-def _boot_firmware(machine: KvmMachine, path: str, kvm: Kvm) -> None:
+def _boot_firmware(path: str, vm: KvmVm, memory: GuestMemory, kvm: Kvm, closers: Closers) -> None:
     """Nothing but the image: vCPUs start as a processor comes out of reset, at the reset vector."""
     from vmservice.boot.firmware import load_firmware
 
-    assert machine.memory is not None and machine.kvm_vm is not None
-    image = load_firmware(path, machine.memory)
-    machine.owned.append(image.close)
-    slot = len(machine.memory.regions)
-    read_only = bool(kvm.extension(abi.KVM_CAP_READONLY_MEM))
-    machine.kvm_vm.set_memory(slot, image.gpa, image.mapping, read_only=read_only)
+    image = load_firmware(path, memory)
+    closers.add(image.close)
+    vm.set_memory(len(memory.regions), image.gpa, image.mapping, read_only=bool(kvm.extension(abi.KVM_CAP_READONLY_MEM)))
 
 
-def _write_acpi(machine: KvmMachine, memory: GuestMemory, max_vcpus: int) -> int:
+def _write_acpi(memory: GuestMemory, board: Board, peripherals: Peripherals | None, vcpus: int, max_vcpus: int) -> int:
     """ACPI tables into guest memory; the gpa of the RSDP."""
     from vmservice.acpi import cpu_aml, devices_aml
     from vmservice.acpi.wdat import wdat
@@ -289,7 +327,7 @@ def _write_acpi(machine: KvmMachine, memory: GuestMemory, max_vcpus: int) -> int
         devices_aml.pvpanic(layout.PVPANIC_PORT),
     ]
     handlers = [devices_aml.power_button_pressed()]
-    if machine.chipset.serial is not None:
+    if board.serial is not None:
         devices.append(devices_aml.com_port(1, layout.COM1_BASE, layout.COM1_GSI))
     if max_vcpus > 1:
         devices.append(cpu_aml.cpu_hotplug(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, max_vcpus))
@@ -307,13 +345,12 @@ def _write_acpi(machine: KvmMachine, memory: GuestMemory, max_vcpus: int) -> int
             count_max=watchdog.COUNT_MAX,
         )
     ]
-    peripherals = machine.peripherals
     if peripherals is not None:
         devices += peripherals.aml()
         tables += peripherals.tables()
     return write_tables(
         memory,
-        vcpus=machine.vcpus,
+        vcpus=vcpus,
         max_vcpus=max_vcpus,
         dsdt_aml=devices_aml.dsdt(devices),
         more=tables,

@@ -1,4 +1,4 @@
-"""The devices that a machine has beyond its chipset: virtio devices, on the PCI bus or each in a window of memory.
+"""The devices that a machine has beyond those of its board: virtio devices, on the PCI bus or each in a window of memory.
 
 Which ones, the configuration says; where they lie, the allocators; and the guest finds them through ACPI.
 """
@@ -10,15 +10,18 @@ from functools import partial
 
 from vmservice.acpi import devices_aml, tables
 from vmservice.arch.x86_64 import layout
+from vmservice.board import resources
+from vmservice.board.input import ConsoleInput
+from vmservice.board.message_interrupts import MessageInterrupts
 from vmservice.devices.pci import bus as pci_bus
 from vmservice.devices.virtio.console import Console, Port, transmit_queue
-from vmservice.vm import resources
-from vmservice.vm.message_interrupts import MessageInterrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vmservice.board.board import Board
+    from vmservice.board.resources import Resources
     from vmservice.config_sections import PortConfig, VirtioConfig
     from vmservice.devices.pci.bus import PciBus
     from vmservice.devices.virtio.balloon import Balloon as BalloonDevice
@@ -28,21 +31,19 @@ if TYPE_CHECKING:
     from vmservice.host.console import Console as HostConsole
     from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
-    from vmservice.vm.chipset import Chipset
-    from vmservice.vm.resources import Resources
 
 # What the PCI root hands down of the I/O ports: all but those of the configuration mechanism.
 _PCI_PORTS = [(0, resources.PCI_CONFIG_PORT - 1), (0xD00, 0xFFFF)]
 
 
 class Peripherals:
-    """All of them, plugged in at once. Every method is called with the chipset's lock held.
+    """All of them, plugged in at once. Every method is called with the board's lock held.
 
     `irqfd` says whether KVM routes message-signalled interrupts from eventfds.
     `hvc` takes what the guest writes to its virtio-console, or is None for a machine without one; `hvc_size` answers the
     columns and rows of its terminal. `ports` are the other ends of the configuration's ports, by name. `on_room` is told hvc,
-    or a port's name, when `receive` may take bytes there again. `on_backlog` asks for a `tick` soon: a guest has made more
-    requests than one notification is worth.
+    or a port's name, when bytes that were refused may be offered again. `on_backlog` asks for a `tick` soon: a guest has made
+    more requests than one notification is worth.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Peripherals:
         *,
         vm: KvmVm,
         memory: GuestMemory,
-        chipset: Chipset,
+        board: Board,
         address_bits: int,
         irqfd: bool,
         hvc: Callable[[bytes], None] | None,
@@ -63,7 +64,7 @@ class Peripherals:
     ) -> None:
         self._vm = vm
         self._memory = memory
-        self._chipset = chipset
+        self._board = board
         self._hvc_size = hvc_size
         self._on_backlog = on_backlog
         self._warn = warn
@@ -74,14 +75,19 @@ class Peripherals:
         self._port_transport: VirtioTransport | None = None
         self._mmio_aml: list[bytes] = []
         self._pci = self._create_pci() if config.transport == "pci" else None
-        self.console = Console([Port(hvc, on_room=partial(on_room, "hvc"))]) if hvc is not None else None
-        if self.console is not None:
+        self.inputs: dict[str, ConsoleInput] = {}
+        self.console: Console | None = None
+        if hvc is not None:
+            self.console = Console([Port(hvc, on_room=partial(self._feed, "hvc"))])
+            self._add_input("hvc", self.console, 0, on_room)
             self._plug(self.console)
             self._follow_terminal()
         self._ports = [(port, ports[port.name]) for port in config.ports if port.name in ports]
         if self._ports:
             # On a device of its own, as hvc0 is alone on its own: only so the size of its terminal is safe with every Linux.
-            self._port_device = Console([_port(port, host, on_room) for port, host in self._ports], multiport=True)
+            self._port_device = Console([self._port(port, host) for port, host in self._ports], multiport=True)
+            for number, (port, _host) in enumerate(self._ports):
+                self._add_input(port.name, self._port_device, number, on_room)
             self._follow_clients()
             self._port_transport = self._plug(self._port_device)
         self._rng: Rng | None = None
@@ -121,14 +127,11 @@ class Peripherals:
         for transport in self._transports:
             transport.work()
 
-    def receive(self, label: str, data: bytes) -> int:
-        """Bytes for the guest at hvc or the port of that name; how many it had room for."""
-        if label == "hvc":
-            return self.console.receive(0, data) if self.console is not None else 0
-        for number, (port, _) in enumerate(self._ports):
-            if port.name == label:
-                return self._port_device.receive(number, data)
-        return 0
+    def _add_input(self, label: str, device: Console, number: int, on_room: Callable[[str], None]) -> None:
+        self.inputs[label] = ConsoleInput(self._board.lock, partial(device.receive, number), partial(on_room, label))
+
+    def _feed(self, label: str) -> None:
+        self.inputs[label].feed()
 
     def close(self) -> None:
         """Let go of guest memory, and of the descriptors."""
@@ -163,9 +166,9 @@ class Peripherals:
             (layout.IDENTITY_MAP_ADDRESS, layout.KVM_PAGES_SIZE, "pages of KVM's own"),
             (layout.FIRMWARE_END - layout.FIRMWARE_MAX_SIZE, layout.FIRMWARE_MAX_SIZE, "the firmware"),
         ]
-        pci = pci_bus.PciBus(self._chipset.mmio, reserved=reserved, warn=self._warn)
-        self._chipset.pio.insert(resources.PCI_CONFIG_PORT, resources.PCI_CONFIG_LEN, pci.config_ports, pci.lock)
-        self._chipset.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, pci.ecam, pci.lock)
+        pci = pci_bus.PciBus(self._board.mmio, reserved=reserved, warn=self._warn)
+        self._board.pio.insert(resources.PCI_CONFIG_PORT, resources.PCI_CONFIG_LEN, pci.config_ports, pci.lock)
+        self._board.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, pci.ecam, pci.lock)
         pci.insert(host_bridge())
         return pci
 
@@ -190,7 +193,7 @@ class Peripherals:
             signal=interrupts.signal,
             on_route_changed=interrupts.on_route_changed,
             warn=self._warn,
-            lock=self._chipset.lock,
+            lock=self._board.lock,
             is_64bit=wide,
         )
         area = self._resources.mmio64 if wide else self._resources.mmio32
@@ -204,20 +207,19 @@ class Peripherals:
         owner = type(device).__name__
         base = self._resources.mmio32.allocate(WINDOW_BYTES, owner, alignment=WINDOW_BYTES)
         pin = self._resources.pins.allocate(1, owner)
-        window = MmioTransport(device, self._memory, self._chipset.line(pin), warn=self._warn, lock=self._chipset.lock)
-        self._chipset.mmio.insert(base, WINDOW_BYTES, window, window.virtio.lock)
+        window = MmioTransport(device, self._memory, self._board.line(pin), warn=self._warn, lock=self._board.lock)
+        self._board.mmio.insert(base, WINDOW_BYTES, window, window.virtio.lock)
         self._mmio_aml.append(devices_aml.virtio_mmio(len(self._mmio_aml), base, pin))
         return window.virtio
 
-
-def _port(port: PortConfig, host: HostConsole, on_room: Callable[[str], None]) -> Port:
-    return Port(
-        host.write,
-        name=port.name,
-        is_console=port.is_console,
-        on_room=partial(on_room, port.name),
-        has_room=None if port.is_console else host.has_room,
-    )
+    def _port(self, port: PortConfig, host: HostConsole) -> Port:
+        return Port(
+            host.write,
+            name=port.name,
+            is_console=port.is_console,
+            on_room=partial(self._feed, port.name),
+            has_room=None if port.is_console else host.has_room,
+        )
 
 
 def _pci_root(available: Resources) -> bytes:

@@ -11,8 +11,8 @@ import pytest
 
 from vmservice.acpi import aml, devices_aml, tables
 from vmservice.arch.x86_64 import layout
+from vmservice.board.resources import Resources
 from vmservice.devices.pci.bus import BUSES, ECAM_SIZE
-from vmservice.vm.resources import Resources
 
 needs_iasl = pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")
 

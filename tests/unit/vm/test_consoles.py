@@ -4,59 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
+from support.boards import make_board
 from support.guest_ram import MIB, guest_ram
 
+from vmservice.board.timers import Timers
 from vmservice.config import load_config
 from vmservice.config_sections import ConsoleConfig, PortConfig, VirtioConfig
 from vmservice.host.console import NullConsole, PtyConsole
 from vmservice.service import consoles as consoles_module
 from vmservice.service.consoles import Consoles
-from vmservice.vm.chipset import Chipset
-from vmservice.vm.events import EventQueue
-from vmservice.vm.machine import TYPED_LIMIT_BYTES, KvmMachine
 from vmservice.vm.peripherals import Peripherals
-
-
-class Receiver:
-    """A device that takes up to `room` bytes."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.received = b""
-
-    def take(self, data: bytes) -> int:
-        taken = data[: self.room]
-        self.room -= len(taken)
-        self.received += taken
-        return len(taken)
-
-
-def test_input_goes_to_the_console_where_it_was_typed() -> None:
-    uart, hvc, events = Receiver(4), Receiver(3), EventQueue()
-    machine = KvmMachine(events)
-    machine.chipset = cast(Chipset, SimpleNamespace(lock=threading.Lock(), serial=SimpleNamespace(receive=uart.take)))
-    machine.peripherals = cast(Peripherals, SimpleNamespace(receive=lambda label, data: {"hvc": hvc}[label].take(data)))
-    assert machine.console_input(b"serial") == 6
-    assert machine.console_input(b"virtio", "hvc") == 6
-    assert (uart.received, hvc.received) == (b"seri", b"vir")
-    uart.room = hvc.room = 100
-    machine.feed("hvc")
-    assert (uart.received, hvc.received) == (b"seri", b"virtio")
-    machine.feed()
-    assert uart.received == b"serial"
-    # A guest that does not read its one console can be typed at on the other.
-    hvc.room = 0
-    assert machine.console_input(b"x" * (TYPED_LIMIT_BYTES + 1), "hvc") == TYPED_LIMIT_BYTES
-    assert machine.console_input(b"y", "hvc") == 0
-    assert machine.console_input(b"y") == 1
-    events.close()
 
 
 def test_every_console_that_can_be_typed_at_is_read() -> None:
@@ -80,21 +42,13 @@ def test_the_virtio_console_follows_its_terminal(transport: str) -> None:
     """From the first moment on, and in a machine that comes after a reset too: each asks for itself."""
     size = (80, 24)
     memory = guest_ram((0, 2 * MIB))
-    chipset = Chipset(
-        SimpleNamespace(signal_msi=None, set_msi_routes=None),  # type: ignore[arg-type]
-        memory,
-        split_irqchip=True,
-        console=None,
-        cpu_hotplug=None,
-        on_console_room=lambda: None,
-        on_sleep=lambda: None,
-        on_reset=lambda: None,
-    )
+    timers = Timers()
+    board = make_board(memory, timers=timers)
     peripherals = Peripherals(
         VirtioConfig(transport, ConsoleConfig("null", None), False, None),
         vm=None,  # type: ignore[arg-type]
         memory=memory,
-        chipset=chipset,
+        board=board,
         address_bits=40,
         irqfd=False,
         hvc=lambda data: None,
@@ -111,6 +65,7 @@ def test_the_virtio_console_follows_its_terminal(transport: str) -> None:
     assert peripherals.console.read_config(0, 4) == bytes((44, 1, 43, 0))
     peripherals.close()
     memory.close()
+    timers.close()
 
 
 class Stream(NullConsole):
@@ -131,16 +86,8 @@ class Stream(NullConsole):
 @pytest.mark.parametrize("transport", ["pci", "mmio"])
 def test_ports_are_a_device_of_their_own_beside_the_console(transport: str) -> None:
     memory = guest_ram((0, 2 * MIB))
-    chipset = Chipset(
-        SimpleNamespace(signal_msi=None, set_msi_routes=None),  # type: ignore[arg-type]
-        memory,
-        split_irqchip=True,
-        console=None,
-        cpu_hotplug=None,
-        on_console_room=lambda: None,
-        on_sleep=lambda: None,
-        on_reset=lambda: None,
-    )
+    timers = Timers()
+    board = make_board(memory, timers=timers)
     ports = (
         PortConfig("agent", "socket", None),
         PortConfig("off", "off", None),
@@ -151,7 +98,7 @@ def test_ports_are_a_device_of_their_own_beside_the_console(transport: str) -> N
         VirtioConfig(transport, ConsoleConfig("null", None), False, None, ports),
         vm=None,  # type: ignore[arg-type]
         memory=memory,
-        chipset=chipset,
+        board=board,
         address_bits=40,
         irqfd=False,
         hvc=lambda data: None,
@@ -174,9 +121,10 @@ def test_ports_are_a_device_of_their_own_beside_the_console(transport: str) -> N
     agent.is_full = more.is_full = True
     assert device.ports[0].has_room is not None and not device.ports[0].has_room()
     assert device.ports[1].has_room is None, "Linux spins for a console that does not take its bytes"
-    assert [peripherals.receive(label, b"x") for label in ("hvc", "agent", "tty", "unknown")] == [0, 0, 0, 0]
+    assert list(peripherals.inputs) == ["hvc", "agent", "tty"]
     peripherals.close()
     memory.close()
+    timers.close()
 
 
 def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(

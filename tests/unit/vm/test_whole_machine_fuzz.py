@@ -8,17 +8,15 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from support.boards import RecordingGuest, make_board
 from support.guest_ram import MIB, guest_ram
 
 from vmservice.arch.x86_64 import layout
+from vmservice.board import resources
+from vmservice.board.timers import Timers
 from vmservice.config_sections import ConsoleConfig, VirtioConfig
-from vmservice.devices.cpu_hotplug import CpuHotplug, CpuHotplugState
-from vmservice.devices.pvpanic import PvPanic
 from vmservice.devices.virtio import mmio_transport as mmio
 from vmservice.devices.virtio import pci_transport as pci
-from vmservice.devices.watchdog import Watchdog
-from vmservice.vm import resources
-from vmservice.vm.chipset import Chipset
 from vmservice.vm.peripherals import Peripherals
 
 ACCESSES = 1_000_000
@@ -95,26 +93,25 @@ class Machine:
         self.transport = transport
         self.vm = FakeVm()
         self.memory = guest_ram((0, RAM_BYTES))
-        self.powered_off = self.resets = self.printed = 0
+        self.printed = 0
         self.warnings: list[str] = []
-        hotplug = CpuHotplug(CpuHotplugState(2, 8), lambda vcpu: None, lambda vcpu: None)
-        self.chipset = Chipset(
-            self.vm,  # type: ignore[arg-type]
+        self.timers = Timers()
+        self.guest = RecordingGuest()
+        self.board = make_board(
             self.memory,
+            vm=self.vm,
+            timers=self.timers,
+            guest=self.guest,
             split_irqchip=split_irqchip,
+            vcpus=2,
+            max_vcpus=8,
             console=lambda data: None,
-            cpu_hotplug=hotplug,
-            on_console_room=lambda: None,
-            on_sleep=self._sleep,
-            on_reset=self._reset,
-            pvpanic=PvPanic(on_panic=self._reset, on_crash_loaded=self._reset, on_shutdown=self._sleep),
-            watchdog=Watchdog(lambda: 0.0, self._reset),
         )
         self.peripherals = Peripherals(
             VirtioConfig(transport, ConsoleConfig("null", None), True, RAM_BYTES // 2),
             vm=self.vm,  # type: ignore[arg-type]
             memory=self.memory,
-            chipset=self.chipset,
+            board=self.board,
             address_bits=ADDRESS_BITS,
             irqfd=True,
             hvc=self._print,
@@ -124,12 +121,6 @@ class Machine:
             on_backlog=lambda: None,
             warn=self._warn,
         )
-
-    def _sleep(self) -> None:
-        self.powered_off += 1
-
-    def _reset(self) -> None:
-        self.resets += 1
 
     def _print(self, data: bytes) -> None:
         self.printed += len(data)
@@ -141,14 +132,14 @@ class Machine:
     def host_side(self, rng: random.Random) -> None:
         """What the host does in between."""
         self.peripherals.tick()
-        self.chipset.events.raise_event(rng.randrange(1, 16))
-        hotplug = self.chipset.cpu_hotplug
-        assert self.chipset.serial is not None and hotplug is not None and self.peripherals.console is not None
-        assert 0 <= self.chipset.serial.receive(rng.randbytes(20)) <= 20
+        self.board.events.raise_event(rng.randrange(1, 16))
+        hotplug = self.board.cpu_hotplug
+        assert self.board.serial is not None and hotplug is not None and self.peripherals.console is not None
+        assert 0 <= self.board.serial.receive(rng.randbytes(20)) <= 20
         assert 0 <= self.peripherals.console.receive(0, rng.randbytes(20)) <= 20
         self.peripherals.console.resize(rng.randrange(1 << 16), rng.randrange(1 << 16))
-        if self.chipset.ioapic is not None:
-            self.chipset.ioapic.end_of_interrupt(rng.randrange(256))
+        if self.board.ioapic is not None:
+            self.board.ioapic.end_of_interrupt(rng.randrange(256))
         for vcpu in hotplug.absent()[:1]:
             hotplug.insert(vcpu)
         for vcpu in hotplug.taken()[1:2]:
@@ -169,7 +160,7 @@ class Machine:
         pin = [(layout.IOAPIC_BASE, 4, 0x10 + 2 * rng.randrange(layout.IOAPIC_PINS)), (layout.IOAPIC_BASE + 0x10, 4, 0x41)]
         for register, size, value in [*pin, *self._bring_up(rng, index, queue, rings)]:
             if rng.random() < 0.98:
-                self.chipset.mmio.write(register, value.to_bytes(size, "little"))
+                self.board.mmio.write(register, value.to_bytes(size, "little"))
 
     def _bring_up(self, rng: random.Random, index: int, queue: int, rings: list[int]) -> list[tuple[int, int, int]]:
         """(address, size, value) of the writes by which a driver starts a device and one of its virtqueues."""
@@ -198,14 +189,15 @@ class Machine:
 
     def _msix_capability(self, config: int) -> int:
         """Where it is in the configuration space at `config` (PCI Local Bus 3.0 §6.7)."""
-        offset = self.chipset.mmio.read(config + 0x34, 1)[0]
-        while (capability := self.chipset.mmio.read(config + offset, 2))[0] != 0x11:
+        offset = self.board.mmio.read(config + 0x34, 1)[0]
+        while (capability := self.board.mmio.read(config + offset, 2))[0] != 0x11:
             offset = capability[1]
         return offset
 
     def close(self) -> None:
         self.peripherals.close()
         self.memory.close()
+        self.timers.close()
 
 
 def value_of(rng: random.Random, size: int) -> bytes:
@@ -235,8 +227,8 @@ def test_a_million_accesses(transport: str, split_irqchip: bool) -> None:
         for machine in machines:
             machine.close()
     # They have come through to the devices.
-    assert any(machine.powered_off for machine in machines)
-    assert any(machine.resets for machine in machines)
+    assert any(machine.guest.did.count("poweroff") for machine in machines)
+    assert any(machine.guest.did.count("reset") for machine in machines)
     assert any(machine.printed for machine in machines)
     assert any(machine.vm.interrupts for machine in machines)
     warnings = "\n".join(warning for machine in machines for warning in machine.warnings)
@@ -248,7 +240,7 @@ def test_a_million_accesses(transport: str, split_irqchip: bool) -> None:
 
 
 def poke(machine: Machine, rng: random.Random, accesses: int) -> None:
-    pio, mmio = machine.chipset.pio, machine.chipset.mmio
+    pio, mmio = machine.board.pio, machine.board.mmio
     choice, randrange, sizes = rng.choice, rng.randrange, (1, 2, 4, 4, 8)
     read: Callable[[int, int], bytes]
     for number in range(accesses):

@@ -8,8 +8,8 @@ import pytest
 
 from vmservice.arch.x86_64 import layout
 from vmservice.arch.x86_64.layout import GIB, MIB
+from vmservice.board.resources import RangeAllocator, RangeOutside, RangeOverlap, Resources, ResourcesExhausted
 from vmservice.errors import ConfigError
-from vmservice.vm.resources import RangeAllocator, RangeOutside, RangeOverlap, Resources, ResourcesExhausted
 
 TIB = 1 << 40
 

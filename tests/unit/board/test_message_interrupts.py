@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from vmservice.board.message_interrupts import MessageInterrupts
 from vmservice.devices.pci.config_space import ConfigSpace
 from vmservice.devices.pci.msix import CONTROL_ENABLE, CONTROL_FUNCTION_MASK, MESSAGE_CONTROL, Msix
 from vmservice.errors import KvmError
-from vmservice.vm.message_interrupts import MessageInterrupts
 
 FIRST_GSI = 24
 ADDRESS = 0xFEE00000

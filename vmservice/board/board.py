@@ -1,0 +1,199 @@
+"""The devices that every machine has, and the wires between them: the one place where addresses, lines and devices meet."""
+
+from __future__ import annotations
+
+import _thread
+import time
+
+from vmservice.arch.x86_64 import layout
+from vmservice.board.input import ConsoleInput
+from vmservice.devices.bus import Bus
+from vmservice.devices.ged import GenericEvents
+from vmservice.devices.i8042 import I8042
+from vmservice.devices.ioapic import IoApic
+from vmservice.devices.irq import IrqLine
+from vmservice.devices.power import PowerRegister
+from vmservice.devices.pvpanic import PvPanic
+from vmservice.devices.rtc import Rtc
+from vmservice.devices.serial import Serial
+from vmservice.devices.watchdog import Watchdog, WatchdogState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from vmservice.board.timers import Timer, Timers
+    from vmservice.devices.cpu_hotplug import CpuHotplug
+    from vmservice.kvm.vcpu import KvmVcpu
+    from vmservice.kvm.vm import KvmVm
+    from vmservice.memory.guest_memory import GuestMemory
+
+    class Guest(Protocol):
+        """Who is told what the guest does to its whole machine. Called with the board's lock held."""
+
+        def poweroff(self) -> None: ...
+        def reset(self) -> None: ...
+        def panic(self) -> None: ...
+        def watchdog(self) -> None: ...
+        def vcpus_changed(self) -> None:
+            """It took a new vCPU, or gave one back."""
+
+
+_MSI_LEVEL_TRIGGERED = 1 << 15  # Intel SDM vol. 3, 11.11.2: message data register, trigger mode
+
+# How long output may wait in KVM's ring for the guest's next exit.
+_COALESCED_PERIOD_SEC = 0.05
+
+
+class Board:
+    """Devices, the PIO and MMIO buses that they are on, and `lock`, held during each access to one that has no other.
+
+    `ioapic` is None where the in-kernel irqchip has taken its place, `serial` where `console` is None, `cpu_hotplug` where the
+    number of vCPUs is fixed.
+    """
+
+    def __init__(
+        self,
+        vm: KvmVm,
+        memory: GuestMemory,
+        timers: Timers,
+        guest: Guest,
+        *,
+        split_irqchip: bool,
+        vcpus: int,
+        max_vcpus: int,
+        console: Callable[[bytes], None] | None,
+        on_console_room: Callable[[str], None],
+        watchdog_fired: bool,
+        on_watchdog: Callable[[], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.lock = _thread.allocate_lock()
+        self.pio = Bus()
+        self.mmio = Bus()
+        self.inputs: dict[str, ConsoleInput] = {}
+        self.is_coalescing = False  # KVM gathers writes to COM1 in its ring
+        self._vm = vm
+        self._timers = timers
+        self._ring: KvmVcpu | None = None  # the vCPU through which that ring is read
+        self._coalesced_timer: Timer | None = None
+        self._level_routes: list[tuple[int, int] | None] = []
+        self._ejected: list[int] = []
+        self.ioapic: IoApic | None = None
+        if split_irqchip:
+            self.ioapic = IoApic(vm.signal_msi, on_routes_changed=self._update_routes)
+            self.mmio.insert(layout.IOAPIC_BASE, layout.IOAPIC_LEN, self.ioapic, self.ioapic.lock)
+        self.serial = self._serial(console, on_console_room) if console is not None else None
+        self.events = GenericEvents(self.line(layout.GED_GSI))
+        self.cpu_hotplug = self._cpu_hotplug(guest, vcpus, max_vcpus) if max_vcpus > 1 else None
+        self._pvpanic = PvPanic(
+            on_panic=guest.panic,
+            on_crash_loaded=lambda: warn("the guest panicked, and goes on with its crash kernel"),
+            on_shutdown=guest.poweroff,
+        )
+
+        def watchdog_expired() -> None:
+            on_watchdog()
+            guest.watchdog()
+
+        # CLOCK_MONOTONIC stands still while the host sleeps.
+        self.watchdog = Watchdog(time.monotonic, watchdog_expired, WatchdogState(fired=watchdog_fired))
+        self.pio.insert(layout.GED_PORT, layout.GED_LEN, self.events, self.lock)
+        self.pio.insert(layout.PVPANIC_PORT, layout.PVPANIC_LEN, self._pvpanic, self.lock)
+        self.pio.insert(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, self.watchdog, self.lock)
+        self.pio.insert(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(guest.poweroff, guest.reset), self.lock)
+        self.pio.insert(layout.I8042_BASE, layout.I8042_LEN, I8042(guest.reset), self.lock)
+        self.pio.insert(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory), self.lock)
+
+    def _serial(self, console: Callable[[bytes], None], on_console_room: Callable[[str], None]) -> Serial:
+        def has_room() -> None:
+            typed.feed()
+
+        serial = Serial(self.line(layout.COM1_GSI), console, on_room=has_room)
+        typed = self.inputs["serial"] = ConsoleInput(self.lock, serial.receive, lambda: on_console_room("serial"))
+        self.pio.insert(layout.COM1_BASE, layout.COM1_LEN, serial, self.lock)
+        return serial
+
+    def _cpu_hotplug(self, guest: Guest, vcpus: int, max_vcpus: int) -> CpuHotplug:
+        from vmservice.devices.cpu_hotplug import CpuHotplug, CpuHotplugState
+
+        def ejected(index: int) -> None:
+            self._ejected.append(index)
+            guest.vcpus_changed()
+
+        hotplug = CpuHotplug(CpuHotplugState(vcpus, max_vcpus), lambda _index: guest.vcpus_changed(), ejected)
+        self.pio.insert(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, hotplug, self.lock)
+        return hotplug
+
+    def line(self, gsi: int) -> IrqLine:
+        """A wire to the interrupt controller's input `gsi`."""
+        ioapic = self.ioapic
+        if ioapic is not None:
+            return IrqLine(lambda level: ioapic.set_line(gsi, level))
+        return IrqLine(lambda level: self._vm.set_irq_line(gsi, level))
+
+    def take_ejected(self) -> list[int]:
+        """The vCPUs that the guest has given back since the last call. Their threads still hold."""
+        ejected, self._ejected = self._ejected, []
+        return ejected
+
+    def pause(self) -> None:
+        """Every vCPU holds by now."""
+        self.take_coalesced()
+
+    def resume(self) -> None:
+        self.watchdog.skip()
+        self._pvpanic.rearm()
+
+    def tick(self) -> None:
+        """Several times a second while the guest may run."""
+        self.watchdog.tick()
+
+    # Output of COM1 that KVM gathers
+
+    def coalesce_console(self, vcpu: KvmVcpu) -> None:
+        """Let KVM gather the bytes that the guest writes to COM1, and hand them over with the next exit.
+
+        A kernel's 8250 console reads a status register for each byte that it writes: the write waits for that read. All vCPUs
+        share one ring, which is read through `vcpu`.
+        """
+        self._vm.coalesce_pio(layout.COM1_BASE, 1)
+        self._ring = vcpu
+        self.is_coalescing = True
+
+    def take_coalesced(self) -> bool:
+        """Do the writes that KVM gathered, in the order of the guest: all of them to COM1; whether there were any."""
+        gathered = self._ring.coalesced() if self._ring is not None else []
+        if gathered and self.serial is not None:
+            self.serial.write_burst(b"".join([data for _port, data in gathered]))
+        return bool(gathered)
+
+    def expect_coalesced(self) -> None:
+        """The guest is at COM1: what it writes next may be followed by no exit, so look at the ring soon."""
+        if self._coalesced_timer is None:
+            self._coalesced_timer = self._timers.call_later(_COALESCED_PERIOD_SEC, self._look_for_coalesced)
+
+    def _look_for_coalesced(self) -> None:
+        with self.lock:
+            self._coalesced_timer = None
+            if self.take_coalesced():
+                self.expect_coalesced()
+
+    def close(self) -> None:
+        """No timer of the board's is due any more."""
+        if self._coalesced_timer is not None:
+            self._coalesced_timer.cancel()
+
+    def _update_routes(self) -> None:
+        """Tell KVM of the level-triggered pins, whose EOI we must see; edges need no route, they go out as messages."""
+        assert self.ioapic is not None, "only an IOAPIC of ours has routes that change"
+        routes = [route if route is not None and route[1] & _MSI_LEVEL_TRIGGERED else None for route in self.ioapic.routes()]
+        if routes != self._level_routes and (any(routes) or any(self._level_routes)):
+            self._vm.set_msi_routes(routes)
+        self._level_routes = routes
+
+
+def _rtc(memory: GuestMemory) -> Rtc:
+    below = sum(region.size_bytes for region in memory.regions if region.gpa < layout.RAM_64BIT_START)
+    return Rtc(time.time, below, memory.size_bytes - below)
