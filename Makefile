@@ -12,8 +12,8 @@ FAST_LEVELS := style unit control kvm
 LEVELS := $(FAST_LEVELS) system lab
 
 LAB_PACKAGES := debian-archive-keyring e2fsprogs lz4 mmdebstrap util-linux xz-utils zstd
-CHECK_PACKAGES := acpica-tools binutils dbus gcc libc6-dev libxml2-utils lintian lz4 man-db python3-dbusmock python3-venv \
-                  systemd xz-utils zstd
+CHECK_PACKAGES := acpica-tools binutils dbus gcc libc6-dev libxml2-utils lintian lz4 man-db python3-dbusmock python3-systemd \
+                  python3-venv systemd xz-utils zstd
 TEST_PACKAGES := $(LAB_PACKAGES) $(CHECK_PACKAGES) systemd-container
 
 .PHONY: demo check test bench deb lab

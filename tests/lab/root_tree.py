@@ -20,7 +20,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "libpam-systemd", "udev", "kmod", "login", "passwd"),
     *("dbus", "dbus-user-session", "dbus-broker", "polkitd", "systemd-container"),
     # what the package depends on
-    *("python3", "python3-dbus-next", "python3-pyelftools"),
+    *("python3", "python3-dbus-next", "python3-pyelftools", "python3-systemd"),
     # what tests and people use there
     *("iproute2", "procps", "strace"),
 )

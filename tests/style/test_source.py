@@ -40,7 +40,7 @@ FREE_ROOMS = {"service", "cli", "__main__", "__init__", "check"}
 # What a start does not wait for: it is imported inside the function that needs it, or when the guest runs already.
 SLOW_MODULES = {
     *("argparse", "asyncio", "collections", "contextlib", "dataclasses", "inspect", "json", "logging", "pathlib", "re"),
-    *("shutil", "subprocess", "tempfile", "threading", "tomllib", "typing", "dbus_next", "elftools"),
+    *("shutil", "subprocess", "tempfile", "threading", "tomllib", "typing", "dbus_next", "elftools", "systemd"),
 }
 # Imported when the guest runs already, or never on the way there.
 OFF_THE_FAST_PATH = {

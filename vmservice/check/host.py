@@ -124,6 +124,7 @@ def _check_libraries() -> list[Check]:
     for module, package, purpose in (
         ("dbus_next", "python3-dbus-next", "the bus object"),
         ("elftools", "python3-pyelftools", "ELF kernels"),
+        ("systemd", "python3-systemd", "the journal and the service manager"),
     ):
         if importlib.util.find_spec(module) is None:
             checks.append(Check(module, MISSING, f"it is not installed: {purpose} needs it", f"install {package}"))
