@@ -1,8 +1,7 @@
 """One nested host for all tests of the lab, with the package installed.
 
-A host that dies under a test is not the test's fault: it is started once more, that test runs again, and the summary says so.
-So it is, once in a run, with a guest that falls silent: under emulated virtualisation that happens to one of some hundreds. The
-summary shows what was found of it, since a fault of ours would look the same.
+A host that dies under a test is not the test's fault: it is started once more, that test runs again, and the summary says so. A
+guest that dies or falls silent is a failure, and its report has all that the host can tell of it.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from pathlib import Path
 
 import pytest
 from lab.channel import HostDied
-from lab.host import LabHost, nested_kvm
+from lab.host import LabHost
 from lab.prepare import guest_config, install, payload
 from lab.root_tree import RELEASES
-from support.unit_vm import SilentGuest, UnitVm
+from support.unit_vm import UnitVm
 
 _NUMBERS = itertools.count(1)
 _DEATHS = pytest.StashKey[list[str]]()
-_SILENT = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,25 +83,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     try:
         pyfuncitem.obj(**arguments)
-    except (HostDied, SilentGuest) as failure:
-        if isinstance(failure, SilentGuest) and not _first_silence(pyfuncitem.config):
-            raise
-        _revive(pyfuncitem, lab, failure)
+    except HostDied as death:
+        _revive(pyfuncitem, lab, death)
         if isinstance(vm := arguments.get("vm"), UnitVm):
             vm.configure(guest_config())
         pyfuncitem.obj(**arguments)
     return True
 
 
-def _first_silence(config: pytest.Config) -> bool:
-    """Whether no guest has fallen silent before in this run, on a host that emulates virtualisation."""
-    first = not config.stash.get(_SILENT, False)
-    config.stash[_SILENT] = True
-    return first and not nested_kvm()
-
-
-def _revive(item: pytest.Item, lab: LabHost, failure: HostDied | SilentGuest) -> None:
-    item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {failure}")
+def _revive(item: pytest.Item, lab: LabHost, death: HostDied) -> None:
+    item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {death}")
     lab.stop()
     lab.start(payload())
     install(lab)
@@ -112,6 +101,6 @@ def _revive(item: pytest.Item, lab: LabHost, failure: HostDied | SilentGuest) ->
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     deaths = config.stash.get(_DEATHS, [])
     if deaths:
-        terminalreporter.section("the lab's host died, or a guest fell silent; a host was started anew", yellow=True)
+        terminalreporter.section("the lab's host died and was started anew", yellow=True)
         for death in deaths:
             terminalreporter.line(death)
