@@ -28,7 +28,8 @@ WINDOW_SEC = 2.0
 TRACING = Path("/sys/kernel/tracing")
 KVM_STATISTICS = Path("/sys/kernel/debug/kvm")
 SHOWN_RIPS = 40
-SHOWN_PRINTK = 12_000
+# More than a whole boot.
+SHOWN_PRINTK = 40_000
 # Smaller mappings are not a Linux guest's memory.
 LEAST_MEMORY = 16 << 20
 PRINTK_BYTES = 256 << 10
