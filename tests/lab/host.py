@@ -158,8 +158,10 @@ class LabHost:
         return pid if b"org.vmservice.lab" in command else None
 
     def last_words(self) -> str:
-        words = ""
-        for name in ("qemu.log", "console.log"):
+        """The end of what QEMU and the host's kernel said, QEMU's exit status, and whether a triple fault has ended it."""
+        status = self._process.poll() if self._process is not None else None
+        words = "" if status is None else f"QEMU's exit status {status}\n"
+        for name in ("qemu.log", "reset.log", "console.log"):
             path = self._directory / name
             if path.exists():
                 words += path.read_text(errors="replace")[-2000:]
@@ -175,6 +177,8 @@ def _qemu(disk: str, ramdisk: str) -> list[str]:
         *("-M", "q35"),
         *accelerator,
         *("-smp", "2", "-m", str(_MEMORY_MIB)),
+        # Says "Triple fault", which ends a host that has no word left itself.
+        *("-d", "cpu_reset", "-D", "/mnt/reset.log"),
         *("-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot"),
         *("-kernel", kernel, "-initrd", f"/media/{ramdisk}"),
         # An oops would leave a host that half works: it dies instead, and is known to have died.

@@ -4,9 +4,10 @@
 
 Boots Linux guests in a host of the lab, run at nice 10 in the background: 1, 2 and 4 vCPUs, Debian 13's and 12's kernels, as
 bzImage and by PVH, `quiet`. LOG gets a line of JSON for each boot; what it already has is counted, so that a hunt may go on
-another day. A host that dies is started anew, and counted. At the first guest that says nothing for three minutes, or ends before
-it has said anything, the hunt ends with status 1: LOG has what guest_evidence.py collected, and host and guest are left as they
-are for `lab.py run` (`lab.py stop` ends them). A guest is ended as soon as its /init has said its line.
+another day. A guest is ended as soon as its /init has said its line. A host that dies is counted, and started anew.
+
+At the first guest that says nothing for three minutes, or ends before it has said its line, the hunt ends with status 1: LOG
+has what guest_evidence.py collected; host and guest are left as they are for `lab.py run`, and `lab.py stop` ends them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
-from lab.channel import HostDied
+from lab.channel import CommandFailed, HostDied
 from lab.cpio import CpioArchive
 from lab.host import LabHost
 from lab.prepare import install, payload
@@ -41,8 +42,8 @@ NICE = 10
 def hunt_initramfs(directory: Path) -> Path:
     """An initramfs of one file, /init."""
     program, objects, target = directory / "init", directory / "init.o", directory / "hunt.initramfs"
-    for command in (["as", "-o", objects, HERE / "hunt_init.S"], ["ld", "-static", "-s", "-o", program, objects]):
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(["as", "-o", objects, HERE / "hunt_init.S"], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(["ld", "-static", "-s", "-o", program, objects], check=True, stdin=subprocess.DEVNULL)
     archive = CpioArchive()
     archive.add_directory("dev")
     archive.add_character_device("dev/console", 5, 1)
@@ -51,15 +52,10 @@ def hunt_initramfs(directory: Path) -> Path:
     return target
 
 
-def start_host(directory: Path) -> LabHost:
-    files = {"hunt.initramfs": hunt_initramfs(directory), "hunter.py": HERE / "hunter.py"}
-    files["guest_evidence.py"] = HERE.parent / "support/guest_evidence.py"
-    host = LabHost(cache_dir() / "host")
-    if host.alive():
-        raise SystemExit("hunt: a host is running already; `lab.py stop` ends it")
-    host.start({**payload(), **files}, detached=True)
-    install(host)
-    return host
+def hunt_files(directory: Path) -> dict[str, Path]:
+    """What the host needs in /lab besides payload()."""
+    programs = {"hunter.py": HERE / "hunter.py", "guest_evidence.py": HERE.parent / "support/guest_evidence.py"}
+    return {"hunt.initramfs": hunt_initramfs(directory), **programs}
 
 
 def boot_batch(host: LabHost, log: Path, first: int, count: int, lanes: int) -> None:
@@ -73,7 +69,9 @@ def boot_batch(host: LabHost, log: Path, first: int, count: int, lanes: int) -> 
             for line in lines:
                 file.write(line + "\n")
 
-    host.run(f"python3 /lab/hunter.py {first} {count} {lanes}", timeout=count * 240, on_output=take)
+    done = host.run(f"python3 /lab/hunter.py {first} {count} {lanes}", timeout=count * 240, on_output=take)
+    if done.returncode != 0:
+        raise SystemExit(f"hunt: {done}")
 
 
 def note(log: Path, **what: object) -> None:
@@ -108,24 +106,28 @@ def row(boots: list[dict[str, Any]]) -> str:
 
 
 def hunt(log: Path, boots: int, lanes: int) -> int:
+    """Until `log` has so many boots, or one that went wrong: then 1."""
+    host = LabHost(cache_dir() / "host")
+    if host.alive():
+        raise SystemExit("hunt: a host is running already; `lab.py stop` ends it")
     with tempfile.TemporaryDirectory(prefix="vmservice-") as directory:
-        host = start_host(Path(directory))
-        while True:
-            done = [record for record in records(log) if "result" in record]
-            if any(record["result"] != "up" for record in done[-BATCH - lanes :]):
-                say("found: the log has it, and the host is left as it is")
-                return 1
-            if len(done) >= boots:
-                host.stop()
-                return 0
+        files = {**payload(), **hunt_files(Path(directory))}
+        while len(done := [record for record in records(log) if "result" in record]) < boots:
             first = max((record["number"] for record in done), default=-1) + 1
             try:
+                if not host.alive():
+                    host.start(files, detached=True)
+                    install(host)
                 boot_batch(host, log, first, min(BATCH, boots - len(done)), lanes)
-            except HostDied as death:
+            except (HostDied, CommandFailed) as death:
                 note(log, **{"host died": str(death), "at": time.strftime("%H:%M:%S"), "words": host.last_words()})
                 host.stop()
-                host = start_host(Path(directory))
-            say(table(log).splitlines()[-2])
+            say(table(log))
+            if any(record["result"] != "up" for record in records(log) if record.get("number", -1) >= first):
+                say("found: LOG has it, and the host is left as it is")
+                return 1
+    host.stop()
+    return 0
 
 
 def main() -> int:

@@ -2,9 +2,9 @@
 
     guest_evidence.py PID
 
-Prints, each part under a heading: what each thread ran in 2 seconds, in the guest and out of it; the host's clock; KVM's counters;
-KVM's trace of 2 seconds, as counts of exits by reason and guest RIP; and what the guest's kernel has printed, out of its memory,
-which `quiet` keeps from the console. A part that this host does not have says so. It changes nothing in the guest. How to read it:
+Prints, under headings: what each thread ran in 2 seconds, in the guest and outside; the host's clock; KVM's counters;
+KVM's trace of 2 seconds, as counts of exits by reason and guest RIP; and what the guest's kernel has printed, from its memory,
+which `quiet` keeps from the console. A part that this host does not have says so. Nothing changes in the guest. How to read it:
 
 * No exit but for interrupts, at a few RIPs: a loop of the guest's; the printk text tells how far it had come.
 * A RIP in user space, or in the kernel where no loop is, behind "smp: Brought up": the guest has lost its way.
@@ -44,7 +44,10 @@ def threads(pid: int) -> None:
         for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name)):
             name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
             fields = rest.split()
-            found[task.name] = (f"{name} ({fields[0]}, {wait_channel(task)})", [int(fields[field - 3]) for field in (14, 15, 43)])
+            found[task.name] = (
+                f"{name} ({fields[0]}, {wait_channel(task)})",
+                [int(fields[field - 3]) for field in (14, 15, 43)],
+            )
         return found
 
     before = times()
@@ -75,7 +78,9 @@ def statistics(pid: int) -> None:
 
     def counters() -> dict[str, int]:
         files = (path for folder in KVM_STATISTICS.glob(f"{pid}-*") for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(KVM_STATISTICS)): int(text) for path in files if (text := read(path)).lstrip("-").isdigit()}
+        return {
+            str(path.relative_to(KVM_STATISTICS)): int(text) for path in files if (text := read(path)).lstrip("-").isdigit()
+        }
 
     before = counters()
     time.sleep(WINDOW_SEC)

@@ -70,11 +70,14 @@ class UnitVm:
         return waited.stdout
 
     def evidence(self) -> str:
-        """What tells a guest that hangs from a VMM that does, and both from a journal that is late; last of all the VMM's own word
-        on its vCPUs, which SIGQUIT asks for."""
+        """What tells a guest that hangs from a VMM that does, and both from a journal that is late; then the VMM's word on
+        its vCPUs, which SIGQUIT asks for."""
         pid = self.main_pid()
-        vmm = f"systemctl status --no-pager --lines=5 {self.unit}; journalctl --sync; journalctl --unit={self.unit} | wc -l; uptime"
-        seen = self.host.run(f"{vmm}; head /proc/{pid}/task/*/wchan", timeout=90).stdout
+        seen = self.host.run(
+            f"systemctl status --no-pager --lines=5 {self.unit}; journalctl --sync; journalctl --unit={self.unit} | wc -l;"
+            f" uptime; head /proc/{pid}/task/*/wchan",
+            timeout=90,
+        ).stdout
         if pid:
             seen += self.host.run(f"python3 - {pid}", timeout=120, stdin=_EVIDENCE.read_bytes()).stdout
             seen += self.host.run(
