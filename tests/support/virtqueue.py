@@ -15,6 +15,7 @@ from vmservice.memory.guest_memory import GuestMemory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.transport import TransportState
 
     MakeDriver = Callable[[VirtioDevice], "Driver"]
 
@@ -170,14 +171,27 @@ class RecordingInterrupt:
 
 
 class Driver:
-    """A driver and its device on a bare VirtioTransport. `warnings` holds what would have gone to the journal."""
+    """A driver and its device on a bare VirtioTransport.
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory, clock: Callable[[], float] = lambda: 0.0) -> None:
+    `warnings` holds what would have gone to the journal, `posted` what the event loop would call next.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        clock: Callable[[], float] = lambda: 0.0,
+        state: TransportState | None = None,
+    ) -> None:
         self.device = device
         self.memory = memory
         self.interrupt = RecordingInterrupt()
         self.warnings: list[str] = []
-        self.transport = VirtioTransport(device, memory, self.interrupt, warn=self.warnings.append, clock=clock)
+        self.posted: list[Callable[[], None]] = []
+        self.transport = VirtioTransport(
+            device, memory, self.interrupt, warn=self.warnings.append, post=self.posted.append, clock=clock, state=state
+        )
+        self.transport.start()
         self.queues: list[DriverQueue] = []
 
     def start(
@@ -218,6 +232,14 @@ class Driver:
 
     def kick(self, index: int = 0) -> None:
         self.transport.notify(index)
+
+    def run_posted(self) -> int:
+        """What the event loop would do until there is no more; how many callbacks it were."""
+        done = 0
+        while self.posted:
+            self.posted.pop(0)()
+            done += 1
+        return done
 
     @property
     def is_broken(self) -> bool:

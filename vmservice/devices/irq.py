@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 class IrqLine:
-    """An interrupt line; `set_level` is told of every change, and only of changes."""
+    """An interrupt line; `set_level` is told of every change, and only of changes.
+
+    A device that goes on from a state sets `level` itself: the interrupt controller's state has it already.
+    """
 
     def __init__(self, set_level: Callable[[bool], None]) -> None:
         self._set_level = set_level

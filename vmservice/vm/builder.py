@@ -235,7 +235,7 @@ def _create_peripherals(
         hvc_size=host.hvc_size,
         ports=host.ports,
         on_room=host.on_input_room,
-        on_backlog=guest.backlog,
+        post=guest.call_soon,
         warn=host.warn,
     )
 

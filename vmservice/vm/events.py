@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class EventKind:
     """What there is to act on; POWEROFF, RESET, ERROR and BUG end the guest's run."""
@@ -17,16 +21,17 @@ class EventKind:
     PANIC = "panic"  # its kernel says so, by pvpanic; it runs on until something is done about it
     WATCHDOG = "watchdog"  # it did not feed its watchdog in time; it runs on likewise
     VCPUS = "vcpus"  # the guest took a new vCPU, or gave one back
-    BACKLOG = "backlog"  # a device has more to do than it did at once
+    CALL = "call"  # a device has something to do that the guest's own threads are not to wait for: `call` does it
     BUG = "bug"  # we failed; the detail is a traceback, for the journal only
 
 
 class GuestEvent:
     """One event; `source` is the machine that it came from, so that an event of a machine long gone is known as such."""
 
-    __slots__ = ("detail", "kind", "source")
+    __slots__ = ("call", "detail", "kind", "source")
 
-    def __init__(self, source: object, kind: str, detail: str = "") -> None:
+    def __init__(self, source: object, kind: str, detail: str = "", call: Callable[[], None] | None = None) -> None:
+        self.call = call
         self.source = source
         self.kind = kind
         self.detail = detail

@@ -42,9 +42,9 @@ class GuestRequests:
     def vcpus_changed(self) -> None:
         self._post(EventKind.VCPUS)
 
-    def backlog(self) -> None:
-        """A device has more to do than it did at once; the main thread goes on with it, so that others get their turn."""
-        self._post(EventKind.BACKLOG)
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Have the main thread call `callback`, once the machine is not paused: what a device has to do besides."""
+        self._events.post(GuestEvent(self.source, EventKind.CALL, call=callback))
 
     def fault(self, detail: str) -> None:
         """Neither the guest nor the machine can go on."""

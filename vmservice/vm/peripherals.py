@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vmservice.devices.pci.bus import PciBus
     from vmservice.devices.virtio.balloon import Balloon as BalloonDevice
     from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.mmio_transport import MmioTransport
+    from vmservice.devices.virtio.pci_transport import PciTransport
     from vmservice.devices.virtio.rng import Rng
     from vmservice.devices.virtio.transport import VirtioTransport
     from vmservice.host.console import Console as HostConsole
@@ -42,8 +44,7 @@ class Peripherals:
     `irqfd` says whether KVM routes message-signalled interrupts from eventfds.
     `hvc` takes what the guest writes to its virtio-console, or is None for a machine without one; `hvc_size` answers the
     columns and rows of its terminal. `ports` are the other ends of the configuration's ports, by name. `on_room` is told hvc,
-    or a port's name, when bytes that were refused may be offered again. `on_backlog` asks for a `tick` soon: a guest has made
-    more requests than one notification is worth.
+    or a port's name, when bytes that were refused may be offered again. `post` is what virtio's transports want.
     """
 
     def __init__(
@@ -59,14 +60,14 @@ class Peripherals:
         hvc_size: Callable[[], tuple[int, int]] | None,
         ports: Mapping[str, HostConsole],
         on_room: Callable[[str], None],
-        on_backlog: Callable[[], None],
+        post: Callable[[Callable[[], None]], None],
         warn: Callable[[str], None],
     ) -> None:
         self._vm = vm
         self._memory = memory
         self._board = board
         self._hvc_size = hvc_size
-        self._on_backlog = on_backlog
+        self._post = post
         self._warn = warn
         self._irqfd = irqfd
         self._interrupts: list[MessageInterrupts] = []
@@ -124,8 +125,6 @@ class Peripherals:
         self._follow_clients()
         if self._rng is not None:
             self._rng.tick()
-        for transport in self._transports:
-            transport.work()
 
     def _add_input(self, label: str, device: Console, number: int, on_room: Callable[[str], None]) -> None:
         self.inputs[label] = ConsoleInput(self._board.lock, partial(device.receive, number), partial(on_room, label))
@@ -174,11 +173,11 @@ class Peripherals:
 
     def _plug(self, device: VirtioDevice) -> VirtioTransport:
         transport = self._plug_mmio(device) if self._pci is None else self._plug_pci(device, self._pci)
-        transport.on_backlog = self._on_backlog
-        self._transports.append(transport)
-        return transport
+        self._transports.append(transport.virtio)
+        transport.start()
+        return transport.virtio
 
-    def _plug_pci(self, device: VirtioDevice, pci: PciBus) -> VirtioTransport:
+    def _plug_pci(self, device: VirtioDevice, pci: PciBus) -> PciTransport:
         from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciTransport
 
         owner = type(device).__name__
@@ -193,24 +192,27 @@ class Peripherals:
             signal=interrupts.signal,
             on_route_changed=interrupts.on_route_changed,
             warn=self._warn,
+            post=self._post,
             lock=self._board.lock,
             is_64bit=wide,
         )
         area = self._resources.mmio64 if wide else self._resources.mmio32
         transport.place_bar(transport.bar, area.allocate(BAR_SIZE, owner, alignment=BAR_SIZE))
         pci.insert(transport)
-        return transport.virtio
+        return transport
 
-    def _plug_mmio(self, device: VirtioDevice) -> VirtioTransport:
+    def _plug_mmio(self, device: VirtioDevice) -> MmioTransport:
         from vmservice.devices.virtio.mmio_transport import WINDOW_BYTES, MmioTransport
 
         owner = type(device).__name__
         base = self._resources.mmio32.allocate(WINDOW_BYTES, owner, alignment=WINDOW_BYTES)
         pin = self._resources.pins.allocate(1, owner)
-        window = MmioTransport(device, self._memory, self._board.line(pin), warn=self._warn, lock=self._board.lock)
+        window = MmioTransport(
+            device, self._memory, self._board.line(pin), warn=self._warn, post=self._post, lock=self._board.lock
+        )
         self._board.mmio.insert(base, WINDOW_BYTES, window, window.virtio.lock)
         self._mmio_aml.append(devices_aml.virtio_mmio(len(self._mmio_aml), base, pin))
-        return window.virtio
+        return window
 
     def _port(self, port: PortConfig, host: HostConsole) -> Port:
         return Port(

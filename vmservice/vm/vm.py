@@ -192,8 +192,8 @@ class Vm:
             self._deferred.append(event)
         elif event.kind == EventKind.VCPUS:
             self._settle_vcpus()
-        elif event.kind == EventKind.BACKLOG:
-            self._running_machine().drain()
+        elif event.call is not None:
+            event.call()
         elif event.kind == EventKind.POWEROFF:
             self._stop(LastExit.POWEROFF)
         elif event.kind in (EventKind.ERROR, EventKind.BUG):

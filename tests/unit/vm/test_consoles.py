@@ -55,7 +55,7 @@ def test_the_virtio_console_follows_its_terminal(transport: str) -> None:
         hvc_size=lambda: size,
         ports={},
         on_room=lambda label: None,
-        on_backlog=lambda: None,
+        post=lambda callback: None,
         warn=lambda text: None,
     )
     assert peripherals.console is not None
@@ -105,7 +105,7 @@ def test_ports_are_a_device_of_their_own_beside_the_console(transport: str) -> N
         hvc_size=lambda: (80, 24),
         ports={"agent": agent, "tty": more},
         on_room=lambda label: None,
-        on_backlog=lambda: None,
+        post=lambda callback: None,
         warn=lambda text: None,
     )
     assert peripherals.console is not None

@@ -118,7 +118,7 @@ class Machine:
             hvc_size=lambda: (132, 43),
             ports={},
             on_room=lambda label: None,
-            on_backlog=lambda: None,
+            post=lambda callback: None,
             warn=self._warn,
         )
 

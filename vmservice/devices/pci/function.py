@@ -157,16 +157,26 @@ class PciFunction:
             return None
         return self.config.value(_register(bar), 8 if bar.is_64bit else 4) & ~_BAR_FLAGS
 
+    @property
+    def is_bus_master(self) -> bool:
+        """Whether the guest lets the function reach memory, which messages of interrupts are writes to as well (§6.2.2)."""
+        return bool(self.config.state.data[COMMAND] & COMMAND_BUS_MASTER)
+
     # The guest's side
 
     def read_config(self, offset: int, size: int) -> bytes:
         return self.config.read(offset, size)
 
     def write_config(self, offset: int, data: bytes) -> None:
-        before = self._decode_registers()
+        decoding, mastering = self._decode_registers(), self.is_bus_master
         self.config.write(offset, data)
-        if before != self._decode_registers():
+        if decoding != self._decode_registers():
             self.on_decode_changed()
+        if mastering != self.is_bus_master:
+            self.bus_master_changed()
+
+    def bus_master_changed(self) -> None:
+        """For functions that reach memory: nothing may be written there, and nothing read, while `is_bus_master` says no."""
 
     def _decode_registers(self) -> tuple[int, bytes]:
         data = self.config.state.data

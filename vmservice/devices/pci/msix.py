@@ -61,8 +61,9 @@ class Msix:
     `read_pending`. After each write to the configuration space it calls `config_written`.
 
     `signal(vector)` sends the vector's message (`message`) now. `on_route_changed(vector, address, data, masked)` tells each
-    change of what a vector would send; `masked` counts the entry's own mask, the function's, and that MSI-X is off. It comes
-    before a message goes out by the new route. At first every vector is masked.
+    change of what a vector would send; `masked` counts the entry's own mask, the function's, that MSI-X is off, and that the
+    function must not write to memory. It comes before a message goes out by the new route. At first every vector is masked.
+    Constructing tells nothing; the first `config_written` tells how things stand in the state.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Msix:
         pending_bits: tuple[int, int],
         signal: Callable[[int], None],
         on_route_changed: Callable[[int, int, int, bool], None],
+        bus_master: bool = True,
         state: MsixState | None = None,
     ) -> None:
         if not 1 <= vectors <= MAX_VECTORS:
@@ -88,6 +90,7 @@ class Msix:
         self._control_offset = self.capability + MESSAGE_CONTROL
         config.allow(self._control_offset, CONTROL_ENABLE | CONTROL_FUNCTION_MASK, 2)
         self._control = 0  # message control as it was last acted on
+        self._may_write = bus_master
         self._told: list[Route] = [_NO_ROUTE] * vectors
 
     # The device's side
@@ -114,6 +117,12 @@ class Msix:
         """The reasons for all waiting interrupts are gone, as when the device is reset."""
         self.state.pending = 0
 
+    def set_bus_master(self, allowed: bool) -> None:
+        """Whether messages may go out: they are writes to memory. Until then they wait, as behind a mask."""
+        if allowed != self._may_write:
+            self._may_write = allowed
+            self._update_all()
+
     # The guest's side
 
     def config_written(self) -> None:
@@ -124,8 +133,7 @@ class Msix:
         self._control = control
         if not self.enabled:
             self.clear_pending()
-        for vector in range(self.vectors):
-            self._update(vector)
+        self._update_all()
 
     def read_table(self, offset: int, size: int) -> bytes:
         return bytes(self.state.table[offset : offset + size]).ljust(size, b"\0")
@@ -152,9 +160,13 @@ class Msix:
     # Within
 
     def _is_masked(self, vector: int) -> bool:
-        if self._control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE:
+        if self._control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE or not self._may_write:
             return True
         return bool(self.state.table[vector * ENTRY_SIZE + _VECTOR_CONTROL] & _VECTOR_MASKED)
+
+    def _update_all(self) -> None:
+        for vector in range(self.vectors):
+            self._update(vector)
 
     def _update(self, vector: int) -> None:
         """Tell a changed route, and send what waited for the mask to go."""

@@ -7,10 +7,13 @@ statistics. Free page hinting and page poisoning are left out.
 from __future__ import annotations
 
 import struct
+import time
+from functools import partial
 
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.device import cut_config
 from vmservice.devices.virtio.ids import TYPE_BALLOON
+from vmservice.devices.virtio.queue import SLICE_SEC, UNFINISHED
 from vmservice.errors import GuestError, InvalidArgument
 
 TYPE_CHECKING = False
@@ -33,6 +36,10 @@ PAGE_BYTES = 4096  # whatever the guest's own pages are (§5.5.6)
 
 # Linux sends 256 page numbers at a time, Windows' driver 1024: one page of them.
 MAX_PAGES_IN_REQUEST = 1024
+
+# What is given back to the host in one call, and a multiple of which it ends at: the kernel takes about a millisecond for it,
+# and Python holds its own lock meanwhile. No huge page of the host is larger that could be given back.
+DISCARD_BYTES = 4 << 20
 
 INFLATE_QUEUE = 0
 DEFLATE_QUEUE = 1
@@ -62,15 +69,17 @@ MAX_STATISTICS_BYTES = 64 * _STATISTIC.size
 
 
 class BalloonState(DeviceState):
-    """Sizes in pages of PAGE_BYTES. `statistics` by tag, -1 for what the guest has not said.
+    """Sizes in pages of PAGE_BYTES. `done_bytes` by virtqueue: of the chain that is at its head, what has been given back.
 
-    `statistics_head` is the chain that the guest left for the next request, -1 for none.
+    `statistics` by tag, -1 for what the guest has not said; `statistics_head` is the chain that the guest left for the next
+    request, -1 for none.
     """
 
-    __slots__ = ("actual_pages", "statistics", "statistics_head", "target_pages")
+    __slots__ = ("actual_pages", "done_bytes", "statistics", "statistics_head", "target_pages")
 
     def __init__(self) -> None:
         self.actual_pages = 0
+        self.done_bytes = [0] * 5
         self.statistics = [-1] * len(STATISTIC_NAMES)
         self.statistics_head = -1
         self.target_pages = 0
@@ -123,8 +132,10 @@ class Balloon:
         head, interrupt = self.state.statistics_head, self._interrupt
         if head < 0 or interrupt is None:
             return False
-        self.state.statistics_head = -1
         queue = self._queues[STATS_QUEUE]
+        if queue.held:
+            return False
+        self.state.statistics_head = -1
         queue.add_used(head, 0)
         if queue.publish():
             interrupt.interrupt_queue(STATS_QUEUE)
@@ -153,6 +164,7 @@ class Balloon:
         """The target is the host's and stays; the driver starts with an empty balloon."""
         self._queues, self._interrupt, self._reporting = [], None, ()
         self.state.actual_pages = 0
+        self.state.done_bytes = [0] * len(self.queue_max_sizes)
         self.state.statistics_head = -1
         self.state.statistics = [-1] * len(STATISTIC_NAMES)
 
@@ -165,7 +177,7 @@ class Balloon:
         elif index == DEFLATE_QUEUE:
             handle = self._deflate
         elif index in self._reporting:
-            handle = self._take_report
+            handle = partial(self._take_report, index)
         else:
             if index == STATS_QUEUE and self._has_statistics:
                 self._take_statistics(self._queues[index])
@@ -174,37 +186,59 @@ class Balloon:
             interrupt.interrupt_queue(index)
 
     def _inflate(self, chain: Chain) -> int:
-        for gpa, size_bytes in _merge(self._parse_pages(chain)):
-            self._discard(gpa, size_bytes)
-        return 0
+        return self._give_back(INFLATE_QUEUE, self._parse_pages(chain))
 
     def _deflate(self, chain: Chain) -> int:
         self._parse_pages(chain)
         return 0
 
-    def _parse_pages(self, chain: Chain) -> list[int]:
-        """The gpa of every page that the request names: 32-bit page numbers (§5.5.6)."""
+    def _parse_pages(self, chain: Chain) -> list[tuple[int, int]]:
+        """Ranges (gpa, size in bytes) of the pages that the request names by their 32-bit numbers (§5.5.6)."""
         size_bytes = chain.readable_bytes
         if chain.writable or size_bytes % 4 or size_bytes > 4 * MAX_PAGES_IN_REQUEST:
             raise GuestError(
                 f"a balloon request of {size_bytes} bytes to read: it is made of 4 bytes for each page, of at most"
                 f" {MAX_PAGES_IN_REQUEST} pages, and of nothing to write"
             )
-        pages = [PAGE_BYTES * number for (number,) in struct.iter_unpack("<I", chain.read(size_bytes))]
-        for gpa in pages:
-            if not self._memory.contains(gpa, PAGE_BYTES):
-                raise GuestError(f"the page at guest address {gpa:#x}, for the balloon, is not in guest memory")
-        return pages
+        ranges = _merge([PAGE_BYTES * number for (number,) in struct.iter_unpack("<I", chain.read(size_bytes))])
+        for gpa, length in ranges:
+            if not self._memory.contains(gpa, length):
+                self._check_each_page(gpa, length)
+        return ranges
 
-    def _take_report(self, chain: Chain) -> int:
+    def _check_each_page(self, gpa: int, size_bytes: int) -> None:
+        """A range may go over the border between two regions."""
+        for page in range(gpa, gpa + size_bytes, PAGE_BYTES):
+            if not self._memory.contains(page, PAGE_BYTES):
+                raise GuestError(f"the page at guest address {page:#x}, for the balloon, is not in guest memory")
+
+    def _take_report(self, index: int, chain: Chain) -> int:
         """Free pages, each range a buffer of its own (§5.5.6.7). What is not a whole page of it stays."""
         if chain.readable:
             raise GuestError("a report of free pages has buffers to read, where it is made of the pages themselves")
+        ranges = []
         for gpa, view in chain.writable:
             start = gpa + PAGE_BYTES - 1 & -PAGE_BYTES
             end = gpa + len(view) & -PAGE_BYTES
             if start < end:
-                self._discard(start, end - start)
+                ranges.append((start, end - start))
+        return self._give_back(index, ranges)
+
+    def _give_back(self, index: int, ranges: list[tuple[int, int]]) -> int:
+        """Discard ranges of (gpa, size in bytes), from where the last slice ended; UNFINISHED where this one ends."""
+        done, position, deadline = self.state.done_bytes[index], 0, time.monotonic() + SLICE_SEC
+        for gpa, size_bytes in ranges:
+            start, end = gpa + max(done - position, 0), gpa + size_bytes
+            position += size_bytes
+            while start < end:
+                piece = min(end, (start // DISCARD_BYTES + 1) * DISCARD_BYTES) - start
+                self._discard(start, piece)
+                start += piece
+                done += piece
+                if time.monotonic() >= deadline:
+                    self.state.done_bytes[index] = done
+                    return UNFINISHED
+        self.state.done_bytes[index] = 0
         return 0
 
     def _take_statistics(self, queue: Queue) -> None:

@@ -126,11 +126,13 @@ class Console:
         taken = 0
         queue = self._queues[receive_queue(port)]
         try:
-            while taken < len(data) and (chain := queue.pop()) is not None:
+            for chain in queue.take():
                 _check_writable(chain)
                 written_bytes = chain.write(data[taken:])
                 queue.add_used(chain.head, written_bytes)
                 taken += written_bytes
+                if taken == len(data):
+                    break
         except GuestError as error:
             interrupt.needs_reset(error)
             return taken
@@ -188,13 +190,9 @@ class Console:
         if index == CONTROL_RECEIVE_QUEUE:
             self._flush_control(interrupt)
         elif index == CONTROL_TRANSMIT_QUEUE:
-            opened: list[int] = []
-            if self._queues[index].drain(lambda chain: self._take_control(chain, opened)):
+            if self._queues[index].drain(self._take_control):
                 interrupt.interrupt_queue(index)
             self._flush_control(interrupt)
-            # Last: what the host has for the guest may meet a bad buffer, and all virtqueues are closed.
-            for port in opened:
-                self._tell_room(port)
         elif index & 1:
             source = self.ports[port_of_queue(index)]
             if self._queues[index].drain(lambda chain: _transmit(chain, source)):
@@ -209,7 +207,7 @@ class Console:
 
     # Control messages
 
-    def _take_control(self, chain: Chain, opened: list[int]) -> int:
+    def _take_control(self, chain: Chain) -> int:
         if chain.writable or chain.readable_bytes < CONTROL.size:
             raise GuestError(f"a control message of the driver is {CONTROL.size} bytes to read, and not {chain.readable_bytes}")
         port, event, value = CONTROL.unpack(chain.read(CONTROL.size))
@@ -221,7 +219,7 @@ class Console:
                 self._introduce(port, bool(value))
             elif event == PORT_OPEN:
                 self.state.guest_open[port] = bool(value)
-                opened.append(port)
+                self._queues[receive_queue(port)].ask_for_turn()
         return 0
 
     def _introduce(self, port: int, is_ready: bool) -> None:
@@ -260,11 +258,13 @@ class Console:
 
     def _flush_control(self, interrupt: DriverPort) -> None:
         queue, pending = self._queues[CONTROL_RECEIVE_QUEUE], self.state.control
-        while pending and (chain := queue.pop()) is not None:
+        for chain in queue.take() if pending else ():
             _check_writable(chain)
             if chain.writable_bytes < len(pending[0]):
                 raise GuestError(f"a buffer of {chain.writable_bytes} bytes for a control message of {len(pending[0])}")
             queue.add_used(chain.head, chain.write(pending.pop(0)))
+            if not pending:
+                break
         if queue.publish():
             interrupt.interrupt_queue(CONTROL_RECEIVE_QUEUE)
 

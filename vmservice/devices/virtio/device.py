@@ -28,7 +28,10 @@ if TYPE_CHECKING:
             """
 
     class VirtioDevice(Protocol):
-        """The device-specific part. Every call comes under the machine's one lock for devices."""
+        """The device-specific part. Every call comes with the transport's lock held.
+
+        No call may take longer than some milliseconds, whatever the driver says: see `Queue.take`.
+        """
 
         @property
         def device_type(self) -> int: ...

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vmservice.devices.irq import IrqLine
     from vmservice.devices.virtio.device import VirtioDevice
-    from vmservice.memory.guest_memory import GuestMemory
+    from vmservice.devices.virtio.queue import Dma
 
 # The size of the window: what is not configuration space reads as zeros.
 WINDOW_BYTES = 0x1000
@@ -88,7 +88,7 @@ class _LineInterrupt:
     def __init__(self, line: IrqLine, status: int) -> None:
         self._line = line
         self.status = status
-        line.set(bool(status))
+        line.level = bool(status)  # the IOAPIC knows it already
 
     def interrupt_queue(self, index: int) -> None:
         self._raise(USED_BUFFER)
@@ -111,16 +111,23 @@ class MmioTransport:
     def __init__(
         self,
         device: VirtioDevice,
-        memory: GuestMemory,
+        memory: Dma,
         line: IrqLine,
         *,
         warn: Callable[[str], None],
+        post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType | None = None,
         state: MmioState | None = None,
     ) -> None:
         self._interrupt = _LineInterrupt(line, state.interrupt_status if state is not None else 0)
         self.virtio = VirtioTransport(
-            device, memory, self._interrupt, warn=warn, lock=lock, state=state.transport if state is not None else None
+            device,
+            memory,
+            self._interrupt,
+            warn=warn,
+            post=post,
+            lock=lock,
+            state=state.transport if state is not None else None,
         )
 
     @property
@@ -195,6 +202,12 @@ class MmioTransport:
         elif register in _QUEUE_ADDRESSES:
             ring, shift = _QUEUE_ADDRESSES[register]
             transport.set_queue_address(ring, shift, value)
+
+    def start(self) -> None:
+        self.virtio.start()
+
+    def stop(self) -> None:
+        self.virtio.stop()
 
     def close(self) -> None:
         """Let go of guest memory."""

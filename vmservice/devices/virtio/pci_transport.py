@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vmservice.devices.pci.config_space import ConfigSpaceState
     from vmservice.devices.virtio.device import VirtioDevice
-    from vmservice.memory.guest_memory import GuestMemory
+    from vmservice.devices.virtio.queue import Dma
 
     Field = tuple[int, int, Callable[[], int], Callable[[int], None] | None]
 
@@ -105,17 +105,18 @@ class PciRegisters:
     def __init__(
         self,
         device: VirtioDevice,
-        memory: GuestMemory,
+        memory: Dma,
         msix: Msix,
         *,
         warn: Callable[[str], None],
+        post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType,
         state: RegistersState | None = None,
         transport_state: TransportState | None = None,
     ) -> None:
         self.state = state or RegistersState(len(device.queue_max_sizes))
         self._msix = msix
-        self.virtio = VirtioTransport(device, memory, self, warn=warn, lock=lock, state=transport_state)
+        self.virtio = VirtioTransport(device, memory, self, warn=warn, post=post, lock=lock, state=transport_state)
         self._fields = self._common_fields()
 
     # The device's side (devices.virtio.device.Interrupt)
@@ -257,18 +258,19 @@ class PciRegisters:
 class PciTransport(PciFunction):
     """The function of one virtio device. `signal` and `on_route_changed` as in `Msix`; vectors: one a virtqueue, and one more.
 
-    `warn` as in `VirtioTransport`. The host's side calls `virtio`; `bar` is BAR 0, for whoever wants to catch the
+    `warn` and `post` as in `VirtioTransport`. The host's side calls `virtio`; `bar` is BAR 0, for whoever wants to catch the
     notifications of virtqueue n at its base + NOTIFY + 4 * n.
     """
 
     def __init__(
         self,
         device: VirtioDevice,
-        memory: GuestMemory,
+        memory: Dma,
         *,
         signal: Callable[[int], None],
         on_route_changed: Callable[[int, int, int, bool], None],
         warn: Callable[[str], None],
+        post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType | None = None,
         is_64bit: bool = True,
         state: PciState | None = None,
@@ -284,15 +286,16 @@ class PciTransport(PciFunction):
             pending_bits=(BAR_INDEX, MSIX_PENDING),
             signal=signal,
             on_route_changed=on_route_changed,
+            bus_master=self.is_bus_master,
             state=state.msix if state else None,
         )
         self._window = self._add_capabilities(queues)
-        self.msix.config_written()
         self.registers = PciRegisters(
             device,
             memory,
             self.msix,
             warn=warn,
+            post=post,
             lock=self.lock,
             state=state.registers if state else None,
             transport_state=state.transport if state else None,
@@ -303,6 +306,25 @@ class PciTransport(PciFunction):
     @property
     def state(self) -> PciState:
         return PciState(self.config.state, self.msix.state, self.registers.state, self.virtio.state)
+
+    def start(self) -> None:
+        """Tell the routes of the interrupts, send those that wait, and serve the driver; after `stop` again."""
+        with self.lock:
+            self.msix.config_written()
+        self.bus_master_changed()
+        self.virtio.start()
+
+    def stop(self) -> None:
+        self.virtio.stop()
+
+    def close(self) -> None:
+        """Let go of guest memory."""
+        self.virtio.close()
+
+    def bus_master_changed(self) -> None:
+        with self.lock:
+            self.msix.set_bus_master(self.is_bus_master)
+            self.virtio.set_dma(self.is_bus_master)
 
     def _add_capabilities(self, queues: int) -> int:
         """The five of §4.1.4; the offset of the last one, the window."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import struct
+import time
 
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC
@@ -16,9 +17,17 @@ from vmservice.errors import GuestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from typing import Protocol
 
-    from vmservice.memory.guest_memory import GuestMemory
+    class Dma(Protocol):
+        """Guest memory as a function of the bus sees it: the whole of it, or what an IOMMU lets it see."""
+
+        def view(self, gpa: int, size_bytes: int) -> memoryview:
+            """The guest's own bytes, writable; a GuestError unless they all lie in one region."""
+
+        def contains(self, gpa: int, size_bytes: int) -> bool:
+            """Whether `view` would have them."""
 
     Segment = tuple[int, memoryview]
     """A part of a buffer: its guest physical address, and its bytes in place."""
@@ -51,6 +60,14 @@ _RING = 2
 MAX_INDIRECT_CHAIN = 1024
 MAX_CHAIN_BYTES = 1 << 32  # virtio 1.2 §2.7.5
 
+# What is done at once, with the device's lock held: others that need the lock get their turn in between. The longest chain
+# takes most of a millisecond to parse, and comes on top.
+SLICE_SEC = 0.001
+SLICE_BYTES = 1 << 20
+
+# For a handler of `Queue.drain`: this chain has more to do than one slice; hand it over again in the next one.
+UNFINISHED = -1
+
 
 class QueueState(DeviceState):
     """A virtqueue after reset. The three addresses are those of the rings; the indices count up to 2^16 and wrap."""
@@ -70,10 +87,11 @@ class QueueState(DeviceState):
 class Chain:
     """One request of the driver: what the device may read, and behind that what it may write. At least one is not empty."""
 
-    __slots__ = ("head", "readable", "writable")
+    __slots__ = ("head", "readable", "total_bytes", "writable")
 
     def __init__(self, head: int) -> None:
         self.head = head
+        self.total_bytes = 0  # of both
         self.readable: list[Segment] = []
         self.writable: list[Segment] = []
 
@@ -109,7 +127,7 @@ class Chain:
         return done
 
 
-def check_rings(state: QueueState, memory: GuestMemory) -> None:
+def check_rings(state: QueueState, memory: Dma) -> None:
     """GuestError unless a virtqueue of this size can be at these addresses."""
     size = state.size
     if not 0 < size <= min(state.max_size, MAX_QUEUE_SIZE) or size & (size - 1):
@@ -138,8 +156,11 @@ def _full_barrier() -> None:
 class Queue:
     """A virtqueue of an active device. Only `state` counts: a Queue made from it goes on where another one stopped.
 
-    A device takes chains by `pop` and gives each back by `add_used`; `publish` shows the driver what was given back since,
-    and says whether it wants an interrupt for it. `drain` is all that in one. `backlog` says that it ended at its bound.
+    A device takes chains by `take` or `pop` and gives each back by `add_used`; `publish` shows the driver what was given back
+    since, and says whether it wants an interrupt for it. `drain` is all that in one.
+
+    `backlog`: there is more to do than one slice, for which `on_backlog` was called; whoever gives the queue its next turn
+    sets it back. While `held` nothing is taken, and nothing must be given back: there is no DMA, or the machine is stopped.
     """
 
     __slots__ = (
@@ -149,16 +170,20 @@ class Queue:
         "_event_index",
         "_indirect",
         "_memory",
+        "_on_backlog",
         "_used",
         "_used_elements",
         "_views",
         "backlog",
+        "held",
         "state",
     )
 
-    def __init__(self, memory: GuestMemory, state: QueueState, features: int) -> None:
+    def __init__(self, memory: Dma, state: QueueState, features: int, on_backlog: Callable[[], None] | None = None) -> None:
         self.state = state
         self.backlog = False
+        self.held = False
+        self._on_backlog = on_backlog
         self._memory = memory
         self._event_index = bool(features & EVENT_IDX)
         self._indirect = bool(features & INDIRECT_DESC)
@@ -190,9 +215,9 @@ class Queue:
 
     def pop(self) -> Chain | None:
         """The next chain, complete and checked, or None. Where there is none the driver is asked to notify of the next one."""
-        state = self.state
-        if not state.ready or not self.has_available():
+        if not self.has_available():
             return None
+        state = self.state
         position = state.next_available
         available = self._available
         waiting = (available[_INDEX] - position) & 0xFFFF
@@ -205,7 +230,7 @@ class Queue:
     def has_available(self) -> bool:
         """Whether `pop` would find something; if not, the driver is asked to notify when that changes."""
         state = self.state
-        if not state.ready:
+        if not state.ready or self.held:
             return False
         if self._available[_INDEX] != state.next_available:
             return True
@@ -249,6 +274,7 @@ class Queue:
             else:
                 readable.append((gpa, memory.view(gpa, size_bytes)))
             if not flags & _DESC_NEXT:
+                chain.total_bytes = total_bytes
                 return chain
             index = following
 
@@ -288,25 +314,46 @@ class Queue:
 
     # Both
 
-    def drain(self, handle: Callable[[Chain], int | None]) -> bool:
-        """Pass every chain to `handle`, which returns how many bytes it wrote, then publish; whether to interrupt.
+    def take(self) -> Iterator[Chain]:
+        """The chains of one slice, each to be given back or put back: it ends when there are none, or at its bounds.
 
-        None from `handle` leaves that chain and those behind it in the ring. At most as many as the virtqueue has entries
-        are taken: no driver can have made more available, for it gets none back before the end. `backlog` tells of those
-        that came in the meantime.
+        The bounds are SLICE_SEC, SLICE_BYTES, and as many chains as the virtqueue has entries: no honest driver can have made
+        more available, for it gets none back before the end. What has become available beyond them is a backlog.
         """
-        self.backlog = False
+        left_bytes, deadline = SLICE_BYTES, time.monotonic() + SLICE_SEC
         for _ in range(self.state.size):
             chain = self.pop()
             if chain is None:
+                return
+            yield chain
+            left_bytes -= chain.total_bytes
+            if left_bytes <= 0 or time.monotonic() >= deadline:
                 break
+        if self.has_available():
+            self.ask_for_turn()
+
+    def ask_for_turn(self) -> None:
+        """There is more to do here, soon but not now."""
+        self.backlog = True
+        if self._on_backlog is not None:
+            self._on_backlog()
+
+    def put_back(self) -> None:
+        """Leave the chain that was taken last in the ring; the next `pop` finds it again."""
+        self.state.next_available = self.state.next_available - 1 & 0xFFFF
+
+    def drain(self, handle: Callable[[Chain], int | None]) -> bool:
+        """Pass the chains of one slice to `handle`, which returns how many bytes it wrote; publish; whether to interrupt.
+
+        None from `handle` leaves that chain and those behind it in the ring, until somebody drains again; so does UNFINISHED,
+        and it asks for a turn.
+        """
+        for chain in self.take():
             written_bytes = handle(chain)
-            if written_bytes is None:
-                self.state.next_available = self.state.next_available - 1 & 0xFFFF
-                return self.publish()
+            if written_bytes is None or written_bytes == UNFINISHED:
+                self.put_back()
+                if written_bytes is not None:
+                    self.ask_for_turn()
+                break
             self.add_used(chain.head, written_bytes)
-        else:
-            interrupt = self.publish()
-            self.backlog = self.has_available()
-            return interrupt
         return self.publish()

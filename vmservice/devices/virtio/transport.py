@@ -12,7 +12,7 @@ import time
 
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
-from vmservice.devices.virtio.queue import Queue, QueueState, check_rings
+from vmservice.devices.virtio.queue import SLICE_SEC, Queue, QueueState, check_rings
 from vmservice.errors import GuestError
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmservice.devices.virtio.device import Interrupt, VirtioDevice
-    from vmservice.memory.guest_memory import GuestMemory
+    from vmservice.devices.virtio.queue import Dma
 
 # Device status (virtio 1.2 §2.1)
 ACKNOWLEDGE = 0x01
@@ -42,9 +42,13 @@ _LOW = 0xFFFF_FFFF
 
 
 class TransportState(DeviceState):
-    """As after a reset. `generation` counts on over resets; the transport sizes `queues` to its device."""
+    """As after a reset. The transport sizes `queues` to its device.
+
+    `generation` counts on over resets: how often `config`, the configuration as the driver was last told of it, was another.
+    """
 
     __slots__ = (
+        "config",
         "device_features_select",
         "driver_features",
         "driver_features_select",
@@ -54,7 +58,8 @@ class TransportState(DeviceState):
         "status",
     )
 
-    def __init__(self, queue_max_sizes: tuple[int, ...]) -> None:
+    def __init__(self, queue_max_sizes: tuple[int, ...], config: bytes = b"") -> None:
+        self.config = bytearray(config)
         self.device_features_select = 0
         self.driver_features = 0
         self.driver_features_select = 0
@@ -72,36 +77,92 @@ class VirtioTransport:
 
     `lock` is held during each access of the guest, and by whoever calls the device from the host's side.
 
-    One notification is worth one batch, at most as many chains as the virtqueue has entries: when a driver has already made
-    more available by then, `on_backlog` is called, and whoever set it sees to it that `work` is called soon, with
-    `lock` held.
+    One notification is worth one slice of a virtqueue's work (`Queue.take`). Where more is left, `post(callback)` is called,
+    and has the callback called soon, by a thread that holds no lock: it does one slice more. There is one such callback at a
+    time, and while a virtqueue waits for its turn its notifications do nothing: no guest gets more by asking more often.
+
+    Nothing happens before `start`. Before it, after `stop`, and while `set_dma` has said so, no virtqueue is touched; nothing
+    of what the driver asks meanwhile is lost.
     """
 
     def __init__(
         self,
         device: VirtioDevice,
-        memory: GuestMemory,
+        memory: Dma,
         interrupt: Interrupt,
         *,
         warn: Callable[[str], None],
+        post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType | None = None,
         state: TransportState | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lock = lock or _thread.allocate_lock()
         self.device = device
-        self.state = state or TransportState(device.queue_max_sizes)
-        self.on_backlog: Callable[[], None] | None = None
+        self.state = state or self._reset_state()
         self._memory = memory
         self._interrupt = interrupt
         self._warn = warn
+        self._post = post
+        self._posted = False
         self._clock = clock
         self._warned_at: float | None = None
         self._warnings_held_back = 0
         self._queues: list[Queue] = []  # empty while the device is not active
-        self._config = device.read_config(0, WATCHED_CONFIG_BYTES)
-        if self.state.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK:
+        self._started = False
+        self._has_dma = True
+        self._next_turn = 0  # the virtqueue that is looked at first
+
+    def _reset_state(self) -> TransportState:
+        return TransportState(self.device.queue_max_sizes, self.device.read_config(0, WATCHED_CONFIG_BYTES))
+
+    # The machine's side; each takes the lock itself
+
+    def start(self) -> None:
+        """Serve the driver from now on, or again: first what it has made available by now."""
+        with self.lock:
+            self._started = True
+            self._go_on()
+
+    def stop(self) -> None:
+        """Leave the virtqueues as they are until `start`."""
+        with self.lock:
+            self._started = False
+            self._hold()
+
+    def close(self) -> None:
+        """Let go of guest memory, which else cannot be closed."""
+        with self.lock:
+            self._started = False
+            self._deactivate()
+
+    # Whether the virtqueues may be touched
+
+    def set_dma(self, allowed: bool) -> None:
+        """Whether the bus lets the device reach guest memory."""
+        self._has_dma = allowed
+        if allowed:
+            self._go_on()
+        else:
+            self._hold()
+
+    @property
+    def _held(self) -> bool:
+        return not (self._started and self._has_dma)
+
+    def _hold(self) -> None:
+        for queue in self._queues:
+            queue.held = True
+
+    def _go_on(self) -> None:
+        if not self._started:
+            return
+        if not self._queues and self.state.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK:
             self._activate()
+        elif not self._held:
+            for queue in self._queues:
+                queue.held = False
+            self._serve_all()
 
     # Features: windows of 32 bits, of which there are two
 
@@ -217,24 +278,21 @@ class VirtioTransport:
     def reset(self) -> None:
         """By the driver, or with the machine: everything it said is forgotten. The bus side takes back its interrupts."""
         self._deactivate()
-        generation = self.state.generation
-        self.state = TransportState(self.device.queue_max_sizes)
-        self.state.generation = generation
-
-    def close(self) -> None:
-        """Let go of guest memory, which else cannot be closed."""
-        self._deactivate()
+        generation, config = self.state.generation, self.state.config
+        self.state = self._reset_state()
+        self.state.generation, self.state.config = generation, config
 
     def _activate(self) -> None:
         features = self.state.driver_features
         try:
-            self._queues = [Queue(self._memory, queue, features) for queue in self.state.queues]
+            self._queues = [Queue(self._memory, queue, features, self._ask_for_turn) for queue in self.state.queues]
             self.device.activate(self._queues, self, features)
         except GuestError as error:
             self.needs_reset(error)
-        # What was made available before DRIVER_OK came without a notification, or with one that was dropped.
-        for index in range(len(self._queues)):
-            self.notify(index)
+        if self._held:
+            self._hold()
+        else:
+            self._serve_all()
 
     def _deactivate(self) -> None:
         self.device.reset()
@@ -245,22 +303,54 @@ class VirtioTransport:
     # Notifications of the driver
 
     def notify(self, index: int) -> None:
-        """The driver says that virtqueue `index` has buffers. Unknown or disabled ones, and those of an idle device: no."""
-        queues = self._queues
-        if index < len(queues) and queues[index].state.ready:
-            try:
-                self.device.notify(index)
-            except GuestError as error:
-                self.needs_reset(error)
-                return
-            if queues[index].backlog and self.on_backlog is not None:
-                self.on_backlog()
+        """The driver says that virtqueue `index` has buffers. Unknown or disabled ones, and those of an idle device: no.
 
-    def work(self) -> None:
-        """Go on with virtqueues that had more than one batch: one more batch of each."""
-        for index, queue in enumerate(self._queues):
-            if queue.backlog:
-                self.notify(index)
+        What comes before its turn is served in its turn.
+        """
+        queues = self._queues
+        if index < len(queues) and queues[index].state.ready and not queues[index].backlog:
+            self._serve(index)
+
+    def _serve(self, index: int) -> None:
+        if self._held:
+            return  # all are served when that is over
+        try:
+            self.device.notify(index)
+        except GuestError as error:
+            self.needs_reset(error)
+
+    def _serve_all(self) -> None:
+        """What was made available before the device was active, or while it was held, came without a notification."""
+        for queue in self._queues:
+            queue.backlog = queue.state.ready
+        self._take_turns()
+
+    def _turn(self) -> None:
+        with self.lock:
+            self._posted = False
+            if not self._held:
+                self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Serve virtqueues that have a backlog, one after the other and a slice each, for the time of one slice."""
+        deadline = time.monotonic() + SLICE_SEC
+        for _ in range(len(self._queues)):
+            queues = self._queues  # none are left when one has met a bad chain
+            if not queues:
+                return
+            index, self._next_turn = self._next_turn % len(queues), self._next_turn + 1
+            if queues[index].backlog:
+                queues[index].backlog = False
+                self._serve(index)
+                if time.monotonic() >= deadline:
+                    break
+        if any(queue.backlog for queue in self._queues):
+            self._ask_for_turn()
+
+    def _ask_for_turn(self) -> None:
+        if not self._posted:
+            self._posted = True
+            self._post(self._turn)
 
     # The device's way to its driver (DriverPort)
 
@@ -296,8 +386,8 @@ class VirtioTransport:
     def config_generation(self) -> int:
         """Another number, of 8 bits, whenever the configuration has changed since the last call (virtio 1.2 §2.5)."""
         config = self.device.read_config(0, WATCHED_CONFIG_BYTES)
-        if config != self._config:
-            self._config = config
+        if config != self.state.config:
+            self.state.config[:] = config
             self.state.generation = (self.state.generation + 1) & 0xFF
         return self.state.generation
 

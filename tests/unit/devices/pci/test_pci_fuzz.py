@@ -53,8 +53,15 @@ class Machine:
         self.functions: list[PciTransport] = []
         for number in range(3):
             function = PciTransport(
-                Rng(bytes), memory, signal=self.signal, on_route_changed=self.route, warn=self.warn, is_64bit=number != 1
+                Rng(bytes),
+                memory,
+                signal=self.signal,
+                on_route_changed=self.route,
+                warn=self.warn,
+                post=lambda callback: None,
+                is_64bit=number != 1,
             )
+            function.start()
             function.bar.on_mapped = lambda base, number=number: self.mapped(number, base)  # type: ignore[misc]
             function.place_bar(function.bar, HOME + number * BAR_SIZE)
             self.pci.insert(function)

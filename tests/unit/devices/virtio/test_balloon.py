@@ -258,7 +258,15 @@ def test_a_balloon_made_from_the_state_of_another_goes_on(host: Host, driver: Dr
     driver.queues[STATS].add([statistics(free=1)])
     driver.kick(STATS)
     other = Balloon(ram, lambda gpa, size: host.discarded.append((gpa, size)), host.balloon.state)
-    transport = VirtioTransport(other, ram, driver.interrupt, warn=driver.warnings.append, state=driver.transport.state)
+    transport = VirtioTransport(
+        other,
+        ram,
+        driver.interrupt,
+        warn=driver.warnings.append,
+        post=driver.posted.append,
+        state=driver.transport.state,
+    )
+    transport.start()
     assert other.state.target_pages == MIB // 4096
     assert other.request_statistics()
     driver.queues[3].add(writable=[8192])

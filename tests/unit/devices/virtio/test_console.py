@@ -242,11 +242,13 @@ def test_a_port_that_the_guest_has_not_opened_takes_nothing(multi: Host, make_dr
     connect(driver)
     driver.queues[4].add(writable=[16])
     say(driver, 1, OPEN, 0)
+    driver.run_posted()
     assert multi.console.receive(1, b"x") == 0
     rooms = multi.rooms[1]
     driver.kick(4)
     assert multi.rooms[1] == rooms
     say(driver, 1, OPEN, 1)
+    driver.run_posted()
     assert multi.rooms[1] == rooms + 1
     assert multi.console.receive(1, b"x") == 1
 
@@ -320,7 +322,15 @@ def test_a_console_made_from_the_state_of_another_goes_on(multi: Host, make_driv
     multi.console.resize(100, 30)
     state = multi.console.state
     other = Console(multi.console.ports, state)
-    transport = VirtioTransport(other, ram, driver.interrupt, warn=driver.warnings.append, state=driver.transport.state)
+    transport = VirtioTransport(
+        other,
+        ram,
+        driver.interrupt,
+        warn=driver.warnings.append,
+        post=driver.posted.append,
+        state=driver.transport.state,
+    )
+    transport.start()
     assert other.state == state
     driver.queues[4].add(writable=[4])
     assert other.receive(1, b"on") == 2
@@ -368,7 +378,7 @@ def test_a_receive_buffer_that_cannot_be_written(single: Host, make_driver: Make
 
 
 def test_a_bad_buffer_that_is_met_while_a_port_opens(multi: Host, make_driver: MakeDriver) -> None:
-    """The host feeds the port as soon as it opens, from within the driver's notification."""
+    """The host feeds the port as soon as it opens."""
     driver = make_driver(multi.console)
     connect(driver)
 
@@ -380,6 +390,7 @@ def test_a_bad_buffer_that_is_met_while_a_port_opens(multi: Host, make_driver: M
     driver.queues[CONTROL_OUT].add([struct.pack("<IHH", 1, OPEN, 1)])
     driver.queues[CONTROL_OUT].add([struct.pack("<IHH", 2, OPEN, 1)])
     driver.kick(CONTROL_OUT)
+    driver.run_posted()
     assert driver.is_broken
     connect(driver)
     assert not driver.is_broken

