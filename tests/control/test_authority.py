@@ -15,8 +15,8 @@ from support.mock_service import mock_service
 from support.private_bus import PrivateBus
 
 from vmservice.control import authority, caller
-from vmservice.control.authority import ACTIONS, POLKIT, Authority
-from vmservice.control.dbus_object import METHODS
+from vmservice.control.api import VERBS
+from vmservice.control.authority import POLKIT, Authority
 from vmservice.control.dbus_transport import Transport
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 
@@ -65,9 +65,8 @@ async def refused(caller: Client, member: str, *arguments: object, **header: obj
 
 
 def test_each_verb_has_an_action_and_each_action_is_declared() -> None:
-    assert list(ACTIONS) == list(METHODS[INTERFACE])
     declared = {action.attrib["id"]: action for action in ET.parse(POLICY).getroot().iter("action")}
-    assert list(declared) == list(ACTIONS.values())
+    assert list(declared) == [verb.action for verb in VERBS]
     for action in declared.values():
         assert [choice.text for choice in action.findall("defaults/*")] == ["auth_admin", "auth_admin", "auth_admin_keep"]
         (owner,) = action.findall("annotate")
@@ -164,15 +163,15 @@ def test_every_verb_is_asked_about_and_nothing_else_is(bus: PrivateBus) -> None:
             client(bus.address) as caller,
             mock_service(bus.address, POLKIT, says(*NO)) as polkit,
         ):
-            for verb, signature in METHODS[INTERFACE].items():
-                failure = await refused(caller, verb, signature, [2] if signature else [])
-                assert (failure.name, failure.text) == (DENIED, f"{ACTIONS[verb]} is not authorized")
-            assert [question.body[1] for question in polkit.calls] == list(ACTIONS.values())
+            for verb in VERBS:
+                failure = await refused(caller, verb.member, verb.signature, [2] if verb.signature else [])
+                assert (failure.name, failure.text) == (DENIED, f"{verb.action} is not authorized")
+            assert [question.body[1] for question in polkit.calls] == [verb.action for verb in VERBS]
             await caller.get("demo", "State")
             await caller.call("demo", "Introspect", interface="org.freedesktop.DBus.Introspectable")
             assert (await refused(caller, "Boot", "s", ["now"])).name.endswith("InvalidArgs")
             assert (await refused(caller, "Explode")).name.endswith("UnknownMethod")
-            assert len(polkit.calls) == len(ACTIONS)
+            assert len(polkit.calls) == len(VERBS)
             # Without an interface it is the same method.
             assert (await refused(caller, "Boot", interface=None)).name == DENIED
             assert served.vm.state == "created"

@@ -15,7 +15,8 @@ from support.bus_client import client, served_vm
 from support.private_bus import PrivateBus
 
 from vmservice.control import introspection
-from vmservice.control.dbus_object import METHODS, PROPERTIES
+from vmservice.control.api import PROPERTIES, VERBS
+from vmservice.control.dbus_object import METHODS
 from vmservice.control.names import INTERFACE, INTROSPECTION_FILE, OBJECT_PATH
 from vmservice.vm.vm import Vm
 
@@ -64,6 +65,15 @@ def test_the_xml_is_the_contract() -> None:
     assert properties == CONTRACT_PROPERTIES
     assert methods_of(interface) == CONTRACT_METHODS
     assert interface.find("signal") is None
+
+
+def test_the_table_of_verbs_is_the_xmls_and_each_is_a_method_of_the_vm() -> None:
+    methods = methods_of(interfaces(XML.read_text("utf-8"))[INTERFACE])
+    assert {verb.member: verb.signature for verb in VERBS} == {
+        name: "".join(kind for _, kind, _ in args) for name, args in methods.items()
+    }
+    assert len({verb.member for verb in VERBS}) == len({verb.action for verb in VERBS}) == len(VERBS)
+    assert all(callable(getattr(Vm, verb.method)) for verb in VERBS)
 
 
 def test_the_xml_is_what_is_exported() -> None:

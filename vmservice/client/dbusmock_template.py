@@ -22,6 +22,7 @@ import dbus
 # dbusmock runs this file by its path, perhaps with an interpreter that does not know where vmservice is installed.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from vmservice.control.api import PROPERTIES, VERBS
 from vmservice.control.errors import describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 from vmservice.errors import InvalidArgument
@@ -40,14 +41,7 @@ SYSTEM_BUS = True
 MOCK_INTERFACE = "org.freedesktop.DBus.Mock"
 GUEST_STOPS = (EventKind.POWEROFF, EventKind.RESET, EventKind.PANIC, EventKind.WATCHDOG, EventKind.ERROR)
 
-_TYPES: dict[str, Callable[[Any], object]] = {
-    "State": dbus.String,
-    "Name": dbus.String,
-    "VCPUs": dbus.Byte,
-    "MaxVCPUs": dbus.Byte,
-    "Memory": dbus.UInt64,
-    "LastExit": dbus.String,
-}
+_TYPES: dict[str, Callable[[Any], object]] = {"s": dbus.String, "y": dbus.Byte, "t": dbus.UInt64}
 
 
 class MockMachine:
@@ -104,17 +98,8 @@ class MockVm:
         self.vm.subscribe(lambda changes: mock.UpdateProperties(MAIN_IFACE, _typed(changes)))
 
     def add_methods(self) -> None:
-        verbs: dict[str, tuple[str, Callable[..., object]]] = {
-            "Boot": ("", self.vm.boot),
-            "Pause": ("", self.vm.pause),
-            "Resume": ("", self.vm.resume),
-            "Shutdown": ("", self.vm.shutdown),
-            "Resize": ("y", self.vm.resize),
-            "PowerButton": ("", self.vm.power_button),
-            "Reboot": ("", self.vm.reboot),
-        }
-        for name, (signature, verb) in verbs.items():
-            self._mock.AddMethod(MAIN_IFACE, name, signature, "", self._answer(verb))
+        for verb in VERBS:
+            self._mock.AddMethod(MAIN_IFACE, verb.member, verb.signature, "", self._answer(getattr(self.vm, verb.method)))
         self._mock.AddMethod(MOCK_INTERFACE, "GuestStops", "s", "", lambda _mock, how: self.guest_stops(how))
         self._mock.AddMethod(MOCK_INTERFACE, "FailNextCall", "ss", "", lambda _mock, *error: self.fail_next_call(*error))
 
@@ -164,7 +149,7 @@ def load(mock: Any, parameters: Mapping[str, Any]) -> None:
 
 
 def _typed(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: _TYPES[name](value) for name, value in values.items()}
+    return {name: _TYPES[PROPERTIES[name]](value) for name, value in values.items()}
 
 
 def _dbus_error(error: Exception) -> Exception:

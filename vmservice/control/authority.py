@@ -13,21 +13,11 @@ from collections.abc import Callable
 from dbus_next import Message, Variant
 from dbus_next.constants import MessageFlag, MessageType
 
+from vmservice.control.api import BY_MEMBER
 from vmservice.control.caller import GROUP, Caller
 from vmservice.control.dbus_transport import Transport, daemon_call
 from vmservice.control.errors import ACCESS_DENIED, INTERACTION_REQUIRED, LIMITS_EXCEEDED, BusFault, wire_text
 from vmservice.control.names import DAEMON
-
-# A verb of the interface and the polkit action that stands for it; dbus/org.vmservice.vm1.policy declares them.
-ACTIONS = {
-    "Boot": "org.vmservice.vm1.boot",
-    "Pause": "org.vmservice.vm1.pause",
-    "Resume": "org.vmservice.vm1.resume",
-    "Shutdown": "org.vmservice.vm1.shutdown",
-    "Resize": "org.vmservice.vm1.resize",
-    "PowerButton": "org.vmservice.vm1.power-button",
-    "Reboot": "org.vmservice.vm1.reboot",
-}
 
 POLKIT = "org.freedesktop.PolicyKit1"
 _POLKIT_PATH = "/org/freedesktop/PolicyKit1/Authority"
@@ -136,7 +126,7 @@ class Authority:
             self._transport.send(_watch("RemoveMatch", caller.sender))
 
     async def _check(self, caller: Caller, call: Message, verdict: Verdict) -> None:
-        action = ACTIONS[call.member]
+        action = BY_MEMBER[call.member].action
         interactive = bool(call.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         timeout_sec = INTERACTIVE_TIMEOUT_SEC if interactive else CHECK_TIMEOUT_SEC
         self._next_cancellation += 1

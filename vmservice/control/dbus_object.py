@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from dbus_next import Variant
 
+from vmservice.control.api import PROPERTIES, VERBS
 from vmservice.control.errors import (
     INVALID_ARGS,
     PROPERTY_READ_ONLY,
@@ -30,12 +31,11 @@ PEER = "org.freedesktop.DBus.Peer"
 
 # Interface → member → signature of what it takes. Only Resize, Get, GetAll and Introspect look at or return anything.
 METHODS: dict[str, dict[str, str]] = {
-    INTERFACE: {"Boot": "", "Pause": "", "Resume": "", "Shutdown": "", "Resize": "y", "PowerButton": "", "Reboot": ""},
+    INTERFACE: {verb.member: verb.signature for verb in VERBS},
     PROPERTIES_INTERFACE: {"Get": "ss", "GetAll": "s", "Set": "ssv"},
     INTROSPECTABLE: {"Introspect": ""},
     PEER: {"Ping": "", "GetMachineId": ""},
 }
-PROPERTIES: dict[str, str] = {"State": "s", "Name": "s", "VCPUs": "y", "MaxVCPUs": "y", "Memory": "t", "LastExit": "s"}
 
 # Where systemd and libdbus keep the machine id: machine-id(5).
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
@@ -51,15 +51,7 @@ class VmObject:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._xml = installed_xml() or generated_xml(METHODS, {INTERFACE: PROPERTIES})
-        self._verbs: dict[str, Callable[..., Resizing | None]] = {
-            "Boot": vm.boot,
-            "Pause": vm.pause,
-            "Resume": vm.resume,
-            "Shutdown": vm.shutdown,
-            "Resize": vm.resize,
-            "PowerButton": vm.power_button,
-            "Reboot": vm.reboot,
-        }
+        self._verbs: dict[str, Callable[..., Resizing | None]] = {verb.member: getattr(vm, verb.method) for verb in VERBS}
 
     def check(self, path: str, interface: str | None, member: str, signature: str) -> str:
         """The interface whose member is called. Raises BusFault for a call that fits no member."""
