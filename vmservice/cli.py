@@ -44,25 +44,32 @@ def _run_as_unit(words: list[str]) -> int:
 
 def _dispatch(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    if options.command == "run":
-        from vmservice.service.main import RunOptions, run
+    from vmservice.client.arguments import run_command, take_common_options
 
-        return run(
-            RunOptions(
-                options.name,
-                config_path=options.config,
-                bus=options.bus,
-                boot=not options.no_boot,
-                simulate=options.sim,
-            )
-        )
+    take_common_options(options)
+    if options.command == "run":
+        return _run(options)
     if options.command == "check-host":
         return _check_host(options.json)
     if options.command == "check-config":
         return _check_config(options.target, options.user)
-    from vmservice.client.arguments import run_command
-
     return run_command(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from vmservice.service.main import RunOptions, run
+
+    if options.user and options.bus not in (None, "session"):
+        raise UsageError(f"--user is --bus session; --bus {options.bus} contradicts it")
+    return run(
+        RunOptions(
+            options.name,
+            config_path=options.config,
+            bus=options.bus or ("session" if options.user else "system"),
+            boot=not options.no_boot,
+            simulate=options.sim,
+        )
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,27 +80,28 @@ def _parser() -> argparse.ArgumentParser:
             raise UsageError(f"{message}; see {self.prog} --help")
 
     from vmservice import __version__
-    from vmservice.client.arguments import add_commands
+    from vmservice.client.arguments import COMMON_OPTIONS, add_commands, add_common_options
 
     parser = Parser(prog="vmservice", description="Virtual machines that are systemd services.")
     parser.add_argument("--version", action="version", version=f"vmservice {__version__}")
+    for name, text in COMMON_OPTIONS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=f"{text}; for the commands that have it")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     run = commands.add_parser("run", help="run a VM in the foreground: what vm@NAME.service does")
     run.add_argument("name", metavar="NAME", help="the VM's name; its configuration is /etc/vmservice/NAME.toml")
     run.add_argument("--config", metavar="FILE", help="read this configuration instead")
-    run.add_argument(
-        "--bus", default="system", metavar="BUS", help="system (the default), session, none, or the address of a D-Bus bus"
-    )
+    run.add_argument("--bus", metavar="BUS", help="system (the default), session, none, or the address of a D-Bus bus")
     run.add_argument("--no-boot", action="store_true", help="stay in state created until Boot is called over the bus")
     run.add_argument("--sim", action="store_true", help="put a simulated machine behind the bus object; needs no KVM")
+    add_common_options(run, "user", help_of={"user": "the same as --bus session"})
 
     check_config = commands.add_parser("check-config", help="check a configuration and every file that it names")
     check_config.add_argument("target", metavar="NAME|FILE", help="a VM's name, or a file (with a / or ending in .toml)")
-    check_config.add_argument("--user", action="store_true", help="look for NAME in ~/.config/vmservice")
+    add_common_options(check_config, "user", help_of={"user": "look for NAME in ~/.config/vmservice"})
 
     check_host = commands.add_parser("check-host", help="say what this host can run, and what is missing")
-    check_host.add_argument("--json", action="store_true", help="print the checks as JSON")
+    add_common_options(check_host, "json")
     add_commands(commands)
     return parser
 

@@ -18,6 +18,7 @@ import pytest
 from dbus_next import Message, Variant
 from dbus_next.constants import MessageFlag, MessageType
 from support.bus_client import PROPERTIES, Client, client, served_vm
+from support.fake_journal import FakeJournal
 from support.private_bus import OPEN_POLICY, PrivateBus
 from support.process import CHECKOUT, SIM_CONFIG, Manager, VmProcess, vmservice
 
@@ -181,17 +182,60 @@ def test_every_verb_reaches_its_method(bus: PrivateBus, capsys: Output) -> None:
                 ("pause", "paused"),
                 ("resume", "running"),
                 ("resize 3", "running"),
-                ("reboot", "running"),
-                ("shutdown", "shutdown"),
+                ("reset", "running"),
+                ("poweroff --force", "shutdown"),
                 ("boot", "running"),
             ):
                 verb, *more = words.split()
                 assert await run(verb, "web-1", *more) == 0, words
                 assert served.vm.state == state
             assert served.vm.last_exit == "shutdown"
-            assert await run("power-button", "web-1") == 0
+            assert await run("shutdown", "web-1") == 0
             assert b"simulated guest: power button pressed, going down\r\n" in served.console
             assert b"simulated guest: 3 vCPUs\r\n" in served.console
+        assert capsys.readouterr() == ("", "")
+
+    asyncio.run(check())
+
+
+def test_poweroff_waits_until_the_guest_is_off(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address) as served:
+            served.vm.boot()
+            assert await run("poweroff", "demo") == 0
+            assert (served.vm.state, served.vm.last_exit) == ("shutdown", "poweroff")
+            assert await run("poweroff", "demo") == 1
+            assert "the power button of a VM in state shutdown cannot be pressed" in capsys.readouterr().err
+        assert await run("poweroff", "demo") == 69
+        assert "the VM demo is not running" in capsys.readouterr().err
+
+    asyncio.run(check())
+
+
+def test_poweroff_of_a_guest_that_does_not_care(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address) as served:
+            served.vm.boot()
+            served.vm.power_button = lambda: None  # type: ignore[method-assign]
+            assert served.joined is not None
+            served.joined._object._verbs["PowerButton"] = lambda: None
+            assert await run("poweroff", "demo", "--timeout", "0.3") == 75
+            assert capsys.readouterr().err == (
+                "vmservice: the VM demo did not reach state shutdown within 0.3 s; it is running;"
+                " `vmservice poweroff --force demo` stops it without asking the guest\n"
+            )
+            assert await run("poweroff", "--force", "demo") == 0
+            assert served.vm.last_exit == "shutdown"
+
+    asyncio.run(check())
+
+
+def test_reboot_of_a_vm_whose_process_stays(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with served_vm(bus.address) as served:
+            served.vm.boot()
+            assert await run("reboot", "demo") == 0
+            assert (served.vm.state, served.vm.last_exit) == ("running", "poweroff")
         assert capsys.readouterr() == ("", "")
 
     asyncio.run(check())
@@ -328,7 +372,10 @@ async def systemd(address: str, vm: str, **values: object) -> AsyncIterator[None
         yield
 
 
-def test_status(bus: PrivateBus, capsys: Output) -> None:
+def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = FakeJournal(monkeypatch)
+    journal.vmm("the VM runs", "web-1")
+
     async def check() -> None:
         unit = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": 485}
         async with served_vm(bus.address, "web-1") as served, systemd(bus.address, "web-1", **unit):
@@ -342,7 +389,8 @@ def test_status(bus: PrivateBus, capsys: Output) -> None:
                 "  Last exit: -\n"
                 "   Bus name: org.vmservice.VM1.web_2d1\n"
                 f"    Process: {os.getpid()}\n"
-                "       Unit: vm@web-1.service, active (running), main process 485\n",
+                "       Unit: vm@web-1.service, active (running), main process 485\n"
+                "\nLast lines of the VMM:\n  Nov 27 02:00:05 vmservice: the VM runs\n",
                 "",
             )
             assert await run("status", "web-1", "--json") == 0
@@ -354,6 +402,7 @@ def test_status(bus: PrivateBus, capsys: Output) -> None:
                 "sub_state": "running",
                 "main_pid": 485,
             }
+            assert [line["text"] for line in said["journal"]] == ["the VM runs"]
 
     asyncio.run(check())
 
@@ -377,9 +426,18 @@ def test_status_of_a_vm_whose_unit_has_failed(bus: PrivateBus, capsys: Output) -
     async def check() -> None:
         unit = {"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed", "MainPID": 0}
         async with systemd(bus.address, "demo", **unit):
-            assert await run("status", "demo", "--json") == 69
             sentence = "the VM demo is not running; `systemctl start vm@demo` starts it (its unit is failed)"
-            assert capsys.readouterr() == ("", f"vmservice: {sentence}\n")
+            assert await run("status", "demo", "--json") == 69
+            said = capsys.readouterr()
+            assert said.err == f"vmservice: {sentence}\n"
+            answer = json.loads(said.out)
+            assert (answer["state"], answer["error"], answer["unit"]["active_state"]) == (None, sentence, "failed")
+            assert await run("status", "demo") == 69
+            said = capsys.readouterr()
+            assert "       Unit: vm@demo.service, failed (failed)\n" in said.out
+            assert said.err.endswith(f"vmservice: {sentence}\n")
+        assert await run("status", "demo", "--json") == 69
+        assert json.loads(capsys.readouterr().out)["unit"] is None
 
     asyncio.run(check())
 

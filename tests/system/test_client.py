@@ -26,7 +26,10 @@ def test_a_vm_from_start_to_stop(vm: UnitVm) -> None:
     pid = vm.main_pid()
     assert (said["state"], said["pid"]) == ("paused", pid)
     assert said["unit"] == {"name": vm.unit, "active_state": "active", "sub_state": "running", "main_pid": pid}
-    assert f"{vm.unit}, active (running), main process {pid}" in host.run(f"vmservice status {name}", check=True).stdout
+    shown = host.run(f"vmservice status {name}", check=True)
+    assert f"{vm.unit}, active (running), main process {pid}" in shown.stdout
+    assert "vmservice: the VM is paused\n" in shown.stdout
+    assert shown.stderr == ""
 
     refused = host.run(f"vmservice pause {name}")
     assert refused.returncode == 1
@@ -36,8 +39,26 @@ def test_a_vm_from_start_to_stop(vm: UnitVm) -> None:
     vm.wait_inactive()
     gone = host.run(f"vmservice status {name}")
     assert gone.returncode == 69
+    assert "vmservice: the VM is shut down (poweroff)\n" in gone.stdout
     assert gone.stderr == (
         f"vmservice: the VM {name} is not running; `systemctl start vm@{name}` starts it (its unit is inactive)\n"
+    )
+
+
+def test_the_journal_of_a_vm(vm: UnitVm) -> None:
+    """From a real journal: what was said, what comes, and what an account may not see."""
+    vm.start()
+    host, name = vm.host, vm.name
+    told = host.run(f"vmservice logs {name}", check=True).stdout
+    assert "systemd: Start" in told
+    assert "vmservice: the VM runs\n" in told
+    assert "serial: beat 1\n" in told
+    follow = f"timeout 20 vmservice logs -f -n 0 {name} | grep --line-buffered -m 1 'the VM is paused'"
+    assert host.run(f"({follow}) & sleep 2; vmservice pause {name}; wait", check=True).stdout.endswith("the VM is paused\n")
+    refused = host.run(f"runuser -u nobody -- vmservice logs {name}", check=True)
+    assert (refused.stdout, refused.stderr) == (
+        "",
+        "vmservice: this account may not read all of the journal; root and members of group systemd-journal may\n",
     )
 
 
@@ -90,6 +111,8 @@ def test_a_users_own_vm(container: Container, alice: str) -> None:
     container.run(f"{alice} vmservice pause --user mine", check=True)
     assert "mine  paused" in container.run(f"{alice} vmservice list --user", check=True).stdout
     assert "vm@mine.service, active (running)" in container.run(f"{alice} vmservice status --user mine", check=True).stdout
+    container.run("usermod --append --groups systemd-journal alice", check=True)
+    assert "vmservice: the VM is paused\n" in container.run(f"{alice} vmservice --user logs mine", check=True).stdout
     container.run(f"{alice} systemctl --user stop vm@mine && {alice} vmservice wait --user mine shutdown", check=True)
 
 

@@ -7,39 +7,85 @@ import os
 from typing import Any
 
 from vmservice.config import VCPUS_MAX, check_name, is_name
+from vmservice.control.api import VERBS
 from vmservice.errors import UsageError
 from vmservice.vm.state import TRANSITIONS
 
-# Command → what it does, for --help.
-VERBS = {
-    "boot": "start the guest of a VM in state created or shutdown; a paused one is resumed",
-    "pause": "stop every vCPU and every device",
-    "resume": "let a paused VM run again",
-    "shutdown": "stop the guest at once, without asking it; the process stays for a boot",
-    "power-button": "press the power button; what follows is for the guest to decide",
-    "reboot": "reset the VM, as by the reset button",
-    "resize": "have the guest take vCPUs, or give them back",
+# Options that are taken before the command as well as after it, and what they mean.
+COMMON_OPTIONS = {
+    "user": "ask on the session bus, where systemctl --user has its VMs",
+    "json": "print it as JSON",
 }
+# systemctl's verb → what it does here.
+UNIT_VERBS = {
+    "start": "start the VM's unit, by systemctl",
+    "stop": "stop the VM's unit, by systemctl: the guest is powered off",
+    "restart": "stop the VM's unit and start it again, by systemctl",
+}
+POWEROFF_TIMEOUT_SEC = 120.0
+FOLLOWED_ENTRIES = 10
+
+
+def add_common_options(parser: argparse.ArgumentParser, *names: str, help_of: dict[str, str] | None = None) -> None:
+    """Let `parser`, of one command, take these of COMMON_OPTIONS; `take_common_options` refuses the others."""
+    for name in names:
+        text = (help_of or {}).get(name) or COMMON_OPTIONS[name]
+        # Suppressed, it does not undo what stands before the command.
+        parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+    parser.set_defaults(common_options=names)
+
+
+def take_common_options(options: argparse.Namespace) -> None:
+    """UsageError for a common option that the command has no use for."""
+    for name in COMMON_OPTIONS:
+        if getattr(options, name) and name not in options.common_options:
+            raise UsageError(f"{options.command} has no option --{name}; see vmservice {options.command} --help")
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands to those of `vmservice`."""
 
-    def add(command: str, text: str, *, name: bool = True) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(command, help=text)
+    def add(command: str, text: str, *common: str, name: bool = True) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name:
             parser.add_argument("name", metavar="NAME", help="the VM's name")
-        parser.add_argument("--user", action="store_true", help="ask on the session bus, where systemctl --user has its VMs")
+        add_common_options(parser, "user", *common)
         return parser
 
-    listing = add("list", "list the VMs on the bus", name=False)
-    status = add("status", "show a VM, its process and its unit")
-    for parser in (listing, status):
-        parser.add_argument("--json", action="store_true", help="print it as JSON")
-    for verb, text in VERBS.items():
-        parser = add(verb, text)
-        if verb == "resize":
-            parser.add_argument("vcpus", metavar="N", type=int, help="how many vCPUs the VM shall have")
+    add("list", "list the VMs on the bus", "json", name=False)
+    add("status", "show a VM, its process, its unit, and the last lines of its journal", "json")
+    for verb in VERBS:
+        if verb.command:
+            parser = add(verb.command, verb.sentence)
+            if verb.signature == "y":
+                parser.add_argument("vcpus", metavar="N", type=int, help="how many vCPUs the VM shall have")
+    add("shutdown", "ask the guest to power itself off, without waiting for it")
+    poweroff = add("poweroff", "power the guest off and wait until it is")
+    poweroff.add_argument("--force", action="store_true", help="stop it at once, without asking the guest; the process stays")
+    reboot = add("reboot", "power the guest off, wait until it is, and start it again")
+    for parser in (poweroff, reboot):
+        parser.add_argument(
+            "--timeout",
+            metavar="SEC",
+            type=float,
+            default=POWEROFF_TIMEOUT_SEC,
+            help=f"give up after so many seconds, with exit status 75; {POWEROFF_TIMEOUT_SEC:g} unless given",
+        )
+    for command, text in UNIT_VERBS.items():
+        add(command, text)
+    _add_watching(add)
+
+
+def _add_watching(add: Any) -> None:
+    logs = add("logs", "show what the journal has of a VM: its own lines, systemd's about it, and its guest's")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with each line as it comes")
+    logs.add_argument(
+        "-n",
+        "--lines",
+        metavar="N",
+        type=int,
+        help=f"only the last N entries; all unless given, {FOLLOWED_ENTRIES} with --follow",
+    )
     console = add("console", 'join this terminal to a console of a VM in mode "pty" or "socket"')
     console.add_argument(
         "console",
@@ -55,30 +101,59 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command that was parsed; its exit status."""
-    if options.command == "console":
-        return _run_console(options.name, options.console, user=options.user)
-    from vmservice.client import commands
+    command, user = options.command, options.user
+    if command == "list":
+        from vmservice.client.commands import list_vms
 
-    if options.command == "list":
-        return commands.list_vms(user=options.user, as_json=options.json)
+        return list_vms(user=user, as_json=options.json)
     check_name(options.name)
-    if options.command == "status":
-        return commands.show_status(options.name, user=options.user, as_json=options.json)
-    if options.command == "wait":
-        if options.timeout is not None and not 0 < options.timeout < float("inf"):
-            raise UsageError(f"--timeout {options.timeout:g} is no time to wait; it must be more than 0 seconds")
-        return commands.wait_for_state(options.name, options.state, user=options.user, timeout_sec=options.timeout)
+    if command == "console":
+        return _run_console(options.name, options.console, user=user)
+    if command in UNIT_VERBS:
+        from vmservice.client.systemctl import run_systemctl
+
+        run_systemctl(command, options.name, user=user)
+        return os.EX_OK
+    if command == "logs":
+        return _run_logs(options.name, options.lines, user=user, follow=options.follow)
+    timeout_sec = getattr(options, "timeout", None)
+    if timeout_sec is not None and not 0 < timeout_sec < float("inf"):
+        raise UsageError(f"--timeout {timeout_sec:g} is no time to wait; it must be more than 0 seconds")
     vcpus = getattr(options, "vcpus", None)
     if vcpus is not None and not 1 <= vcpus <= VCPUS_MAX:
         raise UsageError(f"no VM can have {vcpus} vCPUs; 1 to {VCPUS_MAX} are possible")
-    return commands.run_verb(options.command, options.name, user=options.user, vcpus=vcpus)
+    return _run_on_bus(options, timeout_sec)
+
+
+def _run_on_bus(options: argparse.Namespace, timeout_sec: float | None) -> int:
+    from vmservice.client import commands
+
+    command, name, user = options.command, options.name, options.user
+    if command == "status":
+        return commands.show_status(name, user=user, as_json=options.json)
+    if command == "wait":
+        return commands.wait_for_state(name, options.state, user=user, timeout_sec=timeout_sec)
+    if command == "poweroff" and not options.force:
+        return commands.power_off(name, user=user, timeout_sec=timeout_sec)
+    if command == "reboot":
+        return commands.power_off(name, user=user, timeout_sec=timeout_sec, start_again=True)
+    members = {verb.command: verb.member for verb in VERBS if verb.command}
+    member = {"shutdown": "PowerButton", "poweroff": "Shutdown", **members}[command]
+    return commands.run_verb(member, name, user=user, vcpus=getattr(options, "vcpus", None))
+
+
+def _run_logs(name: str, count: int | None, *, user: bool, follow: bool) -> int:
+    from vmservice.client.logs import show_logs
+
+    if count is not None and count < 0:
+        raise UsageError(f"{count} lines cannot be shown; --lines takes 0 or more")
+    return show_logs(name, user=user, count=FOLLOWED_ENTRIES if follow and count is None else count, follow=follow)
 
 
 def _run_console(name: str, label: str | None, *, user: bool) -> int:
     """Until the person leaves or the VM goes."""
     from vmservice.client import console
 
-    check_name(name)
     if label is not None and not is_name(label):
         raise UsageError(f"{label[:80]!r} cannot be the name of a console: it is serial, hvc, or a port's name")
     console.attach(name, console.runtime_directory(name, user=user), label)

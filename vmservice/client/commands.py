@@ -9,23 +9,12 @@ from collections.abc import Coroutine
 
 from vmservice.client import output
 from vmservice.client.bus import connected_bus
+from vmservice.client.logs import EXIT_INTERRUPTED, LastLines
+from vmservice.client.power import booted, press_power_button, unit_that_runs
+from vmservice.client.systemctl import run_systemctl
 from vmservice.client.units import unit_state
-from vmservice.client.vms import NotRunning, all_facts, call_verb, facts, process_id
+from vmservice.client.vms import Facts, NotRunning, all_facts, call_verb, facts, process_id
 from vmservice.client.wait import StateWatch
-
-# Command → method of the D-Bus object.
-MEMBERS = {
-    "boot": "Boot",
-    "pause": "Pause",
-    "resume": "Resume",
-    "shutdown": "Shutdown",
-    "power-button": "PowerButton",
-    "reboot": "Reboot",
-    "resize": "Resize",
-}
-
-# As a shell reports a command that SIGINT ended.
-EXIT_INTERRUPTED = 130
 
 
 def list_vms(*, user: bool, as_json: bool) -> int:
@@ -48,32 +37,59 @@ def list_vms(*, user: bool, as_json: bool) -> int:
 
 
 def show_status(name: str, *, user: bool, as_json: bool) -> int:
-    """Print what one VM, the bus and systemd say of it."""
+    """Print what one VM, the bus, systemd and the journal say of it.
+
+    One that does not run is NotRunning, when what is known of its unit and its last lines has been printed all the same.
+    """
 
     async def ask() -> None:
+        missing: NotRunning | None = None
         async with connected_bus(user=user) as bus:
             unit = await unit_state(bus, name)
             try:
                 vm = await facts(bus, name)
+                pid = await process_id(bus, name)
             except NotRunning as error:
-                if unit is None:
+                if unit is None and not as_json:
                     raise
-                raise NotRunning(f"{error} (its unit is {unit.active_state})") from None
-            pid = await process_id(bus, name)
+                missing = error if unit is None else NotRunning(f"{error} (its unit is {unit.active_state})")
+                vm, pid = Facts(name, error=str(missing)), None
+        lines = LastLines(name, user=user) if unit is not None else None
         if as_json:
-            _print_json(output.details_as_dict(vm, pid, unit))
+            _print_json({**output.details_as_dict(vm, pid, unit), "journal": lines.as_list() if lines is not None else []})
         else:
             print(output.details(vm, pid, unit, colours=output.colours_wanted(sys.stdout)))
+            if lines is not None:
+                print(lines.as_text(), end="")
+                if lines.note is not None:
+                    _say(lines.note)
+        if missing is not None:
+            raise missing
 
     return _run(ask())
 
 
-def run_verb(command: str, name: str, *, user: bool, vcpus: int | None = None) -> int:
-    """Have the VM do it; nothing is printed when it has."""
+def run_verb(member: str, name: str, *, user: bool, vcpus: int | None = None) -> int:
+    """Have the VM do what the method `member` does; nothing is printed when it has."""
 
     async def ask() -> None:
         async with connected_bus(user=user) as bus:
-            await call_verb(bus, name, MEMBERS[command], vcpus)
+            await call_verb(bus, name, member, vcpus)
+
+    return _run(ask())
+
+
+def power_off(name: str, *, user: bool, timeout_sec: float | None, start_again: bool = False) -> int:
+    """Press the power button and return when the guest is off or, with `start_again`, when it runs anew."""
+
+    async def ask() -> None:
+        async with connected_bus(user=user) as bus:
+            unit = await unit_that_runs(bus, name) if start_again else None
+            await press_power_button(bus, name, timeout_sec, _say)
+            if start_again and not await booted(bus, name):
+                if unit is None:
+                    raise NotRunning(f"the VM {name} has powered off and ended; no unit ran it that could be started again")
+                run_systemctl("start", name, user=user)
 
     return _run(ask())
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
+from vmservice.client.systemctl import systemctl_line
 from vmservice.config import check_name
 from vmservice.control.errors import FAILED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
@@ -156,8 +157,7 @@ async def call_verb(bus: Bus, name: str, member: str, vcpus: int | None = None) 
 def failure(bus: Bus, name: str, what: str, failed: CallFailed) -> VmmError:
     """What a person is told about the error that answered `what` ("Pause")."""
     if failed.by_bus and failed.name in NOBODY_THERE:
-        systemctl = "systemctl --user" if bus.user else "systemctl"
-        return NotRunning(f"the VM {name} is not running; `{systemctl} start vm@{name}` starts it")
+        return NotRunning(f"the VM {name} is not running; `{systemctl_line('start', name, user=bus.user)}` starts it")
     if failed.by_bus and failed.name == GONE:
         return NotRunning(f"the VM {name} ended before it answered")
     if failed.name in _DENIED and failed.by_bus:

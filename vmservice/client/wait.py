@@ -17,15 +17,17 @@ from vmservice.vm.state import State
 
 # What nothing but the timeout of the whole wait ends.
 FOREVER = float("inf")
+# No state of a VM, but that nobody has its name.
+NO_PROCESS = ""
 
 
 class StateWatch:
     """Follows one VM, through ends and new starts of its process, until it is or has been in state `wanted`.
 
-    A VM without a process is shut down. For any other state its start is waited for, which `say` tells once.
+    A VM without a process is shut down, and NO_PROCESS. For any other state its start is waited for, which `say` tells once.
     """
 
-    def __init__(self, bus: Bus, name: str, wanted: str, say: Callable[[str], None]) -> None:
+    def __init__(self, bus: Bus, name: str, wanted: str, say: Callable[[str], None] = lambda _text: None) -> None:
         self._bus = bus
         self._name = name
         self._bus_name = bus_name(name)
@@ -34,6 +36,7 @@ class StateWatch:
         self._owner = ""  # the connection whose word counts; the name has no owner while this is empty
         self._last_seen = ""
         self._told = False
+        self.watching = asyncio.Event()  # nothing that happens from then on is missed
         self._reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._looks: set[asyncio.Task[None]] = set()
 
@@ -44,6 +47,7 @@ class StateWatch:
         try:
             async with asyncio.timeout(timeout_sec):
                 await self._begin()
+                self.watching.set()
                 await asyncio.wait({self._reached, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             raise NotInTime(
@@ -102,7 +106,7 @@ class StateWatch:
             look = asyncio.ensure_future(self._look(owner))
             self._looks.add(look)
             look.add_done_callback(self._looks.discard)
-        elif self._wanted == State.SHUTDOWN:
+        elif self._wanted in (State.SHUTDOWN, NO_PROCESS):
             self._end(None)
         elif not self._told:
             self._told = True
