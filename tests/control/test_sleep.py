@@ -17,6 +17,7 @@ from support.private_bus import PrivateBus
 from vmservice.control import login
 from vmservice.control.login import LOGIN, MANAGER, PATH
 from vmservice.service.journal import Log
+from vmservice.service.outbox import Outbox
 from vmservice.service.sleep import HostSleep
 from vmservice.vm.events import EventQueue
 from vmservice.vm.sim import SimMachine
@@ -87,7 +88,7 @@ class Sleeper:
             memory_bytes=1 << 20,
             build=lambda _: SimMachine(self.events, lambda _data: None, vcpus=1, max_vcpus=1),
         )
-        self.log = Log("demo")
+        self.log = Log("demo", Outbox())
         self.log.message = lambda _priority, text, *_rest, **_fields: log.append(text)  # type: ignore[method-assign]
         self.sleep = HostSleep(self.vm, address, self.log)
         self.vm.boot()
@@ -111,7 +112,6 @@ async def sleeper(address: str, log: list[str] | None = None) -> AsyncIterator[S
         assert not made.locked
         made.vm.close()
         made.events.close()
-        made.log.close()
 
 
 def test_a_night(bus: PrivateBus) -> None:

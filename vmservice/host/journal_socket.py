@@ -1,7 +1,9 @@
-"""The journal's native protocol: one datagram of fields, and never a wait for journald.
+"""The journal's native protocol: one datagram of fields, and never a wait for journald. For a guest's console only.
 
-See https://systemd.io/JOURNAL_NATIVE_PROTOCOL. python3-systemd's `journal.send` blocks while journald's socket is full; a vCPU
-that prints must not.
+What the VMM itself says goes by systemd-python (`service/outbox.py`). Its rate is not why a guest's lines do not: its `sendv`
+takes 13 µs a line and 5 µs of processor time, this 14 µs and 6.5 µs, 75,000 and 70,000 lines a second (its `send` takes 28 µs).
+But it waits while journald's socket is full, with the interpreter's lock held, and a guest that prints without end keeps that
+socket full: here such a line is dropped and counted. See https://systemd.io/JOURNAL_NATIVE_PROTOCOL.
 """
 
 from __future__ import annotations

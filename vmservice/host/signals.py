@@ -12,6 +12,7 @@ SIGHUP: int = _signal.SIGHUP
 SIGTERM: int = _signal.SIGTERM
 SIGINT: int = _signal.SIGINT
 SIGRTMIN: int = _signal.SIGRTMIN
+SIGALRM: int = _signal.SIGALRM
 
 # machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.
 STOP_SIGNALS = (SIGTERM, SIGINT, SIGRTMIN + 4)
@@ -39,6 +40,24 @@ def make_interrupting(number: int) -> None:
 def send_to_thread(ident: int, number: int) -> None:
     """`ident` is what `_thread` calls the thread, which must not have ended."""
     _signal.pthread_kill(ident, number)
+
+
+class Interrupting:
+    """With this, a system call of the calling thread that waits is ended with EINTR after `seconds`, and again.
+
+    The process's interval timer; SIGALRM must be `make_interrupting` and blocked in every other thread. For calls that wait
+    with the interpreter's lock held, when no thread of ours could end them.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        unblock(SIGALRM)
+        _signal.setitimer(_signal.ITIMER_REAL, self._seconds, self._seconds)
+
+    def __exit__(self, *_error: object) -> None:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
 
 
 def _do_nothing(_number: int, _frame: object) -> None:

@@ -1,6 +1,6 @@
 """What the VMM says: to the journal with fields that a program can match, or to a person's terminal as a line.
 
-The journal is written to by its native protocol and never waited for (see `host/journal_socket.py`).
+The journal is written to by systemd-python, from the outbox's thread.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ import os
 import stat
 import time
 
+from vmservice.host import signals
 from vmservice.host.console_text import printable
-from vmservice.host.journal_socket import JournalSocket, is_journal_stream
+from vmservice.host.journal_socket import JOURNAL_SOCKET, is_journal_stream
 from vmservice.service import message_ids
+from vmservice.service.outbox import Channel
 from vmservice.vm.state import LastExit, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmservice.service.outbox import Item, Outbox
     from vmservice.vm.vm import Changes, Vm
 
 # syslog(3) priorities
@@ -25,6 +30,13 @@ NOTICE = 5
 INFO = 6
 
 MESSAGE_LIMIT_CHARS = 16 * 1024  # a traceback fits, and an entry of it fits a datagram
+
+# What waits for a journald that reads nothing.
+LIMIT_ENTRIES = 256
+_LIMIT_CHARS = 1 << 20
+
+# Longer than any send that finds room.
+_WAIT_LIMIT_SEC = 0.02
 
 # A guest may reset itself hundreds of times a second, and each one would be a line.
 RESETS_BURST = 5
@@ -45,13 +57,29 @@ _WORDS = {ERROR: "error: ", WARNING: "warning: "}
 class Log:
     """The messages of the VM called `vm_name`: in the journal if standard error leads there or nowhere, else on that stream."""
 
-    def __init__(self, vm_name: str, journal: JournalSocket | None = None, stderr_fd: int = _STDERR) -> None:
+    def __init__(
+        self,
+        vm_name: str,
+        outbox: Outbox,
+        stderr_fd: int = _STDERR,
+        journal: str = JOURNAL_SOCKET,
+        deliver: Callable[[Item], None] | None = None,
+    ) -> None:
         self._vm_name = vm_name
         self._stderr_fd = stderr_fd
-        self._is_journal = is_journal_stream(stderr_fd) or _is_null_of_systemd(stderr_fd)
-        self._journal = journal
-        if journal is None and self._is_journal:
-            self._journal = JournalSocket()
+        leads_there = is_journal_stream(stderr_fd)
+        self._is_journal = leads_there or _is_null_of_systemd(stderr_fd)
+        self._channel: Channel | None = None
+        # A container may have been given the stream alone.
+        if self._is_journal and (not leads_there or os.path.exists(journal)):
+            self._channel = Channel(
+                journal,
+                deliver if deliver is not None else _by_systemd,
+                limit=LIMIT_ENTRIES,
+                limit_chars=_LIMIT_CHARS,
+                missing=self._missing,
+            )
+            outbox.add(self._channel)
         self._logged_state = State.CREATED
         self._lowest = INFO
         self._resets = self._unsaid_resets = 0
@@ -108,13 +136,13 @@ class Log:
             return
         if len(text) > MESSAGE_LIMIT_CHARS:
             text = text[: MESSAGE_LIMIT_CHARS - 1] + "…"
-        if self._journal is not None:
-            entry = {"MESSAGE": text, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER, "VM_NAME": self._vm_name}
-            if message_id:
-                entry["MESSAGE_ID"] = message_id
-            if self._journal.send({**entry, **fields}):
-                return
-        self._print(priority, text)
+        if self._channel is None:
+            self._print(priority, text)
+            return
+        entry = self._entry(priority, text)
+        if message_id:
+            entry["MESSAGE_ID"] = message_id
+        self._channel.put({**entry, **fields})
 
     def _guest_lost(self, vm: Vm) -> None:
         """It panicked or hung; what became of the VM then is the state that it is in."""
@@ -141,16 +169,30 @@ class Log:
     def _transition(self, vm: Vm, priority: int, text: str, message_id: str) -> None:
         self.message(priority, text, message_id, VM_STATE=vm.state, VM_LAST_EXIT=vm.last_exit)
 
-    def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+    def print_left(self) -> None:
+        """What the journal did not take before the outbox was closed, as lines on standard error."""
+        for entry in self._channel.take_left() if self._channel is not None else ():
+            self._print(int(entry["PRIORITY"]), entry["MESSAGE"])
+
+    def _entry(self, priority: int, text: str) -> Item:
+        return {"MESSAGE": text, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER, "VM_NAME": self._vm_name}
+
+    def _missing(self, count: int) -> Item:
+        return self._entry(WARNING, f"{count} messages are missing here: the journal did not take them in time")
 
     def _print(self, priority: int, text: str) -> None:
         """A line for a person; on the journal's stream with the prefix of sd-daemon(3), journald's hint at the priority."""
         start = f"<{priority}>" if self._is_journal else f"vmservice: {self._vm_name}: {_WORDS.get(priority, '')}"
         lines = [printable(line) for line in text.encode("utf-8", "replace").split(b"\n")]
         _write_without_waiting(self._stderr_fd, "".join(f"{start}{line}\n" for line in lines).encode())
+
+
+def _by_systemd(entry: Item) -> None:
+    from systemd.journal import sendv
+
+    fields = [f"{name}={value}".encode("utf-8", "replace") for name, value in entry.items()]
+    with signals.Interrupting(_WAIT_LIMIT_SEC):
+        sendv(*fields)
 
 
 def _is_null_of_systemd(fd: int) -> bool:

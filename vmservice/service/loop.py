@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmservice.control.bus import BusConnection
     from vmservice.service.consoles import Consoles
     from vmservice.service.journal import Log
+    from vmservice.service.outbox import Outbox
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.events import EventQueue
     from vmservice.vm.vm import Vm
@@ -53,10 +54,11 @@ def serve(
     consoles: Consoles,
     log: Log,
     notifier: Notifier,
+    outbox: Outbox,
     bus: str,
 ) -> int:
     """Serve one VM until it is over; the exit status of the process."""
-    service = Service(vm, config, events, timers, consoles, log, notifier, bus)
+    service = Service(vm, config, events, timers, consoles, log, notifier, outbox, bus)
     return asyncio.run(service.serve())
 
 
@@ -72,6 +74,7 @@ class Service:
         consoles: Consoles,
         log: Log,
         notifier: Notifier,
+        outbox: Outbox,
         bus: str,
     ) -> None:
         self._vm = vm
@@ -81,6 +84,7 @@ class Service:
         self._consoles = consoles
         self._log = log
         self._notifier = notifier
+        self._outbox = outbox
         self._bus = bus
         self._ready = False
         self._off_bus = False
@@ -99,6 +103,8 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_bug)
         self._exit = loop.create_future()
+        self._outbox.on_bug(lambda error: self._on_outbox_bug(loop, error))
+        self._outbox.start()
         self._log.state(self._vm)
         self._vm.subscribe(self._on_change)
         loop.add_reader(self._events.fd, self._on_guest_events)
@@ -277,6 +283,10 @@ class Service:
         """A task that fails would otherwise be missed by nobody until the VM ends."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_bug(task.get_loop(), {"exception": error, "message": "a task failed"})
+
+    def _on_outbox_bug(self, loop: asyncio.AbstractEventLoop, error: Exception) -> None:
+        """In the outbox's thread."""
+        loop.call_soon_threadsafe(self._on_bug, loop, {"exception": error, "message": "the outbox failed"})
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody caught is our bug: the journal gets it whole, and the VM ends rather than limp on."""

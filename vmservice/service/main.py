@@ -16,6 +16,7 @@ from vmservice.errors import VmmError
 from vmservice.host import landlock, signals
 from vmservice.service.consoles import Consoles
 from vmservice.service.journal import Log
+from vmservice.service.outbox import Outbox
 from vmservice.service.sd_notify import Notifier
 from vmservice.vm.events import EventQueue
 from vmservice.vm.vm import Vm
@@ -54,13 +55,17 @@ def run(options: RunOptions) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_SEC)
     # Held back until the event loop can act on them; vCPU threads inherit this and are never bothered.
     signals.block(*signals.STOP_SIGNALS)
+    # The outbox's thread alone lets it in: see signals.Interrupting.
+    signals.block(signals.SIGALRM)
+    signals.make_interrupting(signals.SIGALRM)
     landlock.confine()
-    log = Log(options.name)
-    notifier = Notifier(log.warning)
+    outbox = Outbox()
+    log = Log(options.name, outbox)
+    notifier = Notifier(log.warning, outbox)
     # The manager's word for a reload; from a terminal it is the end of the session, which stops the VM as SIGTERM does.
     signals.block(signals.SIGHUP)
     try:
-        return _run(options, log, notifier)
+        return _run(options, log, notifier, outbox)
     except VmmError as error:
         log.error(str(error))
         notifier.failed(str(error), getattr(error, "errno", 0))
@@ -72,11 +77,11 @@ def run(options: RunOptions) -> int:
         notifier.failed("internal error; the journal has the details")
         return VmmError.exit_status
     finally:
-        notifier.close()
-        log.close()
+        outbox.close()
+        log.print_left()
 
 
-def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
+def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> int:
     configuration.check_name(options.name)
     path = options.config_path or configuration.config_path(options.name, user=options.bus == "session")
     config = configuration.load_config(options.name, path)
@@ -101,7 +106,7 @@ def _run(options: RunOptions, log: Log, notifier: Notifier) -> int:
         gc.enable()
         from vmservice.service.loop import serve
 
-        return serve(vm, config, events, timers, consoles, log, notifier, options.bus)
+        return serve(vm, config, events, timers, consoles, log, notifier, outbox, options.bus)
     finally:
         for close in reversed(closers):
             close()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.datagrams import Listener
+from support.journal_log import deliver_to, journal_log
 from support.machines import RecordingMachine
 
-from vmservice.host.journal_socket import JournalSocket
 from vmservice.service import message_ids
 from vmservice.service.journal import MESSAGE_LIMIT_CHARS, Log
+from vmservice.service.outbox import Outbox
 from vmservice.vm.events import EventKind, GuestEvent
 from vmservice.vm.vm import Vm
 
@@ -55,8 +56,7 @@ def test_a_guest_that_is_lost(policy: str, then: str, kind: str, priority: str, 
         on_watchdog=policy,
     )
     vm.boot()
-    with Listener() as journal:
-        log = Log("demo", JournalSocket(journal.path))
+    with journal_log("demo") as (journal, log):
         log.state(vm)
         journal.entry()
         vm.subscribe(lambda changes: log.state(vm, changes))
@@ -64,12 +64,10 @@ def test_a_guest_that_is_lost(policy: str, then: str, kind: str, priority: str, 
         entry = journal.entry()
         assert (entry["PRIORITY"], entry["MESSAGE"], entry["MESSAGE_ID"]) == (priority, what + then, message_id)
         assert (entry["VM_STATE"], entry["VM_LAST_EXIT"]) == (vm.state, kind)
-        log.close()
 
 
 def test_fields() -> None:
-    with Listener() as journal:
-        log = Log("web-1", JournalSocket(journal.path))
+    with journal_log("web-1") as (journal, log):
         log.info("hello")
         assert journal.entry() == {
             "MESSAGE": "hello",
@@ -92,7 +90,6 @@ def test_fields() -> None:
         assert journal.entry()["MESSAGE"] == "x" * (MESSAGE_LIMIT_CHARS - 1) + "…"
         log.error("a bad path \udcff")
         assert journal.entry()["MESSAGE"] == "a bad path ?"
-        log.close()
 
 
 def test_changes_of_state() -> None:
@@ -103,8 +100,7 @@ def test_changes_of_state() -> None:
         return machines[-1]
 
     vm = Vm(name="demo", vcpus=1, max_vcpus=2, memory_bytes=1 << 20, build=build)
-    with Listener() as journal:
-        log = Log("demo", JournalSocket(journal.path))
+    with journal_log("demo") as (journal, log):
         log.state(vm)
         vm.subscribe(lambda changes: log.state(vm, changes))
 
@@ -135,12 +131,11 @@ def test_changes_of_state() -> None:
             "the guest was stopped by an error: cannot run vCPU 0: Bad address (errno 14)",
         )
         assert journal.waiting() == []
-        log.close()
 
 
 def test_for_people() -> None:
     pipe = Pipe()
-    log = Log("demo", None, pipe.writer)
+    log = Log("demo", Outbox(), pipe.writer)
     log.info("hello")
     log.warning("careful")
     log.error("two\nlines \x1b[31mred\x07")
@@ -150,7 +145,6 @@ def test_for_people() -> None:
         "vmservice: demo: error: two\n"
         "vmservice: demo: error: lines red^G\n"
     )
-    log.close()
     pipe.close()
 
 
@@ -159,21 +153,38 @@ def test_on_the_journals_stream_without_its_socket(monkeypatch: pytest.MonkeyPat
     pipe = Pipe()
     status = os.fstat(pipe.writer)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-    log = Log("demo", JournalSocket("/run/vmservice-nowhere"), pipe.writer)
+    nowhere = "/run/vmservice-nowhere"
+    log = Log("demo", Outbox(), pipe.writer, nowhere, deliver_to(nowhere))
     log.warning("careful")
     assert pipe.text() == "<4>careful\n"
-    log.close()
     monkeypatch.setenv("JOURNAL_STREAM", "0:0")
-    log = Log("demo", None, pipe.writer)
+    log = Log("demo", Outbox(), pipe.writer)
     log.warning("careful")
     assert pipe.text() == "vmservice: demo: warning: careful\n"
-    log.close()
+    pipe.close()
+
+
+def test_what_the_journal_never_took_is_on_standard_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """journald has gone for good: the process ends soon all the same, and its last words are on the stream."""
+    pipe = Pipe()
+    status = os.fstat(pipe.writer)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    place = tmp_path / "socket"
+    place.touch()  # nobody listens at it
+    outbox = Outbox()
+    log = Log("demo", outbox, pipe.writer, str(place), deliver_to(str(place)))
+    log.error("the last word")
+    begin = time.monotonic()
+    outbox.close()
+    log.print_left()
+    assert time.monotonic() - begin < 5
+    assert pipe.text() == "<3>the last word\n"
     pipe.close()
 
 
 def test_nobody_reads_standard_error() -> None:
     pipe = Pipe()
-    log = Log("demo", None, pipe.writer)
+    log = Log("demo", Outbox(), pipe.writer)
     begin = time.monotonic()
     for _ in range(200):
         log.info("x" * 1000)

@@ -6,20 +6,19 @@ import os
 import time
 
 import pytest
-from support.datagrams import Listener
+from support.datagrams import Listener, decode
+from support.journal_log import deliver_to, journal_log
 from support.machines import RecordingMachine
 
-from vmservice.host.journal_socket import JournalSocket
-from vmservice.service import journal as journal_module
-from vmservice.service.journal import RESETS_BURST, RESETS_PERIOD_SEC, Log
+from vmservice.service.journal import LIMIT_ENTRIES, RESETS_BURST, RESETS_PERIOD_SEC, Log
+from vmservice.service.outbox import Outbox
 from vmservice.vm.vm import Vm
 
 
 def test_resets_are_a_handful_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Listener() as journal:
-        log = Log("demo", JournalSocket(journal.path))
+    monkeypatch.setattr("vmservice.service.journal.time.monotonic", lambda: now[0])
+    with journal_log() as (journal, log):
         vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=1 << 20, build=lambda _vcpus: RecordingMachine())
         vm.subscribe(lambda changes: log.state(vm, changes))
         vm.boot()
@@ -36,7 +35,6 @@ def test_resets_are_a_handful_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         vm.reboot()
         assert journal.entry()["MESSAGE"] == "the guest was reset and starts anew"
-        log.close()
         vm.close()
 
 
@@ -47,14 +45,33 @@ def test_standard_error_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch, invo
         monkeypatch.delenv("INVOCATION_ID", raising=False)
     else:
         monkeypatch.setenv("INVOCATION_ID", invocation)
+    outbox = Outbox()
     with Listener() as journal:
-        monkeypatch.setattr(journal_module, "JournalSocket", lambda: JournalSocket(journal.path))
         null = os.open(os.devnull, os.O_WRONLY)
-        log = Log("demo", stderr_fd=null)
+        log = Log("demo", outbox, null, journal.path, deliver_to(journal.path))
         log.warning("careful")
-        if heard:
-            assert journal.entry()["MESSAGE"] == "careful"
-        else:
-            assert journal.waiting() == []
-        log.close()
+        outbox.close()
+        log.print_left()
+        assert [decode(datagram)["MESSAGE"] for datagram in journal.waiting()] == (["careful"] if heard else [])
         os.close(null)
+
+
+def test_a_journal_that_reads_nothing_holds_nobody_and_what_is_lost_is_counted() -> None:
+    """Its socket is full: entries wait, up to a limit; when it reads again the rest is there, and a line for what is not."""
+    sent = 5 * LIMIT_ENTRIES
+    with journal_log() as (journal, log):
+        begin = time.monotonic()
+        for number in range(sent):
+            log.info(f"entry {number}")
+        assert time.monotonic() - begin < 5
+        messages: list[str] = []
+        while "missing" not in "".join(messages):
+            messages.append(journal.entry()["MESSAGE"])
+        log.info("the end")
+        while messages[-1] != "the end":
+            messages.append(journal.entry()["MESSAGE"])
+    lost = [int(message.split()[0]) for message in messages if "messages are missing here" in message]
+    numbers = [int(message.split()[1]) for message in messages if message.startswith("entry ")]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) + sum(lost) == sent
+    assert len(numbers) >= LIMIT_ENTRIES

@@ -9,9 +9,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from support.datagrams import Listener
+from support.journal_log import deliver_to, notification
 from support.machines import RecordingMachine
 
 from vmservice.service.journal import Log
+from vmservice.service.outbox import Outbox
 from vmservice.service.sd_notify import Notifier
 from vmservice.service.watchdog import Watchdog
 from vmservice.vm.vm import Vm
@@ -23,7 +25,7 @@ PING = b"WATCHDOG=1"
 
 class Recorded(Log):
     def __init__(self) -> None:
-        super().__init__("demo")
+        super().__init__("demo", Outbox())
         self.lines: list[tuple[int, str]] = []
 
     def message(self, priority: int, text: str, message_id: str = "", **fields: str) -> None:
@@ -40,7 +42,9 @@ class Setup:
         self.vm.boot()
         self.log = Recorded()
         self.well = threading.Event()
-        self.notifier = Notifier(self.log.warning, manager.path)
+        self.outbox = Outbox()
+        self.notifier = Notifier(self.log.warning, self.outbox, manager.path, deliver_to(manager.path, notification))
+        self.outbox.start()
         self.watchdog = Watchdog(self.vm, self.log, self.notifier, 4 * PERIOD_SEC, self.well.set)
 
     def wait(self, wanted: Callable[[bytes], bool]) -> bytes:
@@ -64,7 +68,7 @@ def run(test: Callable[[Setup], Coroutine[Any, Any, None]]) -> None:
                 await test(setup)
             finally:
                 setup.watchdog.stop()
-                setup.notifier.close()
+                setup.outbox.close()
 
     asyncio.run(main())
 
