@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from support.bus_client import CallFailed, Client, Served, client, served_vm
 from support.mock_service import mock_service
 from support.private_bus import PrivateBus
 
-from vmservice.control import authority, caller
+from vmservice.control import authority, caller, turns
 from vmservice.control.api import VERBS
 from vmservice.control.authority import POLKIT, Authority
 from vmservice.control.dbus_transport import Transport
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
+from vmservice.control.turns import Turns
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.vmservice.vm1.policy"
 
@@ -43,18 +45,22 @@ def silent(_call: Message) -> None:
     """polkit, hung."""
 
 
-def authority_of(served: Served) -> Authority:
+def turns_of(served: Served) -> Turns:
     assert served.joined is not None
-    found = served.joined._authority
+    found = served.joined._turns
     assert found is not None
     return found
 
 
+def authority_of(served: Served) -> Authority:
+    return turns_of(served)._authority
+
+
 async def nothing_left(served: Served) -> None:
     """No check, no caller's name watched, no reply awaited."""
-    decides = authority_of(served)
+    waits, decides = turns_of(served), authority_of(served)
     async with asyncio.timeout(10):
-        while decides._checks or decides._waiting or decides._identifying or decides._transport._method_return_handlers:
+        while decides._checks or waits._queues or decides._transport._method_return_handlers:
             await asyncio.sleep(0.01)
 
 
@@ -62,6 +68,12 @@ async def refused(caller: Client, member: str, *arguments: object, **header: obj
     with pytest.raises(CallFailed) as failure:
         await caller.call("demo", member, *arguments, **header)  # type: ignore[arg-type]
     return failure.value
+
+
+@asynccontextmanager
+async def several(address: str, count: int) -> AsyncIterator[list[Client]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(client(address)) for _ in range(count)]
 
 
 def test_each_verb_has_an_action_and_each_action_is_declared() -> None:
@@ -205,17 +217,17 @@ def test_a_call_that_wants_no_reply_is_judged_as_well(bus: PrivateBus) -> None:
 
 @pytest.mark.usefixtures("nobody_trusted")
 def test_polkit_hangs(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others are served meanwhile, one account may have a few checks under way, and each ends with a refusal."""
+    """Others are served meanwhile, one account may have a few checks under way, one a caller, and each ends with a refusal."""
     monkeypatch.setattr(authority, "CHECK_TIMEOUT_SEC", 0.3)
 
     async def check() -> None:
         async with (
             served_vm(bus.address) as served,
-            client(bus.address) as caller,
+            several(bus.address, authority.CHECKS_LIMIT_AN_ACCOUNT) as callers,
             client(bus.address) as other,
             mock_service(bus.address, POLKIT, silent) as polkit,
         ):
-            calls = [asyncio.ensure_future(refused(caller, "Boot")) for _ in range(authority.CHECKS_LIMIT_AN_ACCOUNT)]
+            calls = [asyncio.ensure_future(refused(caller, "Boot")) for caller in callers]
             await polkit.asked("CheckAuthorization", len(calls))
             assert await other.get("demo", "State") == "created"
             assert (await refused(other, "Boot")).name == LIMITS
@@ -244,12 +256,13 @@ def test_the_number_of_checks_is_bounded_for_all_together(bus: PrivateBus, monke
     async def check() -> None:
         async with (
             served_vm(bus.address),
-            client(bus.address) as caller,
+            several(bus.address, 2) as callers,
+            client(bus.address) as other,
             mock_service(bus.address, POLKIT, silent) as polkit,
         ):
-            calls = [asyncio.ensure_future(refused(caller, "Boot")) for _ in range(2)]
+            calls = [asyncio.ensure_future(refused(caller, "Boot")) for caller in callers]
             await polkit.asked("CheckAuthorization", 2)
-            assert (await refused(caller, "Boot")).name == LIMITS
+            assert (await refused(other, "Boot")).name == LIMITS
             await polkit.vanish()
             for call in calls:
                 call.cancel()
@@ -273,6 +286,24 @@ def test_the_caller_goes_away(bus: PrivateBus) -> None:
             await polkit.bus.send(Message.new_method_return(question, "(bba{ss})", [[True, False, {}]]))
             await nothing_left(served)
             assert served.vm.state == "created"
+
+    asyncio.run(check())
+
+
+def test_a_caller_that_went_before_it_was_watched_is_not_asked_about(bus: PrivateBus) -> None:
+    """Else its place would be taken until polkit's time is up."""
+
+    async def check() -> None:
+        async with served_vm(bus.address) as served, mock_service(bus.address, POLKIT, silent) as polkit:
+            gone: list[str] = []
+            decides = authority_of(served)
+            decides.on_gone = gone.append
+            call = Message(destination=bus_name("demo"), path=OBJECT_PATH, interface=INTERFACE, member="Boot")
+            async with asyncio.timeout(10):
+                assert await decides.check(caller.Caller(":1.4711", 4711), call) is not None
+            assert gone == [":1.4711"]
+            assert polkit.calls == []
+            await nothing_left(served)
 
     asyncio.run(check())
 
@@ -359,7 +390,7 @@ def test_calls_of_one_caller_are_done_in_their_order(bus: PrivateBus) -> None:
 
 def test_known_callers_and_waiting_calls_are_bounded(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authority, "_KNOWN_LIMIT", 2)
-    monkeypatch.setattr(authority, "WAITING_LIMIT_A_SENDER", 3)
+    monkeypatch.setattr(turns, "WAITING_LIMIT_A_SENDER", 3)
 
     async def check() -> None:
         async with served_vm(bus.address) as served:
@@ -396,7 +427,7 @@ def test_a_flood_of_strangers(bus: PrivateBus) -> None:
             client(bus.address) as honest,
             mock_service(bus.address, POLKIT, silent) as polkit,
         ):
-            flooders = [Transport(bus.address) for _ in range(3)]
+            flooders = [Transport(bus.address) for _ in range(authority.CHECKS_LIMIT_AN_ACCOUNT + 1)]
             for flooder in flooders:
                 await flooder.connect()
                 for _ in range(2000):
@@ -415,6 +446,7 @@ def test_a_flood_of_strangers(bus: PrivateBus) -> None:
             for flooder in flooders:
                 flooder.close()
             await nothing_left(served)
-            assert len(polkit.calls) == 2 * authority.CHECKS_LIMIT_AN_ACCOUNT, "each was asked, and each was taken back"
+            members = [call.member for call in polkit.calls]
+            assert members.count("CheckAuthorization") == members.count("CancelCheckAuthorization"), "each was taken back"
 
     asyncio.run(check())

@@ -30,70 +30,38 @@ INTERACTIVE_TIMEOUT_SEC = 120.0  # a person looks for the window, and types
 
 CHECKS_LIMIT = 32
 CHECKS_LIMIT_AN_ACCOUNT = 4
-# Calls that wait until the bus has said who makes them.
-WAITING_LIMIT = 1024
-WAITING_LIMIT_A_SENDER = 256
 _KNOWN_LIMIT = 256
-
-# Called once: with None when the call may proceed, else with what its caller is told. Never called for a caller that is gone.
-Verdict = Callable[[BusFault | None], None]
 
 
 class Authority:
-    """Decides for the calls that come over one connection, on behalf of the VM called `vm_name`."""
+    """Decides for the calls that come over one connection, on behalf of the VM called `vm_name`.
+
+    `on_gone(sender)` is called when a caller goes while polkit is asked about it.
+    """
 
     def __init__(self, transport: Transport, vm_name: str, log: Callable[[str], None]) -> None:
         self._transport = transport
         self._vm_name = vm_name
         self._log = log
         self._known: dict[str, Caller] = {}
-        self._waiting: dict[str, list[tuple[Message, Verdict]]] = {}
-        self._identifying: set[asyncio.Task[None]] = set()
-        self._checks: dict[asyncio.Task[None], Caller] = {}
+        self._checks: dict[str, Caller] = {}  # by unique bus name
+        self.on_gone: Callable[[str], None] = _ignore
         self._next_cancellation = 0
         self._told = False
         transport.add_message_handler(self._on_message)
 
-    def decide(self, call: Message, verdict: Verdict) -> None:
-        """May the sender of `call`, a well-formed call of a verb, have it done? At once where that is known already."""
-        caller = self._known.get(call.sender)
+    def known(self, sender: str) -> Caller | None:
+        """The caller behind the unique bus name `sender`, if the bus has said that already."""
+        return self._known.get(sender)
+
+    async def identify(self, sender: str) -> Caller | None:
+        """Who `sender` is; None for one that is gone. Raises BusFault, TimeoutError or OSError where the bus does not say."""
+        caller = await self._caller(sender)
         if caller is not None:
-            self._judge(caller, call, verdict)
-            return
-        waiting = self._waiting.get(call.sender, [])
-        if len(waiting) >= WAITING_LIMIT_A_SENDER or sum(map(len, self._waiting.values())) >= WAITING_LIMIT:
-            verdict(BusFault(LIMITS_EXCEEDED, "too many calls wait until it is known who makes them; try again later"))
-            return
-        waiting.append((call, verdict))
-        if call.sender not in self._waiting:
-            self._waiting[call.sender] = waiting
-            task = asyncio.get_running_loop().create_task(self._identify(call.sender))
-            self._identifying.add(task)
-            task.add_done_callback(self._identifying.discard)
-
-    def close(self) -> None:
-        """Forget everything that waits; for when the connection is gone."""
-        for task in (*self._identifying, *self._checks):
-            task.cancel()
-        self._waiting.clear()
-
-    # Who it is
-
-    async def _identify(self, sender: str) -> None:
-        try:
-            caller = await self._caller(sender)
-        except (OSError, TimeoutError, BusFault) as error:
-            for _call, verdict in self._waiting.pop(sender, ()):
-                verdict(BusFault(ACCESS_DENIED, f"the bus does not say who calls: {error}"))
-            return
-        waiting = self._waiting.pop(sender, [])
-        if caller is None:
-            return
-        while len(self._known) >= _KNOWN_LIMIT:
-            del self._known[next(iter(self._known))]
-        self._known[sender] = caller
-        for call, verdict in waiting:
-            self._judge(caller, call, verdict)
+            while len(self._known) >= _KNOWN_LIMIT:
+                del self._known[next(iter(self._known))]
+            self._known[sender] = caller
+        return caller
 
     async def _caller(self, sender: str) -> Caller | None:
         """None for a sender that is gone. The kernel told the bus who connected; the sender has no say in it."""
@@ -106,26 +74,29 @@ class Authority:
 
     # Whether it may
 
-    def _judge(self, caller: Caller, call: Message, verdict: Verdict) -> None:
-        if caller.trusted:
-            verdict(None)
-            return
+    async def check(self, caller: Caller, call: Message) -> BusFault | None:
+        """Ask polkit about a verb that `caller`, who is not trusted, has called: None when it may be done, else why not.
+
+        A task that is cancelled in here takes its question back. One check at a time for each caller.
+        """
         account_checks = sum(1 for other in self._checks.values() if other.uid == caller.uid)
         if account_checks >= CHECKS_LIMIT_AN_ACCOUNT or len(self._checks) >= CHECKS_LIMIT:
-            verdict(BusFault(LIMITS_EXCEEDED, "too many authorizations are under way; try again when they have ended"))
-            return
-        if all(other.sender != caller.sender for other in self._checks.values()):
-            self._transport.send(_watch("AddMatch", caller.sender))
-        task = asyncio.get_running_loop().create_task(self._check(caller, call, verdict))
-        self._checks[task] = caller
-        task.add_done_callback(self._end_check)
+            return BusFault(LIMITS_EXCEEDED, "too many authorizations are under way; try again when they have ended")
+        self._checks[caller.sender] = caller
+        self._transport.send(_watch("AddMatch", caller.sender))
+        try:
+            if await self._caller(caller.sender) is None:  # it went before the bus was to tell of that
+                self.on_gone(caller.sender)
+                return BusFault(ACCESS_DENIED, "the caller is gone")
+            return await self._ask_polkit(caller, call)
+        except (OSError, TimeoutError, BusFault) as error:
+            return BusFault(ACCESS_DENIED, f"the bus does not say whether the caller is still there: {error}")
+        finally:
+            del self._checks[caller.sender]
+            if self._transport.connected:
+                self._transport.send(_watch("RemoveMatch", caller.sender))
 
-    def _end_check(self, task: asyncio.Task[None]) -> None:
-        caller = self._checks.pop(task)
-        if self._transport.connected and all(other.sender != caller.sender for other in self._checks.values()):
-            self._transport.send(_watch("RemoveMatch", caller.sender))
-
-    async def _check(self, caller: Caller, call: Message, verdict: Verdict) -> None:
+    async def _ask_polkit(self, caller: Caller, call: Message) -> BusFault | None:
         action = BY_MEMBER[call.member].action
         interactive = bool(call.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         timeout_sec = INTERACTIVE_TIMEOUT_SEC if interactive else CHECK_TIMEOUT_SEC
@@ -140,14 +111,13 @@ class Authority:
             reply = await self._transport.ask(question, timeout_sec)
         except TimeoutError:
             self._cancel(cancellation)
-            verdict(self._cannot_ask(action, f"it did not answer within {timeout_sec:.0f} seconds"))
+            return self._cannot_ask(action, f"it did not answer within {timeout_sec:.0f} seconds")
         except asyncio.CancelledError:
             self._cancel(cancellation)
             raise
         except OSError as error:
-            verdict(self._cannot_ask(action, str(error)))
-        else:
-            verdict(self._answer(action, interactive, reply))
+            return self._cannot_ask(action, str(error))
+        return self._answer(action, interactive, reply)
 
     def _answer(self, action: str, interactive: bool, reply: Message) -> BusFault | None:
         if reply.message_type is MessageType.ERROR:
@@ -182,10 +152,12 @@ class Authority:
         if message.member != "NameOwnerChanged" or message.sender != DAEMON or message.signature != "sss":
             return
         name, _old, new = message.body
-        if new == "":
-            for task, caller in list(self._checks.items()):
-                if caller.sender == name:
-                    task.cancel()
+        if new == "" and name in self._checks:
+            self.on_gone(name)
+
+
+def _ignore(_sender: str) -> None:
+    """Until somebody wants to know."""
 
 
 def _polkit_call(member: str, signature: str, body: list[object]) -> Message:

@@ -22,6 +22,7 @@ from vmservice.control.dbus_object import VmObject
 from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Transport, checked_address, daemon_call
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
+from vmservice.control.turns import Turns
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError
 from vmservice.vm.vm import Resizing, Vm
 
@@ -84,7 +85,7 @@ class BusConnection:
         self._log = log
         self._connect_timeout_sec = connect_timeout_sec
         self._transport: Transport | None = None
-        self._authority: Authority | None = None
+        self._turns: Turns | None = None  # on a bus where everybody may do everything, nobody waits
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended = asyncio.Event()
         self._ended.set()
@@ -165,7 +166,7 @@ class BusConnection:
     async def _connect(self) -> Transport:
         transport = self._transport = Transport(self._address)
         if self._guarded:
-            self._authority = Authority(transport, self._vm_name, self._log)
+            self._turns = Turns(Authority(transport, self._vm_name, self._log))
         try:
             transport.answer_calls(self._answer)
             await transport.connect()
@@ -194,9 +195,9 @@ class BusConnection:
         return ""
 
     def _drop(self) -> None:
-        if self._authority is not None:
-            self._authority.close()
-            self._authority = None
+        if self._turns is not None:
+            self._turns.close()
+            self._turns = None
         if self._transport is not None:
             self._transport.close()
             self._transport = None
@@ -204,27 +205,30 @@ class BusConnection:
     # Traffic
 
     def _answer(self, call: Message) -> Message | None:
-        """The reply; None where it comes later: when the caller is known, when polkit or the guest has answered."""
+        """None: the reply is sent when the call has had its turn, or when the guest has answered."""
+        interface, fault = "", None
         try:
             if call.too_large:
                 raise BusFault(LIMITS_EXCEEDED, f"the call is too large; its arguments may take {BODY_LIMIT_BYTES} bytes")
             interface = self._object.check(call.path, call.interface, call.member, call.signature)
-        except BusFault as fault:
-            return self._error(call, fault)
-        act = partial(self._act, call, interface, self._transport)
-        if interface == INTERFACE and self._authority is not None:
-            self._authority.decide(call, act)
+        except BusFault as misfit:
+            fault = misfit
+        act = partial(self._act, call, interface, self._transport, fault)
+        if self._turns is not None:
+            self._turns.take(call, act, free=interface != INTERFACE)
         else:
             act(None)
         return None
 
-    def _act(self, call: Message, interface: str, transport: Transport | None, refusal: BusFault | None) -> None:
-        """Do what is asked, unless there is a `refusal` or the connection was lost in the meantime."""
+    def _act(
+        self, call: Message, interface: str, transport: Transport | None, fault: BusFault | None, refusal: BusFault | None
+    ) -> None:
+        """Do what is asked, unless it fits no member, there is a `refusal`, or the connection was lost in the meantime."""
         if transport is None or transport is not self._transport:
             return
         try:
-            if refusal is not None:
-                raise refusal
+            if fault is not None or refusal is not None:
+                raise refusal or fault  # type: ignore[misc]  # one of them is there
             answer = self._object.answer(call.path, interface, call.member, call.body)
             if isinstance(answer, Resizing):
                 answer.on_end = partial(self._send_late, call, transport)

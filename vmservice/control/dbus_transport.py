@@ -53,7 +53,7 @@ _UNPACKED_SIGNALS = ("sss", "b")  # NameOwnerChanged, which dbus-next itself loo
 
 
 class BoundedUnmarshaller(Unmarshaller):  # type: ignore[misc]
-    """Reads one message; `too_large` is set on a message whose header or body is over the limit, and its body is empty."""
+    """Reads one message, with its `size_bytes`; `too_large` is set if either part is over the limit; the body is then empty."""
 
     def _unmarshall(self) -> None:
         self.offset = 0
@@ -80,6 +80,7 @@ class BoundedUnmarshaller(Unmarshaller):  # type: ignore[misc]
             self.message = Message.new_signal("/", "org.vmservice.Ignored", "Ignored")
             self.message.serial = serial
         self.message.unix_fds = self.unix_fds
+        self.message.size_bytes = header_length + body_length
 
     def _message(self, kind: MessageType, flags: MessageFlag, serial: int, header: dict[int, Any], too_large: bool) -> Message:
         fields = {field: header.get(field.value) for field in HeaderField}
