@@ -144,9 +144,30 @@ def test_shutdown_over_the_bus_answers_and_the_process_stays(start: Start, manag
     assert process.running()
 
 
-def test_the_same_vm_twice(start: Start, manager: Manager, bus: PrivateBus) -> None:
+@pytest.mark.parametrize("bus_option", ["none", "the bus"])
+def test_a_vm_runs_once_whoever_starts_it(start: Start, manager: Manager, bus: PrivateBus, bus_option: str) -> None:
+    """The second one ends before it has built anything, with or without a bus."""
     first = start("--bus", bus.address)
     manager.wait_for("READY", "1")
+    second = start("--bus", "none" if bus_option == "none" else bus.address, told=False)
+    assert second.wait() == 69
+    assert f"the VM demo runs already, as process {first.pid}" in second.messages
+    assert "the VM runs\n" not in second.messages
+    assert state(bus.address) == "running"
+    first.send(signal.SIGKILL)
+    first.wait()
+    third = start("--bus", "none", told=False)
+    third.wait_for("the VM runs")
+
+
+def test_a_name_on_the_bus_that_another_has(
+    start: Start, manager: Manager, bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locks of two mount namespaces are not the same; the bus still is."""
+    first = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "elsewhere"))
     second = start("--bus", bus.address, told=False)
     assert second.wait() == 69
     assert f"the bus name org.vmservice.VM1.demo is already owned by process {first.pid}" in second.messages

@@ -294,15 +294,6 @@ def test_no_configuration_is_said_so(container: Container) -> None:
         container.run("systemctl reset-failed vm@nobody")
 
 
-def test_the_same_vm_twice_is_refused(vm: UnitVm) -> None:
-    vm.start()
-    again = vm.host.run(f"timeout 20 runuser -u vmservice -g vmservice -G kvm -- vmservice run {vm.name}")
-
-    assert again.returncode not in (0, 124)
-    assert vm.bus_name in again.stderr
-    assert vm.state == "running"
-
-
 def test_without_access_to_kvm_it_says_so(vm: UnitVm) -> None:
     refused = vm.host.run(f"runuser -u nobody -- vmservice run --bus none {vm.name}")
     assert refused.returncode == 77

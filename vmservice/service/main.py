@@ -13,7 +13,7 @@ import time
 from vmservice import config as configuration
 from vmservice.board.timers import Timers
 from vmservice.errors import VmmError
-from vmservice.host import landlock, signals
+from vmservice.host import landlock, run_lock, signals
 from vmservice.service.consoles import Consoles
 from vmservice.service.journal import Log
 from vmservice.service.outbox import Outbox
@@ -86,6 +86,7 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
     path = options.config_path or configuration.config_path(options.name, user=options.bus == "session")
     config = configuration.load_config(options.name, path)
     log.limit(config.service.log_level)
+    run_lock.hold(options.name, user=options.bus == "session")  # given back by the kernel, when the process is gone
     closers: list[Callable[[], None]] = []
     try:
         events = EventQueue()
