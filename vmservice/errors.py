@@ -53,6 +53,10 @@ class HostFacilityMissing(HostError):
     exit_status = 69
 
 
+class MachineLost(HostError):
+    """A machine that has to end cannot be stopped: nothing is left but to end the process that holds it."""
+
+
 class NotPermitted(HostError):
     """The facility is there, but this process may not use it."""
 
@@ -65,6 +69,12 @@ class GuestError(VmmError):
 
 class OutOfGuestMemory(GuestError):
     """An access to guest physical memory that is not there."""
+
+
+class GuestNotResponding(VmmError):
+    """The guest did not do its part of what a controller asked for, or not before something else ended that."""
+
+    exit_status = 75
 
 
 class CallerError(VmmError):

@@ -92,7 +92,7 @@ def test_the_table_of_properties_is_the_vms() -> None:
     def never() -> object:
         raise AssertionError
 
-    vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=0, build=never)  # type: ignore[arg-type]
+    vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=0, build=never, call_later=never)  # type: ignore[arg-type]
     assert set(vm.properties()) == set(PROPERTIES)
 
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from dbus_next import Message
 from support.bus_client import TIMEOUT_SEC, client, open_fds
+from support.clock import Clock
 from support.mock_service import MockService, mock_service
 from support.private_bus import PrivateBus
 
@@ -87,6 +88,7 @@ class Sleeper:
             max_vcpus=1,
             memory_bytes=1 << 20,
             build=lambda _: SimMachine(self.events, lambda _data: None, vcpus=1, max_vcpus=1),
+            call_later=Clock().call_later,
         )
         self.log = Log("demo", Outbox())
         self.log.message = lambda _priority, text, *_rest, **_fields: log.append(text)  # type: ignore[method-assign]

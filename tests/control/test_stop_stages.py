@@ -94,7 +94,7 @@ def test_sigterm_while_the_vm_reboots(
     bus: PrivateBus, config: Path, manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal waits until the new machine runs, whose guest is then asked."""
-    seam = SEAM.format(module="vmservice.vm.vm", owner="Vm", function="_reset_in_place", before=True)
+    seam = SEAM.format(module="vmservice.vm.vm", owner="Vm", function="_start_anew", before=True)
     with_seam(tmp_path, monkeypatch, seam)
     process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
     try:

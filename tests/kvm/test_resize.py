@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,12 +87,38 @@ def test_a_guest_that_does_not_answer_keeps_what_it_has(payloads: Payloads, monk
     with running_guest(payloads("idle"), max_vcpus=4) as guest:
         guest.output.wait_for(BANNER)
         ends = begin(guest, 4)
-        time.sleep(0.01)
-        guest.vm.tick()
+        guest.timers.run_due()
         assert "it has 1" in str(ends[0])
         assert guest.vm.vcpus == 1
         wait_until(lambda: vcpu_threads() == ["vcpu0"] or None, "threads of vCPUs that never came")
         assert [Acpi(guest).flags(vcpu) for vcpu in range(4)] == [cpu_hotplug.ENABLED, 0, 0, 0]
+
+
+def test_what_the_guest_does_late_counts(payloads: Payloads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had begun before the Resize was given up: a vCPU comes, another is given back, and both sides count the same."""
+    monkeypatch.setattr("vmservice.vm.vm.RESIZE_TIMEOUT_SEC", 0.0)
+    with running_guest(payloads("idle"), max_vcpus=4) as guest:
+        guest.output.wait_for(BANNER)
+        acpi = Acpi(guest)
+        ends = begin(guest, 3)
+        assert acpi.flags(1) & cpu_hotplug.INSERTING
+        guest.timers.run_due()
+        assert len(ends) == 1
+        wait_until(lambda: vcpu_threads() == ["vcpu0", "vcpu1"] or None, "the thread of the vCPU that was noticed is gone")
+        acpi.answer(1, cpu_hotplug.INSERTING)
+        assert guest.vm.vcpus == 2
+
+        ends = begin(guest, 1)
+        guest.timers.run_due()
+        assert "it has 2" in str(ends[0])
+        acpi.answer(1, cpu_hotplug.EJECT)
+        assert guest.vm.vcpus == 1
+        wait_until(lambda: vcpu_threads() == ["vcpu0"] or None, "the thread of a vCPU that was given back")
+
+        ends = begin(guest, 3)
+        for vcpu in (1, 2):
+            acpi.answer(vcpu, cpu_hotplug.INSERTING)
+        assert (guest.vm.vcpus, ends) == (3, [None])
 
 
 def test_a_resize_outlives_a_reset(payloads: Payloads) -> None:
@@ -110,5 +135,5 @@ def test_shutdown_in_the_middle_of_a_resize(payloads: Payloads) -> None:
     with running_guest(payloads("idle"), max_vcpus=4) as guest:
         ends = begin(guest, 4)
         guest.vm.shutdown()
-        assert str(ends[0]) == "the VM was shut down while it was being resized"
+        assert str(ends[0]) == "the VM was shut down before the guest had answered a Resize to 4 vCPUs"
         wait_until(lambda: vcpu_threads() == [] or None, "threads of a VM that is gone")

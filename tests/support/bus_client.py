@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dbus_next import Message, Variant
 from dbus_next.aio import MessageBus
 from dbus_next.constants import MessageType
+from support.clock import Clock
 
 from vmservice.control.bus import BusConnection
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
@@ -107,7 +108,15 @@ class Served:
         self.news = asyncio.Event()
         self.joined: BusConnection | None = None
         make = build or (lambda served: SimMachine(served.events, served.console.append, vcpus=1, max_vcpus=max_vcpus))
-        self.vm = Vm(name=name, vcpus=1, max_vcpus=max_vcpus, memory_bytes=64 << 20, build=lambda _vcpus: make(self))
+        self.clock = Clock()
+        self.vm = Vm(
+            name=name,
+            vcpus=1,
+            max_vcpus=max_vcpus,
+            memory_bytes=64 << 20,
+            build=lambda _vcpus: make(self),
+            call_later=self.clock.call_later,
+        )
 
     def connection(self, address: str, **options: Any) -> BusConnection:
         return BusConnection(

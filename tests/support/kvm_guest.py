@@ -87,6 +87,7 @@ class Guest:
             max_vcpus=max_vcpus,
             memory_bytes=memory.size_bytes,
             build=lambda count: self._remember(build(self.config, host, count)),
+            call_later=self.timers.call_later,
         )
 
     def _remember(self, machine: KvmMachine) -> KvmMachine:

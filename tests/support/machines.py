@@ -15,6 +15,7 @@ class RecordingMachine:
         self.calls: list[str] = []
         self.refuse = set(refuse)
         self.not_answering: list[str] = []
+        self.input_room = 1 << 20
 
     def start(self) -> None:
         self._note("start")
@@ -40,7 +41,10 @@ class RecordingMachine:
 
     def console_input(self, data: bytes, console: str = "serial") -> int:
         self._note("console_input")
-        return len(data)
+        return min(len(data), self.input_room)
+
+    def forget_input(self, console: str) -> None:
+        self._note(f"forget_input {console}")
 
     def drain(self) -> None:
         self._note("drain")
@@ -52,11 +56,11 @@ class RecordingMachine:
         return list(self.not_answering)
 
     def close(self) -> None:
-        self.calls.append("close")
+        self._note("close")
 
     @property
     def closed(self) -> bool:
-        return self.calls.count("close") > 0
+        return "close" in self.calls and "close" not in self.refuse
 
     def _note(self, call: str) -> None:
         self.calls.append(call)

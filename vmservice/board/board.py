@@ -138,6 +138,10 @@ class Board:
         ejected, self._ejected = self._ejected, []
         return ejected
 
+    def put_ejected(self, vcpus: list[int]) -> None:
+        """Those are for the next `take_ejected`."""
+        self._ejected += vcpus
+
     def pause(self) -> None:
         """Every vCPU holds by now."""
         self.take_coalesced()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import dbus
 
@@ -69,6 +69,8 @@ class MockMachine:
     def console_input(self, data: bytes, console: str = "serial") -> int:
         return len(data)
 
+    def forget_input(self, console: str) -> None: ...
+
     def drain(self) -> None: ...
 
     def set_balloon(self, size_bytes: int) -> None: ...
@@ -92,6 +94,7 @@ class MockVm:
             max_vcpus=int(parameters.get("MaxVCPUs", 4)),
             memory_bytes=int(parameters.get("Memory", 512 << 20)),
             build=self._build,
+            call_later=_no_timer,
         )
         self._reach(str(parameters.get("State", State.RUNNING)))
         mock.AddProperties(MAIN_IFACE, _typed(self.vm.properties()))
@@ -146,6 +149,10 @@ class MockVm:
 def load(mock: Any, parameters: Mapping[str, Any]) -> None:
     """What dbusmock calls to fill the object in."""
     MockVm(mock, parameters).add_methods()
+
+
+def _no_timer(_delay_sec: float, _callback: Callable[[], None]) -> NoReturn:
+    raise AssertionError("the mock's guest answers at once: nothing waits for it")
 
 
 def _typed(values: Mapping[str, object]) -> dict[str, object]:

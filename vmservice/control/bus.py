@@ -24,7 +24,8 @@ from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, d
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.control.turns import Turns
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError
-from vmservice.vm.vm import Resizing, Vm
+from vmservice.vm.operation import Operation
+from vmservice.vm.vm import Vm
 
 FIRST_RETRY_SEC = 0.1
 LAST_RETRY_SEC = 5.0
@@ -230,7 +231,7 @@ class BusConnection:
             if fault is not None or refusal is not None:
                 raise refusal or fault  # type: ignore[misc]  # one of them is there
             answer = self._object.answer(call.path, interface, call.member, call.body)
-            if isinstance(answer, Resizing):
+            if isinstance(answer, Operation):
                 answer.on_end = partial(self._send_late, call, transport)
                 return
             reply = Message.new_method_return(call, *answer)

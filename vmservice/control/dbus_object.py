@@ -24,7 +24,8 @@ from vmservice.control.errors import (
 from vmservice.control.introspection import ancestor_xml, generated_xml, installed_xml
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE
 from vmservice.errors import HostError
-from vmservice.vm.vm import Resizing, Vm
+from vmservice.vm.operation import Operation
+from vmservice.vm.vm import Vm
 
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PEER = "org.freedesktop.DBus.Peer"
@@ -40,7 +41,7 @@ METHODS: dict[str, dict[str, str]] = {
 # Where systemd and libdbus keep the machine id: machine-id(5).
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
-# Signature and body, or the Resizing whose end is to be waited for; then the reply has no body.
+# Signature and body, or the Operation whose end is to be waited for; then the reply has no body.
 Reply = tuple[str, list[object]]
 _NOTHING: Reply = ("", [])
 
@@ -51,7 +52,7 @@ class VmObject:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._xml = installed_xml() or generated_xml(METHODS, {INTERFACE: PROPERTIES})
-        self._verbs: dict[str, Callable[..., Resizing | None]] = {verb.member: getattr(vm, verb.method) for verb in VERBS}
+        self._verbs: dict[str, Callable[..., Operation | None]] = {verb.member: getattr(vm, verb.method) for verb in VERBS}
 
     def check(self, path: str, interface: str | None, member: str, signature: str) -> str:
         """The interface whose member is called. Raises BusFault for a call that fits no member."""
@@ -61,7 +62,7 @@ class VmObject:
             raise BusFault(INVALID_ARGS, f"{member} takes {_spelled(expected)}, not {_spelled(signature)}")
         return interface
 
-    def answer(self, path: str, interface: str, member: str, body: Sequence[object]) -> Reply | Resizing:
+    def answer(self, path: str, interface: str, member: str, body: Sequence[object]) -> Reply | Operation:
         """The signature and body of the reply to a call that `check` let pass, or the work that it waits for.
 
         Raises BusFault for a property that is not there, and what the VM raises.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmservice.control.names import INTERFACE
-from vmservice.errors import Busy, InvalidArgument, InvalidStateTransition, NotSupported, VmmError
+from vmservice.errors import Busy, GuestNotResponding, InvalidArgument, InvalidStateTransition, NotSupported, VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ ERROR_NAMES: dict[type[VmmError], str] = {
     InvalidArgument: f"{INTERFACE}.Error.InvalidArgument",
     Busy: f"{INTERFACE}.Error.Busy",
     NotSupported: f"{INTERFACE}.Error.NotSupported",
+    GuestNotResponding: f"{INTERFACE}.Error.GuestNotResponding",
 }
 
 # The D-Bus specification's own names, for calls that do not reach the VM.

@@ -25,20 +25,23 @@ EJECT = 0x08
 
 
 class CpuHotplugState(DeviceState):
-    """Flags by vCPU (ENABLED, INSERTING, REMOVING), the vCPUs that the host wants back, and the selected one."""
+    """Flags by vCPU (ENABLED, INSERTING, REMOVING), the vCPUs that the guest may give back, those of which it has seen that
+    they are new, and the selected one."""
 
-    __slots__ = ("flags", "selected", "wanted_back")
+    __slots__ = ("flags", "noticed", "selected", "wanted_back")
 
     def __init__(self, vcpus: int, max_vcpus: int) -> None:
         self.flags = bytearray([ENABLED] * vcpus + [0] * (max_vcpus - vcpus))
         self.wanted_back: list[int] = []
+        self.noticed: list[int] = []
         self.selected = 0
 
 
 class CpuHotplug:
     """`on_taken(vcpu)` is called when the guest has seen a new vCPU, `on_ejected(vcpu)` when it has given one back.
 
-    A guest can only give back what the host wants back, and never vCPU 0, without which nothing would run.
+    A guest can only give back what the host has wanted back at some time, and never vCPU 0, without which nothing would run.
+    It may be slow: what it has begun to do counts whenever it does it, and is not taken back.
     """
 
     def __init__(self, state: CpuHotplugState, on_taken: Callable[[int], None], on_ejected: Callable[[int], None]) -> None:
@@ -59,15 +62,18 @@ class CpuHotplug:
         if vcpu == 0 or not self.state.flags[vcpu] & ENABLED:
             raise ValueError(f"vCPU {vcpu} cannot be removed: it is the first, or absent")
         self.state.flags[vcpu] |= REMOVING
-        self.state.wanted_back.append(vcpu)
+        if vcpu not in self.state.wanted_back:
+            self.state.wanted_back.append(vcpu)
 
     def withdraw(self) -> list[int]:
-        """Take back what the guest has not answered: who was to go stays; who was to come, and is returned, is absent again."""
+        """Ask for nothing any more. Who was to come, and the guest has not noticed, is absent again, and returned.
+
+        Who was to go may still go: a guest that has begun to give a vCPU back cannot be told to keep it.
+        """
         flags = self.state.flags
         for vcpu in self.state.wanted_back:
             flags[vcpu] &= ~REMOVING
-        self.state.wanted_back = []
-        unnoticed = [vcpu for vcpu, flag in enumerate(flags) if flag & INSERTING]
+        unnoticed = [vcpu for vcpu in self.coming() if vcpu not in self.state.noticed]
         for vcpu in unnoticed:
             flags[vcpu] = 0
         return unnoticed
@@ -76,6 +82,10 @@ class CpuHotplug:
         """The vCPUs that the guest has."""
         return [vcpu for vcpu, flag in enumerate(self.state.flags) if flag & ENABLED and not flag & INSERTING]
 
+    def coming(self) -> list[int]:
+        """The vCPUs that are there, and that the guest has not taken yet."""
+        return [vcpu for vcpu, flag in enumerate(self.state.flags) if flag & INSERTING]
+
     def absent(self) -> list[int]:
         return [vcpu for vcpu, flag in enumerate(self.state.flags) if not flag & ENABLED]
 
@@ -83,7 +93,10 @@ class CpuHotplug:
 
     def read(self, offset: int, size: int) -> bytes:
         state = self.state
-        registers = state.selected.to_bytes(4, "little") + bytes((self._selected_flags(),))
+        flags = self._selected_flags()
+        if flags & INSERTING and state.selected not in state.noticed and offset <= FLAGS < offset + size:
+            state.noticed.append(state.selected)
+        registers = state.selected.to_bytes(4, "little") + bytes((flags,))
         return registers[offset : offset + size].ljust(size, b"\0")
 
     def write(self, offset: int, data: bytes) -> None:
@@ -97,9 +110,11 @@ class CpuHotplug:
         return flags[selected] if selected < len(flags) else 0
 
     def _write_flags(self, vcpu: int, value: int) -> None:
-        flags, wanted_back = self.state.flags, self.state.wanted_back
+        flags, noticed, wanted_back = self.state.flags, self.state.noticed, self.state.wanted_back
         if value & INSERTING and flags[vcpu] & INSERTING:
             flags[vcpu] &= ~INSERTING
+            if vcpu in noticed:
+                noticed.remove(vcpu)
             self._on_taken(vcpu)
         if value & REMOVING:
             flags[vcpu] &= ~REMOVING

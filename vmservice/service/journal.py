@@ -101,6 +101,9 @@ class Log:
     def state(self, vm: Vm, changes: Changes | None = None) -> None:
         """Say the state that `vm` is in, if another one was said last; or that its guest was reset, if `changes` say so."""
         before, self._logged_state = self._logged_state, vm.state
+        if vm.state == State.SHUTDOWN and vm.was_forced and vm.state is not before:
+            self._transition(vm, WARNING, f"forced the VM to stop: {vm.last_detail}", message_ids.FORCED_STOP)
+            return
         if changes is not None and changes.get("LastExit") in _LOST:
             self._guest_lost(vm)
             return
@@ -120,9 +123,6 @@ class Log:
             self._transition(vm, ERROR, f"the guest was stopped by an error{detail}", message_ids.GUEST_ERROR)
         else:
             self._transition(vm, INFO, f"the VM is shut down ({vm.last_exit})", message_ids.VM_SHUTDOWN)
-
-    def forced_stop(self, text: str) -> None:
-        self.message(WARNING, text, message_ids.FORCED_STOP)
 
     def bus_acquired(self) -> None:
         self.message(INFO, "the VM is on the bus", message_ids.BUS_NAME_ACQUIRED)

@@ -12,7 +12,7 @@ import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vmservice.errors import VmmError
+from vmservice.errors import MachineLost, VmmError
 from vmservice.host import signals
 from vmservice.service.keyboard import Keyboard
 from vmservice.service.reload import Reload
@@ -107,6 +107,7 @@ class Service:
         self._outbox.start()
         self._log.state(self._vm)
         self._vm.subscribe(self._on_change)
+        self._vm.on_trouble = self._on_trouble
         loop.add_reader(self._events.fd, self._on_guest_events)
         loop.add_reader(self._timers.fd, self._run_timers)
         self._run_timers()
@@ -159,6 +160,8 @@ class Service:
     def _finish(self, status: int) -> None:
         if not self._exit.done():
             self._exit.set_result(status)
+            why = f": {self._vm.why_stopped}" if self._vm.state == State.SHUTDOWN else ""
+            self._vm.refuse_all(f"the VM's process is about to end{why}")
 
     # Readiness and the bus
 
@@ -219,11 +222,14 @@ class Service:
 
     def _on_guest_events(self) -> None:
         for event in self._events.drain():
-            try:
-                self._vm.handle(event)
-            except VmmError as error:  # a reboot in place that failed; the VM is in state shutdown
-                self._log.error(f"the guest's reset could not be carried out: {error}")
-                self._finish(error.exit_status)
+            self._vm.handle(event)
+
+    def _on_trouble(self, error: VmmError) -> None:
+        """What the VM could not do for its guest, or for the stop: nobody else is told."""
+        self._log.error(str(error))
+        if isinstance(error, MachineLost):
+            self._notifier.failed(str(error))
+            self._finish(error.exit_status)
 
     def _on_change(self, changes: dict[str, object]) -> None:
         self._log.state(self._vm, changes)

@@ -109,8 +109,16 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
 
         return serve(vm, config, events, timers, consoles, log, notifier, outbox, options.bus)
     finally:
-        for close in reversed(closers):
-            close()
+        _close_all(closers)
+
+
+def _close_all(closers: list[Callable[[], None]]) -> None:
+    """The last one first, and the others also when one fails."""
+    if closers:
+        try:
+            closers.pop()()
+        finally:
+            _close_all(closers)
 
 
 def _make_vm(
@@ -159,6 +167,7 @@ def _make_vm(
         max_vcpus=config.cpus.max,
         memory_bytes=config.memory.size_bytes,
         build=build,
+        call_later=timers.call_later,
         on_reset=config.service.on_reset,
         on_panic=config.service.on_panic,
         on_watchdog=config.service.on_watchdog,

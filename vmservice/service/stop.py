@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from vmservice.errors import VmmError
 from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
@@ -39,17 +40,15 @@ class GracefulStop:
 
     def start(self) -> None:
         self._notifier.stopping()
-        if self._vm.state in (State.CREATED, State.SHUTDOWN):
-            self._finish()
-            return
-        if self._vm.state == State.PAUSED and self._vm.last_exit == LastExit.PANIC:
+        if self._vm.paused_by == LastExit.PANIC:
             self._force("the guest has panicked")
             return
-        if self._vm.state == State.PAUSED:
-            # A paused guest cannot answer.
-            self._vm.resume()
-        self._vm.hold("the VM is being stopped")
-        if self._vm.state != State.RUNNING:  # it had powered off just before it was paused
+        try:
+            self._vm.hold("the VM is being stopped")
+        except VmmError as error:
+            self._force(f"it cannot go on to power off: {error}")
+            return
+        if self._vm.state != State.RUNNING:  # or it did not run on: what it had done before it was paused was its end
             self._finish()
         elif self._timeout_sec == 0:
             self._force("shutdown_timeout is 0")
@@ -79,7 +78,6 @@ class GracefulStop:
 
     def _force(self, why: str) -> None:
         self.cancel()
-        self._log.forced_stop(f"forced the VM to stop: {why}")
-        if self._vm.state in (State.RUNNING, State.PAUSED):
-            self._vm.shutdown()
+        self._notifier.status(f"forced to stop: {why}")
+        self._vm.force_stop(why)
         self._finish()

@@ -22,19 +22,23 @@ class EventKind:
     WATCHDOG = "watchdog"  # it did not feed its watchdog in time; it runs on likewise
     VCPUS = "vcpus"  # the guest took a new vCPU, or gave one back
     CALL = "call"  # a device has something to do that the guest's own threads are not to wait for: `call` does it
+    INPUT_ROOM = "input-room"  # the console that the detail names takes typed bytes again
     BUG = "bug"  # we failed; the detail is a traceback, for the journal only
 
 
 class GuestEvent:
-    """One event; `source` is the machine that it came from, so that an event of a machine long gone is known as such."""
+    """One event; `source` is the machine that it came from, so that an event of a machine long gone is known as such.
+
+    `call` is what an event of kind CALL is about; whoever posts that kind has one on its way at a time.
+    """
 
     __slots__ = ("call", "detail", "kind", "source")
 
     def __init__(self, source: object, kind: str, detail: str = "", call: Callable[[], None] | None = None) -> None:
-        self.call = call
         self.source = source
         self.kind = kind
         self.detail = detail
+        self.call = call
 
 
 class EventQueue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmservice.devices.ged import CPU, POWER_BUTTON
-from vmservice.errors import NotSupported
+from vmservice.errors import HostError, NotSupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,10 +78,11 @@ class KvmMachine:
         hotplug = self.board.cpu_hotplug
         if hotplug is None:
             raise NotSupported(f"this machine cannot change from {self.vcpus} to {count} vCPUs while it runs")
-        self.settle_vcpus()
         with self.board.lock:
-            absent, present = hotplug.absent(), hotplug.taken()
-        added = absent[: max(count - len(present), 0)]
+            ejected = self.board.take_ejected()
+            absent, there = hotplug.absent(), len(hotplug.taken()) + len(hotplug.coming())
+        self._retire(ejected)
+        added = absent[: max(count - there, 0)]
         try:
             for index in added:
                 self._vcpus.add(index)
@@ -91,21 +92,30 @@ class KvmMachine:
         with self.board.lock:
             for index in added:
                 hotplug.insert(index)
-            for index in reversed(present[count:]):
+            for index in reversed(hotplug.taken()[count:]):
                 hotplug.request_removal(index)
             self.board.events.raise_event(CPU)
 
     def settle_vcpus(self) -> None:
         with self.board.lock:
             ejected = self.board.take_ejected()
-        self._vcpus.remove(ejected)
+        self._retire(ejected)
 
     def cancel_set_vcpus(self) -> None:
         hotplug = self.board.cpu_hotplug
         assert hotplug is not None, "only a machine with CPU hotplug has a Resize to cancel"
         with self.board.lock:
             unnoticed = hotplug.withdraw()
-        self._vcpus.remove(unnoticed)
+        self._retire(unnoticed)
+
+    def _retire(self, indexes: list[int]) -> None:
+        """End the threads of vCPUs that the guest does not have. Where one does not stop, that is for the next time."""
+        try:
+            self._vcpus.remove(indexes)
+        except HostError:
+            with self.board.lock:
+                self.board.put_ejected(indexes)
+            raise
 
     # What the host has for the guest
 

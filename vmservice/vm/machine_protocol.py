@@ -7,7 +7,10 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Machine(Protocol):
-        """What a VM runs on. Built stopped; `close` works from every condition and more than once."""
+        """What a VM runs on. Built stopped; `close` works from every condition and more than once.
+
+        A call that fails raises a VmmError and leaves everything as it was.
+        """
 
         @property
         def vcpus(self) -> int:
@@ -26,20 +29,27 @@ if TYPE_CHECKING:
         def set_vcpus(self, count: int) -> None:
             """Ask the guest to take or give back vCPUs until there are `count`; NotSupported where that cannot be done.
 
-            The guest answers in its own time, with an event EventKind.VCPUS each time that `vcpus` has changed.
+            The guest answers in its own time, with an event EventKind.VCPUS each time that `vcpus` has changed. What it was
+            asked before and has not answered yet, it may still do.
             """
 
         def settle_vcpus(self) -> None:
             """In answer to that event: end what belonged to vCPUs that were given back."""
 
         def cancel_set_vcpus(self) -> None:
-            """Take back what the guest has not answered; `vcpus` stays what it is now."""
+            """Take back what the guest has not noticed; what it has noticed it may still do, and VCPUS then tells."""
 
         def set_balloon(self, size_bytes: int) -> None:
             """Ask the guest to lend so much of its memory; nothing where it has no balloon."""
 
         def console_input(self, data: bytes, console: str = "serial") -> int:
-            """Give the guest what a person typed at its serial port or virtio-console (hvc); how many bytes it took."""
+            """Give the guest what a person typed at its serial port or virtio-console (hvc); how many bytes it took.
+
+            After it took less than all, an event EventKind.INPUT_ROOM tells once that it takes more.
+            """
+
+        def forget_input(self, console: str) -> None:
+            """Whoever typed at `console` is gone, and what the guest has not taken with them."""
 
         def drain(self) -> None:
             """Move on what waits somewhere: console output, requests; called several times a second."""
@@ -51,4 +61,4 @@ if TYPE_CHECKING:
             """
 
         def close(self) -> None:
-            """Stop at once and give everything back to the host."""
+            """Stop at once and give everything back to the host. HostError, and the guest goes on, if a vCPU does not stop."""

@@ -93,7 +93,7 @@ class SimMachine:
             self._console(f"simulated guest: {count} vCPUs\r\n".encode())
 
     def settle_vcpus(self) -> None:
-        """The simulated guest answers at once, so nothing is ever left to do."""
+        """It answers at once."""
 
     def cancel_set_vcpus(self) -> None:
         """Nor to take back."""
@@ -105,6 +105,9 @@ class SimMachine:
                 return 0
             self._console(data)
             return len(data)
+
+    def forget_input(self, console: str) -> None:
+        """It keeps nothing."""
 
     def drain(self) -> None:
         """Nothing waits anywhere: each line goes to the console at once."""

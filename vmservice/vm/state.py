@@ -23,10 +23,21 @@ class LastExit:
     NONE = ""
     POWEROFF = "poweroff"
     RESET = "reset"
-    SHUTDOWN = "shutdown"
+    SHUTDOWN = "shutdown"  # somebody called Shutdown
     PANIC = "panic"
     WATCHDOG = "watchdog"
-    ERROR = "error"
+    ERROR = "error"  # it could not go on; or it was forced to stop, as it did not stop when it was asked to
+
+
+EXIT_TEXTS = {
+    LastExit.NONE: "it has not stopped yet",
+    LastExit.POWEROFF: "the guest powered off",
+    LastExit.RESET: "the guest was reset",
+    LastExit.SHUTDOWN: "Shutdown was called",
+    LastExit.PANIC: "the guest panicked",
+    LastExit.WATCHDOG: "the guest did not feed its watchdog",
+    LastExit.ERROR: "an error stopped the guest",
+}
 
 
 TRANSITIONS: dict[str, tuple[str, ...]] = {

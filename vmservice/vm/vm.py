@@ -1,16 +1,17 @@
 """A VM as its controllers see it: a state, and the verbs that change it.
 
 `Vm` owns the state and the rules; a `Machine` (real in `machine.py`, simulated in `sim.py`) only obeys. Every method is for
-the main thread; each returns when the work is done and either succeeds or leaves everything as it was.
+the main thread unless it says otherwise. A verb returns when the work is done, or answers the `Operation` that waits for the
+guest, and either succeeds or leaves everything as it was.
 """
 
 from __future__ import annotations
 
-import time
-
-from vmservice.errors import Busy, GuestError, InvalidArgument, InvalidStateTransition, VmmError
+from vmservice.errors import Busy, HostError, InvalidArgument, InvalidStateTransition, MachineLost, VmmError
 from vmservice.vm.events import EventKind
-from vmservice.vm.state import LastExit, State, check_transition
+from vmservice.vm.holder import MachineHolder
+from vmservice.vm.operation import Operation
+from vmservice.vm.state import EXIT_TEXTS, LastExit, State, check_transition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,35 +19,26 @@ if TYPE_CHECKING:
 
     from vmservice.vm.events import GuestEvent
     from vmservice.vm.machine_protocol import Machine
+    from vmservice.vm.operation import CallLater
 
     Changes = dict[str, object]
     Listener = Callable[[Changes], None]
 
-# How long a guest has to take vCPUs or to give them back; Linux does so in well under a second.
-RESIZE_TIMEOUT_SEC = 30.0
-
-# Guest memory is given back to the host, and taken and filled anew, at this speed at least.
-_BUILD_BYTES_PER_SEC = 256 << 20
-
-
-class Resizing:
-    """A Resize that waits for the guest; `on_end` is called once, with None or with what went wrong."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.deadline = time.monotonic() + RESIZE_TIMEOUT_SEC
-        self.asked = f"a Resize to {target} vCPUs within {RESIZE_TIMEOUT_SEC:.0f} seconds"
-        self.on_end: Callable[[VmmError | None], None] = lambda _error: None
+# How long a guest has to take vCPUs or to give them back; Linux does so in well under a second. Clients of libdbus, GDBus and
+# sd-bus give up after 25.
+RESIZE_TIMEOUT_SEC = 20.0
 
 
 class Vm:
     """One virtual machine: name, size, state, and what may be done with it.
 
     `build` makes a fresh, stopped machine with so many vCPUs; it is called at each boot, so a reboot starts from clean memory
-    and devices.
+    and devices. `call_later(seconds, callback)` makes a timer of the main thread.
     `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown. `on_panic` and
     `on_watchdog`, for a guest that panicked or left its watchdog unfed, may also be "pause", from which Resume leads on.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
+    `on_trouble` is told what went wrong where no caller is told: a policy that could not be carried out, or MachineLost, after
+    which the process has to end. `on_input_room` is told a console that takes typed bytes again after it refused some.
     """
 
     def __init__(
@@ -57,6 +49,7 @@ class Vm:
         max_vcpus: int,
         memory_bytes: int,
         build: Callable[[int], Machine],
+        call_later: CallLater,
         on_reset: str = "reboot",
         on_panic: str = "exit",
         on_watchdog: str = "reboot",
@@ -66,20 +59,23 @@ class Vm:
         self.max_vcpus = max_vcpus
         self.memory_bytes = memory_bytes
         self.state = State.CREATED
+        self.paused_by = ""  # PANIC or WATCHDOG of LastExit where a policy has paused it, and nobody's verb
         self.last_exit = LastExit.NONE
-        self.last_detail = ""
-        self.last_failure = ""
-        self._balloon_bytes: int | None = None  # in place of what the configuration gave the machine
-        self.building_until = 0.0  # on the monotonic clock, when a machine that is being built or closed is due; else 0
+        self.last_detail = ""  # what more there is to say of the last exit
+        self.last_failure = ""  # ERROR or BUG of EventKind where the last exit was one
+        self.was_forced = False  # the last exit was a stop that the guest was asked for and did not make
+        self.on_trouble: Callable[[VmmError], None] = _raise
         self._boot_vcpus = vcpus
-        self._build = build
+        self._call_later = call_later
         self._on_reset = on_reset
         self._on_panic = on_panic
         self._on_watchdog = on_watchdog
-        self._machine: Machine | None = None
+        self.on_input_room: Callable[[str], None] = lambda _console: None
+        self._holder = MachineHolder(build, memory_bytes, self._tell_input_room)
         self._deferred: list[GuestEvent] = []
-        self._resizing: Resizing | None = None
-        self._busy = ""
+        self._operation: Operation | None = None
+        self._stopping = ""  # why most verbs are refused
+        self._ending = ""  # why all of them are
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
@@ -96,74 +92,102 @@ class Vm:
             "LastExit": self.last_exit,
         }
 
+    @property
+    def operation(self) -> Operation | None:
+        """The one that is under way."""
+        return self._operation if self._operation is not None and not self._operation.is_over else None
+
+    @property
+    def why_stopped(self) -> str:
+        """A clause for a person: why the guest last stopped, as far as that is known."""
+        if self.was_forced:
+            return f"it was forced to stop: {self.last_detail}"
+        text = EXIT_TEXTS[self.last_exit]
+        # Of a bug of ours the detail is a traceback, which is for the journal.
+        return f"{text}: {self.last_detail}" if self.last_failure == EventKind.ERROR and self.last_detail else text
+
     # What a controller may ask
 
     def boot(self) -> None:
         """created or shutdown → running; a paused VM is resumed."""
+        self._refuse_if_stopping("Boot")
         if self.state == State.PAUSED:
-            self.resume()
+            self._resume()
             return
-        self._refuse_if_busy("Boot")
         check_transition(self.state, State.RUNNING)
-        self._start_machine(self._boot_vcpus)
+        self._holder.start(self._boot_vcpus)
         self._changed(state=State.RUNNING, vcpus=self._boot_vcpus)
+        self._holder.offer_input()
 
     def pause(self) -> None:
-        self._refuse_if_busy("Pause")
+        """running → paused. What waits for the guest ends."""
+        self._refuse_if_stopping("Pause")
         check_transition(self.state, State.PAUSED)
-        self._running_machine().pause()
-        self._changed(state=State.PAUSED)
+        self._pause()
 
     def resume(self) -> None:
         """paused → running. Boot is the way from created and shutdown, though the table has those moves too."""
-        self._refuse_if_busy("Resume")
+        self._refuse_if_stopping("Resume")
         if self.state != State.PAUSED:
             raise InvalidStateTransition(
                 f"a VM in state {self.state} cannot go to state running by Resume; Resume needs state paused"
             )
-        self._running_machine().resume()
-        self._changed(state=State.RUNNING)
-        deferred, self._deferred = self._deferred, []
-        for event in deferred:
-            self.handle(event)
+        self._resume()
 
     def shutdown(self) -> None:
-        """The hard stop: the guest is not asked."""
+        """The hard stop: the guest is not asked. HostError, and the guest goes on, where its vCPUs do not stop."""
+        self._refuse_if_ending("Shutdown")
         check_transition(self.state, State.SHUTDOWN)
-        self._stop(LastExit.SHUTDOWN)
+        self._note_vcpus()
+        self._holder.close()
+        self._stopped(LastExit.SHUTDOWN)
 
     def reboot(self) -> None:
         """Hard reset in place, to clean memory and running vCPUs."""
-        self._refuse_if_busy("Reboot")
+        self._refuse_if_stopping("Reboot")
         check_transition(self.state, State.SHUTDOWN)
-        self._reset_in_place()
+        self._note_vcpus()
+        self._holder.close()
+        self._start_anew(LastExit.RESET, "Reboot was asked for")
 
     def power_button(self) -> None:
+        self._refuse_if_ending("PowerButton")
         if self.state != State.RUNNING:
             raise InvalidStateTransition(
                 f"the power button of a VM in state {self.state} cannot be pressed; it needs state running"
             )
-        self._running_machine().press_power_button()
+        self._holder.present.press_power_button()
 
-    def resize(self, desired_vcpus: int) -> Resizing | None:
+    def resize(self, desired_vcpus: int) -> Operation | None:
         """Change the number of vCPUs of a running VM: None when that is done, else what waits for the guest.
 
-        A guest that has not answered after RESIZE_TIMEOUT_SEC ends it with a GuestError, which says how many there are.
+        A guest that has not answered after RESIZE_TIMEOUT_SEC ends it with GuestNotResponding, which says how many there are.
+        What it does later counts all the same.
         """
-        self._refuse_if_busy("Resize")
+        self._refuse_if_stopping("Resize")
         if not 1 <= desired_vcpus <= self.max_vcpus:
             raise InvalidArgument(f"Resize to {desired_vcpus} vCPUs is out of range; this VM takes 1 to {self.max_vcpus}")
         if self.state != State.RUNNING:
             raise InvalidStateTransition(f"a VM in state {self.state} cannot be resized; it needs state running")
+        self._note_vcpus()
+        if self.operation is not None:
+            raise Busy(f"Resize is refused because {self.operation.asked} is under way")
         if desired_vcpus == self.vcpus:
             return None
-        machine = self._running_machine()
+        machine = self._holder.present
         machine.set_vcpus(desired_vcpus)
         self._changed(vcpus=machine.vcpus)
         if self.vcpus == desired_vcpus:
             return None
-        self._resizing = Resizing(desired_vcpus)
-        return self._resizing
+        self._operation = Operation(
+            "Resize",
+            f"a Resize to {desired_vcpus} vCPUs",
+            RESIZE_TIMEOUT_SEC,
+            call_later=self._call_later,
+            is_done=lambda: self.vcpus == desired_vcpus,
+            withdraw=self._withdraw_resize,
+        )
+        return self._operation
 
     # What the service tells it
 
@@ -176,149 +200,207 @@ class Vm:
 
     def set_balloon(self, size_bytes: int) -> None:
         """From now on, and after each boot, ask the guest to lend so much; less than its memory."""
-        self._balloon_bytes = size_bytes
-        if self._machine is not None:
-            self._machine.set_balloon(size_bytes)
+        self._holder.set_balloon(size_bytes)
 
     def hold(self, reason: str) -> None:
-        """Refuse the verbs that would undo what is under way, with `reason` ("it is being stopped"); Shutdown stays allowed."""
-        self._busy = reason
+        """Refuse the verbs that would undo what is under way, with `reason` ("the VM is being stopped").
+
+        Shutdown and PowerButton stay allowed. A paused guest goes on, which may be to its end: what it did is acted upon.
+        """
+        self._stopping = reason
+        if self.state == State.PAUSED:
+            self._resume()
+
+    def refuse_all(self, reason: str) -> None:
+        """Refuse every verb from now on: the process has decided to end. The first reason stays."""
+        self._ending = self._ending or reason
+
+    def force_stop(self, why: str) -> None:
+        """Stop the guest at once where it did not stop as it was asked to; `why` is a clause. Nothing for a VM that is down.
+
+        A guest that was paused by its panic has that as its last exit already.
+        """
+        if self.state not in (State.RUNNING, State.PAUSED):
+            return
+        last_exit = LastExit.PANIC if self.paused_by == LastExit.PANIC else LastExit.ERROR
+        try:
+            self._close_for_good()
+        except MachineLost as error:
+            self.on_trouble(error)
+        else:
+            self._stopped(last_exit, why, was_forced=True)
 
     def handle(self, event: GuestEvent) -> None:
-        """Act on what the guest did. While paused nothing happens: the event waits for Resume."""
-        if event.source is not self._machine:
+        """Act on what the guest did. While paused nothing happens: the event waits until it goes on."""
+        if event.source is not self._holder.machine or self._holder.is_lost:
             return
         if self.state == State.PAUSED:
             self._deferred.append(event)
-        elif event.kind == EventKind.VCPUS:
-            self._settle_vcpus()
-        elif event.call is not None:
-            event.call()
-        elif event.kind == EventKind.POWEROFF:
-            self._stop(LastExit.POWEROFF)
-        elif event.kind in (EventKind.ERROR, EventKind.BUG):
-            self.last_failure = event.kind
-            self._stop(LastExit.ERROR, event.detail)
-        elif event.kind == EventKind.PANIC:
-            self._follow(self._on_panic, LastExit.PANIC)
-        elif event.kind == EventKind.WATCHDOG:
-            self._follow(self._on_watchdog, LastExit.WATCHDOG)
-        else:
-            self._follow(self._on_reset, LastExit.RESET)
+            return
+        try:
+            self._act_on(event)
+        except VmmError as error:
+            self.on_trouble(error)
 
     def console_input(self, data: bytes, console: str = "serial") -> int:
         """What a person typed at the guest's `console`, serial or hvc; how many bytes it took, 0 unless it runs."""
-        return self._machine.console_input(data, console) if self._machine is not None else 0
+        return self._holder.type(data, console)
+
+    def forget_input(self, console: str) -> None:
+        """Whoever typed at `console` is gone, and what the guest has not taken with them."""
+        self._holder.forget_input(console)
 
     def tick(self) -> None:
-        """Several times a second: move on console output that waits, and give up on a guest that does not answer."""
-        if self._machine is not None:
-            self._machine.drain()
-        if self._resizing is not None and time.monotonic() > self._resizing.deadline:
-            self._give_up_resizing(f"the guest did not answer {self._resizing.asked}")
+        """Several times a second: move on what waits."""
+        if self._holder.machine is not None:
+            self._holder.machine.drain()
 
     def silent(self, patience_sec: float) -> list[str]:
         """What of the machine gives no sign of life: see `Machine.silent`. Unlike the rest not for the main thread only."""
-        machine = self._machine
+        machine = self._holder.machine
         return machine.silent(patience_sec) if machine is not None else []
 
     def close(self) -> None:
-        """Give everything back to the host, whatever the state."""
-        if self._machine is not None:
-            self._expect_work()
-            self._machine.close()
-            self._machine = None
-            self.building_until = 0.0
+        """Give everything back to the host, whatever the state. HostError, and the guest goes on, if it cannot be stopped."""
+        self._holder.close()
+
+    @property
+    def building_until(self) -> float:
+        """On the monotonic clock, when a machine that is being built or closed is due; else 0."""
+        return self._holder.working_until
 
     # How it is done
 
-    def _refuse_if_busy(self, verb: str) -> None:
-        if self._busy:
-            raise Busy(f"{verb} is refused because {self._busy}")
-        if self._resizing is not None:
-            raise Busy(f"{verb} is refused because a Resize to {self._resizing.target} vCPUs is under way")
+    def _refuse_if_stopping(self, verb: str) -> None:
+        self._refuse_if_ending(verb)
+        if self._stopping:
+            raise Busy(f"{verb} is refused because {self._stopping}")
 
-    def _running_machine(self) -> Machine:
-        assert self._machine is not None, "a VM that is running or paused has a machine"
-        return self._machine
+    def _refuse_if_ending(self, verb: str) -> None:
+        if self._ending:
+            raise Busy(f"{verb} is refused because {self._ending}")
 
-    def _start_machine(self, vcpus: int) -> None:
-        self._expect_work()
-        try:
-            machine = self._build(vcpus)
-            try:
-                if self._balloon_bytes is not None:
-                    machine.set_balloon(self._balloon_bytes)
-                machine.start()
-            except BaseException:
-                machine.close()
-                raise
-            self._machine = machine
-        finally:
-            self.building_until = 0.0
+    def _pause(self, reason: str | None = None) -> None:
+        """`reason` is the LastExit whose policy it is."""
+        self._holder.present.pause()
+        self._note_vcpus()
+        if self._operation is not None:
+            self._operation.cancel("the VM was paused")
+        self._changed(state=State.PAUSED, last_exit=reason, paused_by=reason or "")
 
-    def _expect_work(self) -> None:
-        """The main thread is about to do what takes as long as the guest's memory is large."""
-        self.building_until = time.monotonic() + self.memory_bytes / _BUILD_BYTES_PER_SEC
+    def _resume(self) -> None:
+        self._holder.present.resume()
+        self._changed(state=State.RUNNING)
+        self._holder.offer_input()
+        deferred, self._deferred = self._deferred, []
+        for event in deferred:
+            self.handle(event)
 
-    def _follow(self, policy: str, reason: str) -> None:
-        """Do what the configuration wants for a guest that came to its end by `reason`."""
-        if self._busy or policy == "exit":
-            self._stop(reason)
-        elif policy == "pause":
-            if self._resizing is not None:
-                self._give_up_resizing(f"the VM was paused by its {reason} while it was being resized")
-            self._running_machine().pause()
-            self._changed(state=State.PAUSED, last_exit=reason)
+    def _act_on(self, event: GuestEvent) -> None:
+        if event.kind == EventKind.CALL:
+            if event.call is not None:
+                event.call()
+        elif event.kind == EventKind.INPUT_ROOM:
+            self._holder.offer_input(event.detail)
+        elif event.kind == EventKind.VCPUS:
+            self._holder.present.settle_vcpus()
+            self._note_vcpus()
+        elif event.kind == EventKind.POWEROFF:
+            self._end(LastExit.POWEROFF, event.detail)
+        elif event.kind in (EventKind.ERROR, EventKind.BUG):
+            self._end(LastExit.ERROR, event.detail, failure=event.kind)
+        elif event.kind == EventKind.PANIC:
+            self._follow(self._on_panic, LastExit.PANIC, event.detail)
+        elif event.kind == EventKind.WATCHDOG:
+            self._follow(self._on_watchdog, LastExit.WATCHDOG, event.detail)
         else:
-            self._reset_in_place(reason)
+            self._follow(self._on_reset, LastExit.RESET, event.detail)
 
-    def _reset_in_place(self, reason: str = LastExit.RESET) -> None:
-        """The vCPUs are those that the VM has now: a Resize outlives a reset."""
-        self.close()
-        self._deferred.clear()
-        self._end_resizing(GuestError("the VM was reset while it was being resized"))
+    def _follow(self, policy: str, reason: str, detail: str) -> None:
+        """Do what the configuration wants for a guest that came to its end by `reason`."""
+        if self._stopping or self._ending or policy == "exit":
+            self._end(reason, detail)
+        elif policy == "pause":
+            try:
+                self._pause(reason)
+            except HostError as error:
+                raise HostError(f"{EXIT_TEXTS[reason]}; it runs on, as it cannot be paused: {error}") from error
+        else:
+            self._close_for_good()
+            try:
+                self._start_anew(reason, detail)
+            except VmmError:
+                return  # the state says it, with why
+
+    def _end(self, reason: str, detail: str, failure: str = "") -> None:
+        self._close_for_good()
+        self._stopped(reason, detail, failure)
+
+    def _close_for_good(self) -> None:
+        """For a guest that must not go on. MachineLost where it cannot be stopped."""
+        self._note_vcpus()
         try:
-            self._start_machine(self.vcpus)
-        except BaseException:
-            self._changed(state=State.SHUTDOWN, last_exit=LastExit.ERROR)
+            self._holder.close_for_good()
+        except MachineLost:
+            self.refuse_all("its machine cannot be stopped, and the process ends")
             raise
-        self._changed(state=State.RUNNING, last_exit=reason)
 
-    def _stop(self, reason: str, detail: str = "") -> None:
-        self.close()
-        self._deferred.clear()
-        self._end_resizing(GuestError("the VM was shut down while it was being resized"))
-        self.last_detail = detail
+    def _start_anew(self, reason: str, detail: str) -> None:
+        """After `close`. The vCPUs are those that the VM has now: a Resize outlives a reset."""
+        self._forget_machine("the VM was reset")
+        try:
+            self._holder.start(self.vcpus)
+        except BaseException as error:
+            failure = EventKind.ERROR if isinstance(error, VmmError) else EventKind.BUG
+            self._stopped(LastExit.ERROR, f"it was reset, and cannot start anew: {error}", failure)
+            raise
+        self.last_detail, self.last_failure, self.was_forced = detail, "", False
+        self._changed(state=State.RUNNING, last_exit=reason)
+        self._holder.offer_input()
+
+    def _stopped(self, reason: str, detail: str = "", failure: str = "", *, was_forced: bool = False) -> None:
+        self._forget_machine("the VM was shut down")
+        self.last_detail, self.last_failure, self.was_forced = detail, failure, was_forced
         self._changed(state=State.SHUTDOWN, last_exit=reason)
 
-    def _settle_vcpus(self) -> None:
-        machine = self._running_machine()
-        machine.settle_vcpus()
-        self._changed(vcpus=machine.vcpus)
-        if self._resizing is not None and self._resizing.target == self.vcpus:
-            self._end_resizing(None)
+    def _forget_machine(self, why: str) -> None:
+        """What belonged to the machine that is closed now ends with it."""
+        self._deferred.clear()
+        if self._operation is not None:
+            self._operation.abandon(why)
 
-    def _give_up_resizing(self, why: str) -> None:
-        machine = self._running_machine()
+    def _note_vcpus(self) -> None:
+        """See what the guest has done by now, whether or not its event has come yet."""
+        self._changed(vcpus=self._holder.present.vcpus)
+        if self._operation is not None:
+            self._operation.check()
+
+    def _withdraw_resize(self) -> str:
+        machine = self._holder.present
         machine.cancel_set_vcpus()
         self._changed(vcpus=machine.vcpus)
-        self._end_resizing(GuestError(f"{why}; it has {self.vcpus}"))
+        return f"it has {self.vcpus}"
 
-    def _end_resizing(self, error: VmmError | None) -> None:
-        resizing, self._resizing = self._resizing, None
-        if resizing is not None:
-            resizing.on_end(error)
+    def _tell_input_room(self, console: str) -> None:
+        self.on_input_room(console)
 
-    def _changed(self, state: str | None = None, vcpus: int | None = None, last_exit: str | None = None) -> None:
+    def _changed(
+        self, state: str | None = None, vcpus: int | None = None, last_exit: str | None = None, paused_by: str = ""
+    ) -> None:
         """Take the new values and tell the listeners. A guest that stops anew for the same reason is news all the same."""
         before = self.properties()
         self.state = self.state if state is None else state
         self.vcpus = self.vcpus if vcpus is None else vcpus
         self.last_exit = self.last_exit if last_exit is None else last_exit
+        if state is not None:
+            self.paused_by = paused_by
         changes = {name: value for name, value in self.properties().items() if value != before[name]}
         if last_exit is not None:
             changes["LastExit"] = last_exit
         if changes:
             for listener in self._listeners:
                 listener(changes)
+
+
+def _raise(error: VmmError) -> None:
+    raise error

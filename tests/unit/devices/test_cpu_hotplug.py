@@ -80,23 +80,59 @@ def test_what_nobody_wants_back_stays(vcpu: int) -> None:
     assert [host.flags(vcpu) for vcpu in range(4)] == [ENABLED, ENABLED, 0, 0]
 
 
-def test_a_withdrawn_wish_cannot_be_granted() -> None:
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_withdrawn_wish_can_still_be_granted(seen: bool) -> None:
+    """A guest that has begun to give a vCPU back cannot be told to keep it: ignored, it would count one less than the host."""
     host = Host()
     host.device.request_removal(1)
+    if seen:
+        host.set_flag(1, REMOVING)
     assert host.device.withdraw() == []
-    assert host.flags(1) == ENABLED
+    assert host.flags(1) == ENABLED, "nothing is asked of the guest any more"
     host.set_flag(1, EJECT)
-    assert host.ejected == []
+    assert host.ejected == [1]
+    assert (host.device.taken(), host.device.absent()) == ([0], [1, 2, 3])
+    host.set_flag(1, EJECT)
+    assert host.ejected == [1]
+
+
+def test_a_wish_may_be_repeated() -> None:
+    host = Host()
+    for _ in range(2):
+        host.device.request_removal(1)
+        host.device.withdraw()
+    host.device.request_removal(1)
+    assert host.flags(1) == ENABLED | REMOVING
+    host.set_flag(1, EJECT)
+    host.device.insert(1)
+    host.set_flag(1, EJECT)
+    assert host.ejected == [1]
 
 
 def test_a_vcpu_that_the_guest_did_not_notice_is_taken_back() -> None:
     host = Host()
     host.device.insert(2)
-    assert (host.device.taken(), host.device.absent()) == ([0, 1], [3])
+    assert (host.device.taken(), host.device.coming(), host.device.absent()) == ([0, 1], [2], [3])
     assert host.device.withdraw() == [2]
-    assert (host.device.taken(), host.device.absent()) == ([0, 1], [2, 3])
+    assert (host.device.taken(), host.device.coming(), host.device.absent()) == ([0, 1], [], [2, 3])
     host.set_flag(2, INSERTING)
     assert host.taken == []
+
+
+def test_a_vcpu_that_the_guest_has_noticed_stays() -> None:
+    """Its _STA has said that it is there; it may be about to start it, and acknowledges it late."""
+    host = Host()
+    host.device.insert(2)
+    host.device.insert(3)
+    assert host.flags(2) == ENABLED | INSERTING
+    assert host.device.withdraw() == [3]
+    assert host.device.coming() == [2]
+    host.set_flag(2, INSERTING)
+    assert host.taken == [2]
+    host.device.request_removal(2)
+    host.set_flag(2, EJECT)
+    host.device.insert(2)
+    assert host.device.withdraw() == [2], "it has not noticed that it is there again"
 
 
 @pytest.mark.parametrize("vcpu", [0, 2])

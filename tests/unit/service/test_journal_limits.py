@@ -6,6 +6,7 @@ import os
 import time
 
 import pytest
+from support.clock import Clock
 from support.datagrams import Listener, decode
 from support.journal_log import deliver_to, journal_log
 from support.machines import RecordingMachine
@@ -19,7 +20,14 @@ def test_resets_are_a_handful_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("vmservice.service.journal.time.monotonic", lambda: now[0])
     with journal_log() as (journal, log):
-        vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=1 << 20, build=lambda _vcpus: RecordingMachine())
+        vm = Vm(
+            name="demo",
+            vcpus=1,
+            max_vcpus=1,
+            memory_bytes=1 << 20,
+            build=lambda _vcpus: RecordingMachine(),
+            call_later=Clock().call_later,
+        )
         vm.subscribe(lambda changes: log.state(vm, changes))
         vm.boot()
         assert journal.entry()["MESSAGE"] == "the VM runs"

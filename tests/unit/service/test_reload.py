@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from support.clock import Clock
 from support.machines import RecordingMachine
 
 from vmservice.config import load_config
@@ -60,7 +61,9 @@ def test_a_balloon_that_is_there_changes_its_size_and_keeps_it(tmp_path: Path) -
         return machines[-1]
 
     config = load(tmp_path, '[balloon]\nsize = "64M"\n')
-    vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=config.memory.size_bytes, build=build)
+    vm = Vm(
+        name="demo", vcpus=1, max_vcpus=1, memory_bytes=config.memory.size_bytes, build=build, call_later=Clock().call_later
+    )
     vm.boot()
     told = Quiet()
     reload = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")

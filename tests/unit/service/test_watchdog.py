@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+from support.clock import Clock
 from support.datagrams import Listener
 from support.journal_log import deliver_to, notification
 from support.machines import RecordingMachine
@@ -38,7 +40,14 @@ class Setup:
     def __init__(self, manager: Listener) -> None:
         self.manager = manager
         self.machine = RecordingMachine()
-        self.vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=1 << 20, build=lambda _vcpus: self.machine)
+        self.vm = Vm(
+            name="demo",
+            vcpus=1,
+            max_vcpus=1,
+            memory_bytes=1 << 20,
+            build=lambda _vcpus: self.machine,
+            call_later=Clock().call_later,
+        )
         self.vm.boot()
         self.log = Recorded()
         self.well = threading.Event()
@@ -117,12 +126,12 @@ def test_a_loop_that_hangs_is_named() -> None:
     run(test)
 
 
-def test_a_machine_being_built_excuses_the_loop() -> None:
+def test_a_machine_being_built_excuses_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(setup: Setup) -> None:
-        setup.vm.building_until = time.monotonic() + TIMEOUT_SEC
+        monkeypatch.setattr(Vm, "building_until", time.monotonic() + TIMEOUT_SEC)
         for _ in range(5):
             assert setup.wait(lambda _any: True) == PING
-        setup.vm.building_until = time.monotonic() - 1
+        monkeypatch.setattr(Vm, "building_until", time.monotonic() - 1)
         assert setup.wait(is_status) == b"STATUS=no answer from the event loop"
 
     run(test)
