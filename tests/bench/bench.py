@@ -3,23 +3,26 @@
     bench.py [--runs N] [--only native|lab [SUBJECT…]]
 
 The native part runs in a container with systemd on this machine's /dev/kvm; the lab part boots Linux guests in the nested host.
+Each figure is shown as it comes. What fails costs only its own rows: the table has all others, the last line says what failed,
+and the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Run as a script: its own folder gives way to tests/, so that `bench` is the folder and not this file.
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
-from bench.rows import Samples, table
+from bench.figures import Figures, say
 from lab.channel import HostDied
 from lab.guest import guest_images, initramfs
 from lab.host import LabHost
@@ -30,14 +33,53 @@ from support.container import Container
 from support.package import INSTALLED_FROM, debian_package
 
 HERE = Path(__file__).parent
-INSTALL = f"apt-get install -y {INSTALLED_FROM} >/dev/null 2>&1 && mkdir -p /var/cache/vmservice"
+INSTALL = f"apt-get install -y {INSTALLED_FROM} >/dev/null 2>&1"
 
 IN_CONTAINER = ("native.py", "machines.py", "serial_rate.py", "idle_vms.py", "rows.py", "bus_call.py", "qmp.py")
 IN_LAB = ("guest.py", "resize.py", "linux_console.py", "rows.py", "bus_call.py", "qmp.py")
 BENCH_MODULES = ("button", "processor", "virtio_pci", "virtio_mmio", "virtio_console")
 
+NATIVE_SUBJECTS = ("start", "exit", "pause", "serial", "idle")
+LAB_SUBJECTS = ("start", "resize", "console")
+SUBJECT_TIMEOUT_SEC = 1800
 
-def native(runs: int, subjects: list[str]) -> Samples:
+# Measures a subject, of which `figures` are told.
+Place = Callable[[str], None]
+
+
+def measure(figures: Figures, subjects: Sequence[str], boot: Callable[[], contextlib.AbstractContextManager[Place]]) -> None:
+    """Each subject in a place that `boot` makes. A place in which one broke is not used again. A subject whose host died, as an
+    emulated one may, has one more try; if no place can be had at all, the rest fails."""
+    left, died = list(subjects), set[str]()
+    while left:
+        with contextlib.ExitStack() as stack:
+            try:
+                place = stack.enter_context(boot())
+            except Exception as error:  # not the measuring's fault: the rows of another part are wanted all the same
+                for subject in left:
+                    figures.fail(subject, f"no host for it: {error}")
+                return
+            while left:
+                subject = left.pop(0)
+                try:
+                    place(subject)
+                except HostDied as death:
+                    if subject in died:
+                        figures.fail(subject, f"its host died twice: {death}")
+                    else:
+                        say(f"{death}; {subject} once more")
+                        died.add(subject)
+                        left.insert(0, subject)
+                    break
+                except Exception as error:
+                    figures.fail(subject, f"{type(error).__name__}: {error}")
+                    break
+                finally:
+                    figures.cut()
+
+
+@contextlib.contextmanager
+def native(figures: Figures, runs: int) -> Iterator[Place]:
     container = Container()
     container.start()
     try:
@@ -50,28 +92,17 @@ def native(runs: int, subjects: list[str]) -> Samples:
         subprocess.run(["gcc", "-O2", "-static", "-o", container.shared / "exits", HERE / "exits.c"], check=True)
         shutil.copy(debian_package(), container.shared / INSTALLED_FROM.rpartition("/")[2])
         container.run(INSTALL, timeout=120, check=True)
-        done = container.run(f"python3 /lab/bench/native.py {runs} {' '.join(subjects)}", timeout=1800, check=True)
-        samples: Samples = json.loads(done.stdout)
-        return samples
+
+        def place(subject: str) -> None:
+            container.follow(f"python3 /lab/bench/native.py {runs} {subject}", figures.take, timeout=SUBJECT_TIMEOUT_SEC)
+
+        yield place
     finally:
         container.stop()
 
 
-def lab(runs: int, subjects: list[str]) -> Samples:
-    """An emulated host dies now and then; then all of it is measured anew, once."""
-    try:
-        return _lab(runs, subjects)
-    except HostDied as death:
-        print(f"bench: {death}; once more", flush=True)
-        return _lab(runs, subjects)
-
-
-def show(output: str) -> None:
-    """What the measuring says of its progress, and each figure at once: the host may die before the table."""
-    print("".join(line for line in output.splitlines(keepends=True) if line.startswith("bench:")), end="", flush=True)
-
-
-def _lab(runs: int, subjects: list[str]) -> Samples:
+@contextlib.contextmanager
+def lab(figures: Figures, runs: int) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="vmservice-") as directory:
         files = {path.name: path for path in guest_images().iterdir()} | {f"bench/{name}": HERE / name for name in IN_LAB}
         files["bench.initramfs"] = Path(directory) / "bench.initramfs"
@@ -79,18 +110,22 @@ def _lab(runs: int, subjects: list[str]) -> Samples:
         modules = KernelPackage(root_tree()).modules(*BENCH_MODULES)
         initramfs(files["bench.initramfs"], busybox, (HERE / "bench_init.sh").read_bytes(), modules)
         host = LabHost(Path(directory) / "host")
-        host.start({**files, INSTALLED_FROM.rpartition("/")[2]: debian_package()})
         try:
+            host.start({**files, INSTALLED_FROM.rpartition("/")[2]: debian_package()})
             host.run(INSTALL, timeout=300, check=True)
-            command = f"python3 /lab/bench/guest.py {runs} {' '.join(subjects)}"
-            done = host.run(command, timeout=1800, check=True, on_output=show)
-            samples: Samples = json.loads(done.stdout)
-            return samples
+
+            def place(subject: str) -> None:
+                command = f"python3 /lab/bench/guest.py {runs} {subject}"
+                done = host.run(command, timeout=SUBJECT_TIMEOUT_SEC, on_output=figures.take)
+                if done.returncode != 0:
+                    raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr[-1000:]}")
+
+            yield place
         finally:
             host.stop()
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each side (default 5)")
     parser.add_argument("--only", choices=("native", "lab"), help="one of the two parts")
@@ -98,15 +133,22 @@ def main() -> None:
     options = parser.parse_args()
     if options.subjects and options.only is None:
         parser.error("which subjects there are depends on the part: name it with --only")
-    samples: Samples = {}
-    if options.only != "lab":
-        print("bench: the native part …", flush=True)
-        samples |= native(options.runs, options.subjects)
-    if options.only != "native":
-        print("bench: the lab part …", flush=True)
-        samples |= lab(options.runs, options.subjects)
-    print(table(samples))
+    figures = Figures()
+    status = 0
+    try:
+        if options.only != "lab":
+            say("the native part …")
+            measure(figures, options.subjects or NATIVE_SUBJECTS, lambda: native(figures, options.runs))
+        if options.only != "native":
+            say("the lab part …")
+            measure(figures, options.subjects or LAB_SUBJECTS, lambda: lab(figures, options.runs))
+    except KeyboardInterrupt:
+        figures.fail("the rest", "interrupted")
+        status = 130
+    print(figures.table())
+    say(figures.verdict())
+    return status or int(bool(figures.failures))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

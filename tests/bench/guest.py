@@ -1,23 +1,20 @@
-"""Runs in the lab's host: a Linux guest's start, memory beyond it, Resize, consoles, ours and the peer's in turn; prints JSON.
+"""Runs in the lab's host: a Linux guest's start, memory beyond it, Resize, consoles, ours and the peer's in turn.
 
     guest.py RUNS [SUBJECT…]      of start, resize, console; all of them without
 
-Expects the guest images in /lab. Standard library only.
+Prints what rows.py says. Expects the guest images in /lab. Standard library only.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench import linux_console, resize
-from bench.rows import Samples
+from bench.rows import BenchError, Subjects, fail, note, run_subjects
 
 LAB = Path("/lab")
 LINE = b"vmservice guest: /init reached"
@@ -40,20 +37,16 @@ def ours(cmdline: str, console: Path) -> list[str]:
     return ["/usr/bin/vmservice", "run", "bench"]
 
 
-class LostRunError(Exception):
-    """A guest that did not get to /init: on an emulated host that happens, and is said."""
-
-
 def start(command: list[str], console: Path) -> tuple[float, float]:
     """Seconds from exec to the line of /init, and MiB of memory then beyond the guest's pages."""
     console.unlink(missing_ok=True)
-    environment = {**os.environ, "CACHE_DIRECTORY": "/var/cache/vmservice"}
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         while not console.exists() or LINE not in console.read_bytes():
             if process.poll() is not None or time.monotonic() - begin > TIMEOUT_SEC:
-                raise LostRunError(f"{command[0]}: status {process.poll()}, {console.read_bytes()[-300:]!r}")
+                said = console.read_bytes()[-300:] if console.exists() else b""
+                raise BenchError(f"{command[0]} did not get to /init: status {process.poll()}, {said!r}")
             time.sleep(0.01)
         seconds = time.monotonic() - begin
         return seconds, beyond_guest_mib(process.pid)
@@ -75,42 +68,28 @@ def beyond_guest_mib(pid: int) -> float:
             if size_kib == MEMORY_MIB << 10:
                 guest_kib += rss
     if guest_kib == 0:
-        raise SystemExit("no mapping has the size of the guest's memory")
+        raise BenchError("no mapping has the size of the guest's memory")
     return (resident_kib - guest_kib) / 1024
 
 
-def measure(runs: int) -> Samples:
+def measure(runs: int) -> None:
     console = Path("/run/bench.console")
-    samples: Samples = {}
     for kind, cmdline in (("quiet", "console=ttyS0 quiet"), ("full console", "console=ttyS0")):
-        sides = {"vmservice": ours, "peer": peer}
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        memory: dict[str, list[float]] = {side: [] for side in sides}
-        for run in range(runs + 1):
-            for side, command in sides.items():
-                try:
+        row = f"Linux to /init, {kind}, s"
+        try:
+            for run in range(runs + 1):
+                for side, command in (("vmservice", ours), ("peer", peer)):
                     taken, beyond = start(command(cmdline, console), console)
-                except LostRunError as lost:
-                    print(f"bench: a run is lost: {lost}", file=sys.stderr, flush=True)
-                    continue
-                if run:  # the first of all reads everything from the disk
-                    seconds[side].append(taken)
-                    memory[side].append(beyond)
-        samples[f"Linux to /init, {kind}, s"] = seconds
-        if kind == "quiet":
-            samples["beyond the guest's memory, MiB"] = memory
-    return samples
+                    if run:  # the first of all reads everything from the disk
+                        note(row, side, taken)
+                    if run and kind == "quiet":
+                        note("beyond the guest's memory, MiB", side, beyond)
+        except Exception as error:  # the other kind may do
+            fail(row, error)
 
 
-SUBJECTS: dict[str, Callable[[int], Samples]] = {"start": measure, "resize": resize.measure, "console": linux_console.measure}
-
-
-def main(runs: int, subjects: list[str]) -> None:
-    samples: Samples = {}
-    for subject in subjects or SUBJECTS:
-        samples |= SUBJECTS[subject](runs)
-    print(json.dumps(samples))
+SUBJECTS: Subjects = {"start": measure, "resize": resize.measure, "console": linux_console.measure}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    run_subjects(SUBJECTS, int(sys.argv[1]), sys.argv[2:])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
 
-from bench.rows import Samples, note
+from bench.rows import BenchError, note
 
 LAB = Path("/lab")
 CMDLINE = "console=ttyS0 quiet bench=console"
@@ -35,14 +34,13 @@ def _peer() -> list[str]:
 def _rates(command: list[str]) -> dict[str, float]:
     for path in (SERIAL, HVC):
         path.unlink(missing_ok=True)
-    environment = {**os.environ, "CACHE_DIRECTORY": "/var/cache/vmservice"}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + TIMEOUT_SEC
 
     def wait_for(text: str) -> float:
         while not SERIAL.exists() or text.encode() not in SERIAL.read_bytes():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command[0]}: no {text!r} in {SERIAL.read_bytes()[-400:]!r}")
+                raise BenchError(f"{command[0]}: no {text!r} in {SERIAL.read_bytes()[-400:]!r}")
             time.sleep(0.005)
         return time.monotonic()
 
@@ -52,17 +50,15 @@ def _rates(command: list[str]) -> dict[str, float]:
             begin = wait_for(f"{console} begin")
             rates[console] = kib / (wait_for(f"{console} end") - begin)
         if HVC.stat().st_size < KIB["hvc0"] << 10:
-            raise SystemExit(f"{command[0]}: only {HVC.stat().st_size} bytes came out of hvc0")
+            raise BenchError(f"{command[0]}: only {HVC.stat().st_size} bytes came out of hvc0")
         return rates
     finally:
         process.kill()
         process.wait()
 
 
-def measure(runs: int) -> Samples:
-    samples: Samples = {}
+def measure(runs: int) -> None:
     for _ in range(runs):
         for side, command in (("vmservice", _ours), ("peer", _peer)):
             for console, rate in _rates(command()).items():
-                note(samples, f"Linux to {console}, KiB/s", side, rate)
-    return samples
+                note(f"Linux to {console}, KiB/s", side, rate)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from bench.rows import BenchError
 
 LAB = Path("/lab")
 CONFIGURATIONS = Path("/etc/vmservice")
@@ -20,17 +23,23 @@ def qemu(image: Path, *options: str, vcpus: int = 1, console: str = "stdio") -> 
 
 
 def ours(name: str, image: Path, *options: str, vcpus: int = 1, console: str = 'mode = "tty"') -> list[str]:
-    """The unit's own command; `console` is what the section [serial] says."""
+    """The unit's command, with `options`; `console` is what the section [serial] says."""
     CONFIGURATIONS.mkdir(exist_ok=True)
     (CONFIGURATIONS / f"{name}.toml").write_text(
         f'[firmware]\npath = "{image}"\n[memory]\nsize = "{MEMORY_MIB}M"\n[cpus]\nboot = {vcpus}\n[serial]\n{console}\n'
     )
-    return ["/usr/bin/vmservice", "run", *options, name]
+    return [*unit_command(name), *options]
+
+
+def unit_command(name: str) -> list[str]:
+    """What the installed unit runs for the VM `name`."""
+    show = ["systemctl", "show", "--property=ExecStart", "--value", f"vm@{name}.service"]
+    shown = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+    return shlex.split(shown.partition("argv[]=")[2].partition(" ;")[0])
 
 
 def start(command: list[str], output: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "CACHE_DIRECTORY": "/var/cache/vmservice"}
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, env=environment)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output)
 
 
 @contextmanager
@@ -51,7 +60,7 @@ def read_until(process: subprocess.Popen[bytes], text: bytes) -> None:
     while text not in data:
         chunk = os.read(process.stdout.fileno(), 4096)
         if not chunk:
-            raise SystemExit(f"{process.args!r} ended after {data!r}")
+            raise BenchError(f"{process.args!r} ended after {data!r}")
         data = (data + chunk)[-65536:]
 
 

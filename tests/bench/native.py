@@ -1,13 +1,13 @@
-"""Runs in the container: start, memory, VM exits, pause, consoles and idleness, ours and the peer's in turn; prints JSON.
+"""Runs in the container: start, memory, VM exits, pause, consoles and idleness, ours and the peer's in turn.
 
     native.py RUNS [SUBJECT…]      of start, exit, pause, serial, idle; all of them without
 
-Expects in /lab: the heartbeat payloads beat.bin, busy.bin, smp.bin and idle.bin, and the C loop `exits`. Standard library only.
+Prints what rows.py says. Expects in /lab the payloads beat.bin, busy.bin, smp.bin and idle.bin, and the C loop `exits`.
+Standard library only.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from bench import idle_vms, serial_rate
 from bench.bus_call import BusCaller
 from bench.machines import LAB, firmware, ours, qemu, read_until, started
 from bench.qmp import Qmp
-from bench.rows import Samples, in_turn
+from bench.rows import Rows, Subjects, in_turn, run_subjects
 
 EXITS = 100_000
 PAUSES = 50
@@ -95,9 +95,6 @@ def exits_image() -> Path:
     return firmware(Path("/run/exits.bin"), code)
 
 
-Rows = dict[str, dict[str, Callable[[], float]]]
-
-
 def start_rows() -> Rows:
     beat = LAB / "beat.bin"
     our_command = ours("beat", beat)
@@ -138,7 +135,7 @@ def pause_rows() -> Rows:
     }
 
 
-SUBJECTS: dict[str, Callable[[int], Samples]] = {
+SUBJECTS: Subjects = {
     "start": lambda runs: in_turn(start_rows(), runs * 3),
     "exit": lambda runs: in_turn(exit_rows(), runs),
     "pause": lambda runs: in_turn(pause_rows(), runs),
@@ -147,12 +144,5 @@ SUBJECTS: dict[str, Callable[[int], Samples]] = {
 }
 
 
-def main(runs: int, subjects: list[str]) -> None:
-    samples: Samples = {}
-    for subject in subjects or SUBJECTS:
-        samples |= SUBJECTS[subject](runs)
-    print(json.dumps(samples))
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    run_subjects(SUBJECTS, int(sys.argv[1]), sys.argv[2:])

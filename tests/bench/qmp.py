@@ -7,6 +7,10 @@ import socket
 from typing import Any
 
 
+class QmpError(Exception):
+    """QEMU refused a command."""
+
+
 class Qmp:
     """Commands, one at a time; events are kept until somebody waits for them."""
 
@@ -27,7 +31,7 @@ class Qmp:
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         while "return" not in (reply := json.loads(self._file.readline())):
             if "error" in reply:
-                raise SystemExit(f"QMP {command}: {reply['error']}")
+                raise QmpError(f"QMP {command}: {reply['error']}")
             self._events.append(reply)
         return reply["return"]
 

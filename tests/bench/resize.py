@@ -7,7 +7,6 @@ one that is not measured is stopped by SIGSTOP.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from bench.bus_call import BusCaller
 from bench.qmp import Qmp
-from bench.rows import Samples, note
+from bench.rows import BenchError, note
 
 LAB = Path("/lab")
 CMDLINE = "console=ttyS0 quiet bench=resize"
@@ -32,8 +31,7 @@ class Guest:
         console.unlink(missing_ok=True)
         self._console = console
         self._seen = 0
-        environment = {**os.environ, "CACHE_DIRECTORY": "/var/cache/vmservice"}
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self.resize: Callable[[int], None] = lambda _count: None
 
     def wait_for(self, text: str) -> None:
@@ -46,7 +44,7 @@ class Guest:
                 self._seen = found + len(text)
                 return
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{self._process.args!r}: no {text!r} in {data[-400:]!r}")
+                raise BenchError(f"{self._process.args!r}: no {text!r} in {data[-400:]!r}")
             time.sleep(0.01)
 
     def measure(self, count: int) -> float:
@@ -105,8 +103,7 @@ def _peer() -> Guest:
     return guest
 
 
-def measure(runs: int) -> Samples:
-    samples: Samples = {}
+def measure(runs: int) -> None:
     guests: dict[str, Guest] = {}
     try:
         for side, start in (("vmservice", _ours), ("peer", _peer)):
@@ -116,8 +113,7 @@ def measure(runs: int) -> Samples:
                 for side, guest in guests.items():
                     taken = guest.measure(count)
                     if run:  # the first time reads from the disk, and ours makes the vCPUs
-                        note(samples, f"Resize {way}, s", side, taken)
+                        note(f"Resize {way}, s", side, taken)
     finally:
         for guest in guests.values():
             guest.stop()
-    return samples

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.machines import firmware, ours, qemu, start
+from bench.rows import BenchError, Rows
 
 LINE_BYTES = 64
 KIB = 256
@@ -40,7 +41,7 @@ def _rate(command: list[str]) -> float:
     def wait_for(size_bytes: int) -> tuple[float, int]:
         while not CONSOLE.exists() or (size := CONSOLE.stat().st_size) < size_bytes:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command!r}: the console file did not get to {size_bytes} bytes")
+                raise BenchError(f"{command!r}: the console file did not get to {size_bytes} bytes")
             time.sleep(0.001)
         return time.monotonic(), size
 
@@ -53,7 +54,7 @@ def _rate(command: list[str]) -> float:
         process.wait()
 
 
-def rows() -> dict[str, dict[str, Callable[[], float]]]:
+def rows() -> Rows:
     console = f'mode = "file"\npath = "{CONSOLE}"'
 
     def sides(image: Path) -> dict[str, Callable[[], float]]:

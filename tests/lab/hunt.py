@@ -1,13 +1,14 @@
 """The hunt for a guest that goes silent, or resets unasked, in its boot: ours and QEMU's microvm in turn, until one does.
 
-    hunt.py [--boots N] [--lanes N] LOG
+    hunt.py [--boots N] [--lanes N] [--go-on] LOG
 
 Boots Linux guests in a host of the lab, run at nice 10 in the background: 1, 2 and 4 vCPUs, Debian 13's and 12's kernels, as
 bzImage and by PVH, `quiet`. LOG gets a line of JSON for each boot; what it already has is counted, so that a hunt may go on
 another day. A guest is ended as soon as its /init has said its line. A host that dies is counted, and started anew.
 
 At the first guest that says nothing for three minutes, or ends before it has said its line, the hunt ends with status 1: LOG
-has what guest_evidence.py collected; host and guest are left as they are for `lab.py run`, and `lab.py stop` ends them.
+has what guest_evidence.py collected; host and guest are left as they are for `lab.py run`, and `lab.py stop` ends them. With
+--go-on such a guest is counted, and the hunt goes on.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def hunt_files(directory: Path) -> dict[str, Path]:
     return {"hunt.initramfs": hunt_initramfs(directory), **programs}
 
 
-def boot_batch(host: LabHost, log: Path, first: int, count: int, lanes: int) -> None:
+def boot_batch(host: LabHost, log: Path, *words: object) -> None:
     """Writes each line of the hunter to `log` as it comes."""
     pending = ""
 
@@ -69,7 +70,7 @@ def boot_batch(host: LabHost, log: Path, first: int, count: int, lanes: int) -> 
             for line in lines:
                 file.write(line + "\n")
 
-    done = host.run(f"python3 /lab/hunter.py {first} {count} {lanes}", timeout=count * 240, on_output=take)
+    done = host.run(" ".join(["python3 /lab/hunter.py", *map(str, words)]), timeout=BATCH * 240, on_output=take)
     if done.returncode != 0:
         raise SystemExit(f"hunt: {done}")
 
@@ -105,8 +106,8 @@ def row(boots: list[dict[str, Any]]) -> str:
     return f"{counts} | {statistics.median(seconds):.1f} | {max(seconds):.1f}"
 
 
-def hunt(log: Path, boots: int, lanes: int) -> int:
-    """Until `log` has so many boots, or one that went wrong: then 1."""
+def hunt(log: Path, boots: int, lanes: int, go_on: bool) -> int:
+    """Until `log` has so many boots, or, unless it is to `go_on`, one that went wrong: then 1."""
     host = LabHost(cache_dir() / "host")
     if host.alive():
         raise SystemExit("hunt: a host is running already; `lab.py stop` ends it")
@@ -118,12 +119,12 @@ def hunt(log: Path, boots: int, lanes: int) -> int:
                 if not host.alive():
                     host.start(files, detached=True)
                     install(host)
-                boot_batch(host, log, first, min(BATCH, boots - len(done)), lanes)
+                boot_batch(host, log, first, min(BATCH, boots - len(done)), lanes, *["--go-on"] * go_on)
             except (HostDied, CommandFailed) as death:
                 note(log, **{"host died": str(death), "at": time.strftime("%H:%M:%S"), "words": host.last_words()})
                 host.stop()
             say(table(log))
-            if any(record["result"] != "up" for record in records(log) if record.get("number", -1) >= first):
+            if not go_on and any(record["result"] != "up" for record in records(log) if record.get("number", -1) >= first):
                 say("found: LOG has it, and the host is left as it is")
                 return 1
     host.stop()
@@ -134,6 +135,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="hunt.py", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--boots", type=int, default=1000, metavar="N", help="until LOG has so many (default 1000)")
     parser.add_argument("--lanes", type=int, default=2, metavar="N", help="guests at once (default 2)")
+    parser.add_argument("--go-on", action="store_true", help="count a guest that went wrong, and boot on")
     parser.add_argument("--table", action="store_true", help="only show what LOG has")
     parser.add_argument("log", type=Path, metavar="LOG")
     options = parser.parse_args()
@@ -141,7 +143,7 @@ def main() -> int:
         print(table(options.log))
         return 0
     os.nice(NICE)
-    found = hunt(options.log, options.boots, options.lanes)
+    found = hunt(options.log, options.boots, options.lanes, options.go_on)
     print(table(options.log))
     return found
 

@@ -15,7 +15,9 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lab.root_tree import RELEASES, root_tree
@@ -39,6 +41,16 @@ exec systemd-nspawn --quiet --directory={scratch}/root --machine=lab --register=
 
 # As every Debian since 11 has them; a container of Debian 12 would take after a machine that mixes both versions.
 _CONTROL_GROUPS = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "PAGER": "cat",
+    "SYSTEMD_COLORS": "0",
+    "COLUMNS": "160",
+}
 
 
 class Container:
@@ -92,29 +104,43 @@ class Container:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a shell command line as root in the container. With `check` it must end with 0."""
         completed = subprocess.run(
-            [
-                # In the control group of its init: logind of systemd 257 serves nobody from outside of the container's.
-                *("sh", "-c", 'echo $$ > "$0" && exec nsenter "$@"', str(self._init_group() / "cgroup.procs")),
-                *("--target", str(self._leader), "--all", "--", "/bin/bash", "-c", f"cd /root; {command}"),
-            ],
-            capture_output=True,
-            input=stdin,
-            timeout=timeout,
-            check=False,
-            env={
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "HOME": "/root",
-                "LANG": "C.UTF-8",
-                "DEBIAN_FRONTEND": "noninteractive",
-                "PAGER": "cat",
-                "SYSTEMD_COLORS": "0",
-                "COLUMNS": "160",
-            },
+            self._entered(command), capture_output=True, input=stdin, timeout=timeout, check=False, env=_ENVIRONMENT
         )
         stdout, stderr = completed.stdout.decode(errors="replace"), completed.stderr.decode(errors="replace")
         if check and completed.returncode != 0:
             raise AssertionError(f"`{command}`: exit status {completed.returncode}\n{stdout}{stderr}")
         return subprocess.CompletedProcess(command, completed.returncode, stdout, stderr)
+
+    def follow(self, command: str, on_output: Callable[[str], None], *, timeout: float) -> None:
+        """Runs it likewise, and gives each line of its standard output to `on_output` as it comes. RuntimeError, with the end
+        of its standard error, unless it ends with 0 in time."""
+        with tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(
+                self._entered(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=_ENVIRONMENT,
+                text=True,
+                errors="replace",
+            )
+            assert process.stdout is not None
+            clock = threading.Timer(timeout, process.kill)
+            clock.start()
+            try:
+                with process.stdout:
+                    for line in process.stdout:
+                        on_output(line)
+                status = process.wait()
+            finally:
+                late = clock.finished.is_set()
+                clock.cancel()
+                process.kill()
+                process.wait()
+            if status != 0:
+                errors.seek(0)
+                ended = f"took more than {timeout} s" if late else f"exit status {status}"
+                raise RuntimeError(f"`{command}`: {ended}\n{errors.read()[-2000:]}")
 
     @property
     def leader(self) -> int:
@@ -147,6 +173,13 @@ class Container:
         for group in self._groups:
             _remove_groups(group)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _entered(self, command: str) -> list[str]:
+        return [
+            # In the control group of its init: logind of systemd 257 serves nobody from outside of the container's.
+            *("sh", "-c", 'echo $$ > "$0" && exec nsenter "$@"', str(self._init_group() / "cgroup.procs")),
+            *("--target", str(self._leader), "--all", "--", "/bin/bash", "-c", f"cd /root; {command}"),
+        ]
 
     def _init_group(self) -> Path:
         return next(group for group in _groups(self._leader) if group.name == "init.scope")

@@ -7,6 +7,8 @@ KVM's trace of 2 seconds, as counts of exits by reason and guest RIP; and what t
 which `quiet` keeps from the console. A part that this host does not have says so. Nothing changes in the guest. How to read it:
 
 * No exit but for interrupts, at a few RIPs: a loop of the guest's; the printk text tells how far it had come.
+* A RIP in the host's own kvm_amd or kvm_intel, which is said: what runs the host, an emulator, has put the host's registers in
+  the place of the guest's.
 * A RIP in user space, or in the kernel where no loop is, behind "smp: Brought up": the guest has lost its way.
 * Thousands of writes of the TSC deadline: a clock that stands still.
 * No entry at all, and system time instead of guest time: KVM does not get into the guest.
@@ -15,6 +17,7 @@ which `quiet` keeps from the console. A part that this host does not have says s
 
 from __future__ import annotations
 
+import bisect
 import collections
 import os
 import re
@@ -113,9 +116,26 @@ def trace(pid: int) -> None:
     print("events:", ", ".join(f"{name} {count}" for name, count in events.most_common()))
     print("writes of the TSC deadline:", sum("msr_write 6e0" in line for line in lines))
     rips = collections.Counter(rip[0] for line in lines if (rip := re.search(r"reason \S+.*?rip 0x[0-9a-f]+", line)))
+    own = host_symbols()
     for what, count in rips.most_common(SHOWN_RIPS):
-        print(f"{count:6} {what}")
+        print(f"{count:6} {what}{in_host(own, int(what.rpartition('0x')[2], 16))}")
     print("\n".join(["the last lines:", *lines[-12:]]))
+
+
+def host_symbols() -> list[tuple[int, str]]:
+    """Addresses and names of the host's KVM, in order: "f…c095b620 t __svm_vcpu_run	[kvm_amd]"."""
+    lines = (
+        line.split() for line in Path("/proc/kallsyms").read_text().splitlines() if line.endswith(("[kvm_amd]", "[kvm_intel]"))
+    )
+    return sorted((int(words[0], 16), words[2]) for words in lines)
+
+
+def in_host(symbols: list[tuple[int, str]], rip: int) -> str:
+    """Where `rip` is in the host's KVM, if it is."""
+    if not symbols or not symbols[0][0] <= rip <= symbols[-1][0]:
+        return ""
+    start, name = symbols[bisect.bisect(symbols, (rip, "\U0010ffff")) - 1]
+    return f", which is {name}+{rip - start:#x} OF THE HOST"
 
 
 def mounted(kind: str, place: Path) -> None:
