@@ -107,14 +107,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_config(target: str, user: bool) -> int:
-    from vmservice import config as configuration
     from vmservice.check.configuration import check_config
+    from vmservice.config.load import load_config
+    from vmservice.config.names import config_path
 
     if "/" in target or target.endswith(".toml"):
         path, name = target, "config"
     else:
-        path, name = configuration.config_path(target, user=user), target
-    check_config(configuration.load_config(name, path))
+        path, name = config_path(target, user=user), target
+    check_config(load_config(name, path))
     print(f"{path}: no problem found")
     return os.EX_OK
 

@@ -11,7 +11,7 @@ from support.process import SIM_CONFIG, VmProcess
 # What sitecustomize does: whoever reads the configuration tries first to signal the parent of the process.
 SEAM = """\
 import os, sys
-from vmservice import config as owner
+from vmservice.config import load as owner
 former = owner.load_config
 def load_config(*arguments, **options):
     try:

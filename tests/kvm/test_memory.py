@@ -12,7 +12,7 @@ from support.kvm_guest import Guest, needs_kvm, running_guest, wait_until
 from support.payload import BANNER
 from support.skips import KSM
 
-from vmservice.config_sections import MemoryConfig
+from vmservice.config.core import MemoryConfig
 from vmservice.errors import ConfigError, HostError
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State

@@ -6,7 +6,6 @@ Prints what the guest prints, and at the end "masked: " with what the machine wa
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 import time
@@ -15,20 +14,26 @@ from collections.abc import Callable
 sys.path.append("/usr/lib/python3/dist-packages")
 
 from vmservice.board.timers import Timers
-from vmservice.config import load_config
+from vmservice.config.load import load_config
 from vmservice.kvm import abi
 from vmservice.kvm.system import Kvm
-from vmservice.vm.builder import HostPorts, build
+from vmservice.plug.backend import Backends, Host
+from vmservice.vm.builder import build
 from vmservice.vm.events import EventKind, EventQueue
+from vmservice.vm.host_services import HostServices
 from vmservice.vm.vcpu import install_kick_handler
-
-
-def show(data: bytes) -> None:
-    os.write(1, data)
 
 
 def say(text: str) -> None:
     print(f"masked: {text}", flush=True)
+
+
+class Log:
+    def info(self, text: str) -> None:
+        say(text)
+
+    def warning(self, text: str) -> None:
+        say(text)
 
 
 def main(path: str, timeout_sec: float, capabilities: list[str]) -> int:
@@ -37,13 +42,15 @@ def main(path: str, timeout_sec: float, capabilities: list[str]) -> int:
     events = EventQueue()
     timers = Timers()
     kvm = Kvm(masked=tuple(getattr(abi, f"KVM_CAP_{name}") for name in capabilities))
-    host = HostPorts(kvm, events, timers, serial=show, on_input_room=say, info=say, warn=say)
+    backends = Backends(config, Host("masked", Log(), []))
+    host = HostServices(kvm, events, timers, backends, on_input_room=say, info=say, warn=say)
     machine = build(config, host, config.cpus.boot)
     try:
         machine.start()
         event = _next_event(events, timers, machine.drain, time.monotonic() + timeout_sec)
     finally:
         machine.close()
+        backends.close()
     say(f"{'our IOAPIC' if machine.board.ioapic is not None else 'the IOAPIC of KVM'}; ended by {event}")
     return 0 if event == EventKind.POWEROFF else 1
 

@@ -81,7 +81,7 @@ def test_pip_installs_every_package() -> None:
 
 
 def test_the_example_is_a_configuration() -> None:
-    from vmservice.config import load_config
+    from vmservice.config.load import load_config
 
     config = load_config("demo", str(CHECKOUT / "packaging/examples/demo.toml"))
     assert config.cpus.max == 4

@@ -15,22 +15,19 @@ SOURCES = sorted((CHECKOUT / "vmservice").rglob("*.py"))
 # Room → rooms that it may import. devices never see kvm, arch or vm: a device is given its ports.
 MAY_IMPORT = {
     "errors": set(),
-    "files": {"errors"},
-    "toml_cache": {"errors", "files"},
-    "config_table": {"errors"},
-    "config_sections": set(),
-    "config": {"errors", "files", "config_sections", "config_table", "toml_cache"},
+    "config": {"errors", "host"},
     "kvm": {"errors"},
     "host": {"errors"},
     "memory": {"errors"},
     "acpi": {"errors"},
     # The tables' place and content follow from the layout and the CPUs.
     "arch": {"errors", "memory", "kvm", "acpi"},
-    "boot": {"errors", "files", "memory", "arch"},
-    "devices": {"errors", "memory", "host", "acpi"},
+    "boot": {"errors", "host", "memory", "arch"},
+    "devices": {"errors", "memory", "acpi"},
     # What devices are plugged into.
     "board": {"errors", "kvm", "memory", "acpi", "arch", "devices"},
-    "vm": {"errors", "board", "files", "config", "config_sections", "kvm", "host", "memory", "acpi", "arch", "boot", "devices"},
+    "plug": {"errors", "config", "host", "devices", "board"},
+    "vm": {"errors", "config", "host", "kvm", "memory", "acpi", "arch", "boot", "devices", "board", "plug"},
     "control": {"errors", "host", "vm"},
     "client": {"errors", "config", "host", "vm", "control"},
 }

@@ -98,7 +98,6 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "read state": lambda: read(f"/var/lib/vmservice/{VICTIM}/image"),
     "list state": lambda: os.listdir(f"/var/lib/vmservice/{VICTIM}"),
     "write state": lambda: write(f"/var/lib/vmservice/{VICTIM}/image"),
-    "read cache": lambda: read(f"/var/cache/vmservice/{VICTIM}/secret"),
     "read log": lambda: read(f"/var/log/vmservice/{VICTIM}/secret"),
     "read runtime": lambda: os.listdir(f"/run/vmservice/{VICTIM}"),
     "connect console": lambda: connect(f"/run/vmservice/{VICTIM}/serial.sock"),

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from vmservice.board.board import Board
+from vmservice.board.resources import Resources
 from vmservice.board.timers import Timers
 from vmservice.memory.guest_memory import GuestMemory
+
+ADDRESS_BITS = 40
 
 
 class RecordingGuest:
@@ -51,6 +54,7 @@ def make_board(
     return Board(
         vm,
         memory,
+        Resources(memory.end, ADDRESS_BITS),
         timers,
         guest if guest is not None else RecordingGuest(),
         split_irqchip=split_irqchip,

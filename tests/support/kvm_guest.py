@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from support.backends import SinkConsole, fake_backends
 
 from vmservice.board.timers import Timers
-from vmservice.config_sections import (
-    Config,
+from vmservice.config.core import (
     ConsoleConfig,
     CpusConfig,
     FirmwareConfig,
@@ -23,10 +23,12 @@ from vmservice.config_sections import (
     MemoryConfig,
     ServiceConfig,
 )
+from vmservice.config.load import Config
 from vmservice.kvm.system import Kvm
 from vmservice.memory.guest_memory import GuestMemory
-from vmservice.vm.builder import HostPorts, build
+from vmservice.vm.builder import build
 from vmservice.vm.events import EventQueue, GuestEvent
+from vmservice.vm.host_services import HostServices
 from vmservice.vm.machine import KvmMachine
 from vmservice.vm.vcpu import KICK_SIGNAL, install_kick_handler
 from vmservice.vm.vm import Vm
@@ -71,11 +73,11 @@ class Guest:
         self.events = EventQueue()
         self.config = _config(image, CpusConfig(vcpus, max_vcpus), memory, is_kernel)
         self.timers = Timers()
-        host = HostPorts(
+        host = HostServices(
             self.kvm,
             self.events,
             self.timers,
-            serial=self.output.write,
+            fake_backends(SinkConsole(self.output.write)),
             on_input_room=lambda console: None,
             info=self.messages.append,
             warn=self.warnings.append,
@@ -164,5 +166,4 @@ def _config(image: Path, cpus: CpusConfig, memory: MemoryConfig, is_kernel: bool
         memory=memory,
         serial=ConsoleConfig("null", None),
         service=ServiceConfig("exit", "reboot", 120),
-        virtio=None,
     )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vmservice.errors import HostError
+
+if TYPE_CHECKING:
+    from vmservice.config.load import Device
 
 
 class RecordingMachine:
@@ -49,8 +54,8 @@ class RecordingMachine:
     def drain(self) -> None:
         self._note("drain")
 
-    def set_balloon(self, size_bytes: int) -> None:
-        self._note(f"set_balloon {size_bytes}")
+    def reconfigure(self, device: Device) -> None:
+        self._note(f"reconfigure {device.name}")
 
     def silent(self, patience_sec: float) -> list[str]:
         return list(self.not_answering)

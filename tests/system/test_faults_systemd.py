@@ -38,7 +38,6 @@ def leftovers(host: Host, name: str) -> str:
     """What a VM could leave: in its directories and in shared memory, pseudoterminals, control groups, processes."""
     looked_at = (
         f"ls -A /run/vmservice /dev/shm /var/lib/vmservice/{name} 2> /dev/null | grep -v -e : -e '^$';"
-        f" ls -A /var/cache/vmservice/{name} 2> /dev/null | grep -v '^{name}.toml.cache$';"
         " ls /dev/pts | grep -v ptmx; ls -d /sys/fs/cgroup/machine.slice/vm@*; pgrep -u vmservice"
     )
     return host.run(f"({looked_at}) 2> /dev/null").stdout

@@ -17,7 +17,7 @@ ATTACKER = Path(__file__).parents[1] / "support/attacker.py"
 
 _SECRETS = """
 set -e
-for directory in /var/lib /var/cache /var/log; do
+for directory in /var/lib /var/log; do
     echo secret | install -o vmservice -m 600 /dev/stdin $directory/vmservice/victim/secret
 done
 install -o vmservice -m 600 /var/lib/vmservice/victim/secret /var/lib/vmservice/victim/image

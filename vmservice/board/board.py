@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
+    from vmservice.board.resources import Resources
     from vmservice.board.timers import Timer, Timers
+    from vmservice.devices.bus import Device
     from vmservice.devices.cpu_hotplug import CpuHotplug
     from vmservice.kvm.vcpu import KvmVcpu
     from vmservice.kvm.vm import KvmVm
@@ -50,13 +52,14 @@ class Board:
     """Devices, the PIO and MMIO buses that they are on, and `lock`, held during each access to one that has no other.
 
     `ioapic` is None where the in-kernel irqchip has taken its place, `serial` where `console` is None, `cpu_hotplug` where the
-    number of vCPUs is fixed.
+    number of vCPUs is fixed. Whatever is plugged in later gets its ports, addresses and pins from `resources`.
     """
 
     def __init__(
         self,
         vm: KvmVm,
         memory: GuestMemory,
+        resources: Resources,
         timers: Timers,
         guest: Guest,
         *,
@@ -70,6 +73,7 @@ class Board:
         warn: Callable[[str], None],
     ) -> None:
         self.lock = _thread.allocate_lock()
+        self.resources = resources
         self.pio = Bus()
         self.mmio = Bus()
         self.inputs: dict[str, ConsoleInput] = {}
@@ -84,6 +88,8 @@ class Board:
         if split_irqchip:
             self.ioapic = IoApic(vm.signal_msi, on_routes_changed=self._update_routes)
             self.mmio.insert(layout.IOAPIC_BASE, layout.IOAPIC_LEN, self.ioapic, self.ioapic.lock)
+        resources.pins.reserve(layout.COM1_GSI, 1, "COM1")
+        resources.pins.reserve(layout.GED_GSI, 1, "the generic event device")
         self.serial = self._serial(console, on_console_room) if console is not None else None
         self.events = GenericEvents(self.line(layout.GED_GSI))
         self.cpu_hotplug = self._cpu_hotplug(guest, vcpus, max_vcpus) if max_vcpus > 1 else None
@@ -99,12 +105,12 @@ class Board:
 
         # CLOCK_MONOTONIC stands still while the host sleeps.
         self.watchdog = Watchdog(time.monotonic, watchdog_expired, WatchdogState(fired=watchdog_fired))
-        self.pio.insert(layout.GED_PORT, layout.GED_LEN, self.events, self.lock)
-        self.pio.insert(layout.PVPANIC_PORT, layout.PVPANIC_LEN, self._pvpanic, self.lock)
-        self.pio.insert(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, self.watchdog, self.lock)
-        self.pio.insert(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(guest.poweroff, guest.reset), self.lock)
-        self.pio.insert(layout.I8042_BASE, layout.I8042_LEN, I8042(guest.reset), self.lock)
-        self.pio.insert(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory), self.lock)
+        self.add_ports(layout.GED_PORT, layout.GED_LEN, self.events, self.lock)
+        self.add_ports(layout.PVPANIC_PORT, layout.PVPANIC_LEN, self._pvpanic, self.lock)
+        self.add_ports(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, self.watchdog, self.lock)
+        self.add_ports(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(guest.poweroff, guest.reset), self.lock)
+        self.add_ports(layout.I8042_BASE, layout.I8042_LEN, I8042(guest.reset), self.lock)
+        self.add_ports(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory), self.lock)
 
     def _serial(self, console: Callable[[bytes], None], on_console_room: Callable[[str], None]) -> Serial:
         def has_room() -> None:
@@ -112,7 +118,7 @@ class Board:
 
         serial = Serial(self.line(layout.COM1_GSI), console, on_room=has_room)
         typed = self.inputs["serial"] = ConsoleInput(self.lock, serial.receive, lambda: on_console_room("serial"))
-        self.pio.insert(layout.COM1_BASE, layout.COM1_LEN, serial, self.lock)
+        self.add_ports(layout.COM1_BASE, layout.COM1_LEN, serial, self.lock)
         return serial
 
     def _cpu_hotplug(self, guest: Guest, vcpus: int, max_vcpus: int) -> CpuHotplug:
@@ -123,8 +129,13 @@ class Board:
             guest.vcpus_changed()
 
         hotplug = CpuHotplug(CpuHotplugState(vcpus, max_vcpus), lambda _index: guest.vcpus_changed(), ejected)
-        self.pio.insert(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, hotplug, self.lock)
+        self.add_ports(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, hotplug, self.lock)
         return hotplug
+
+    def add_ports(self, base: int, length: int, device: Device, lock: _thread.LockType) -> None:
+        """`device` answers at these ports, each time with `lock` held; RangeOverlap when another one has some of them."""
+        self.resources.pio.reserve(base, length, type(device).__name__)
+        self.pio.insert(base, length, device, lock)
 
     def line(self, gsi: int) -> IrqLine:
         """A wire to the interrupt controller's input `gsi`."""

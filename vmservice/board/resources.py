@@ -9,10 +9,6 @@ from vmservice.errors import ConfigError
 _FIRST_FREE_PORT = 0x1000
 _PORTS = 0x10000
 
-# PCI configuration mechanism #1
-PCI_CONFIG_PORT = 0xCF8
-PCI_CONFIG_LEN = 8
-
 # Pins 0 to 3 are a PC's timer, keyboard, second PIC and COM2; KVM's own PIT uses pin 2.
 _FIRST_FREE_PIN = 5
 
@@ -113,22 +109,6 @@ class Resources:
         self.mmio32 = RangeAllocator("device addresses below 4 GiB", layout.PCI_MMIO_32BIT, layout.PCI_MMIO_32BIT_SIZE)
         above = _align_up(max(ram_end, layout.RAM_64BIT_START), _MMIO_64BIT_ALIGNMENT)
         self.mmio64 = RangeAllocator("device addresses above RAM", above, max(reach - above, 0))
-        self._reserve_fixed()
-
-    def _reserve_fixed(self) -> None:
-        """What every machine has at its place, whether it is plugged in or not."""
-        self.pins.reserve(layout.COM1_GSI, 1, "COM1")
-        self.pins.reserve(layout.GED_GSI, 1, "the generic event device")
-        for base, size, owner in (
-            (layout.COM1_BASE, layout.COM1_LEN, "COM1"),
-            (layout.I8042_BASE, layout.I8042_LEN, "the i8042"),
-            (layout.CMOS_BASE, layout.CMOS_LEN, "the CMOS clock"),
-            (layout.POWER_PORT, layout.POWER_LEN, "the power register"),
-            (layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, "CPU hotplug"),
-            (PCI_CONFIG_PORT, PCI_CONFIG_LEN, "PCI configuration"),
-            (layout.GED_PORT, layout.GED_LEN, "the generic event device"),
-        ):
-            self.pio.reserve(base, size, owner)
 
     def mmio64_window(self) -> tuple[int, int] | None:
         """`mmio64` as (first, last) address; None when RAM takes all that there is above 4 GiB."""

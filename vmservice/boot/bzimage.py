@@ -11,7 +11,7 @@ from vmservice.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.files import RegularFile
+    from vmservice.host.files import RegularFile
     from vmservice.memory.guest_memory import GuestMemory
 
 # Offsets in the file (and in the zero page).

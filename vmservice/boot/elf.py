@@ -18,7 +18,7 @@ from vmservice.boot.kernel import LINUX_64, PVH, LoadedKernel, check_placement
 from vmservice.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vmservice.files import RegularFile
+    from vmservice.host.files import RegularFile
     from vmservice.memory.guest_memory import GuestMemory
 
 MAGIC = b"\x7fELF"

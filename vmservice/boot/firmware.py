@@ -10,7 +10,7 @@ import mmap
 
 from vmservice.arch.x86_64 import layout
 from vmservice.errors import ConfigError
-from vmservice.files import RegularFile
+from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmservice.arch.x86_64 import layout
 from vmservice.boot.kernel import low_ram_end, whole_mebibytes
 from vmservice.errors import ConfigError
-from vmservice.files import RegularFile
+from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from vmservice.files import RegularFile
+    from vmservice.host.files import RegularFile
     from vmservice.memory.guest_memory import GuestMemory
 
 # The boot page tables map the first GiB one to one. A kernel runs on them until it has made its own, and the boot protocol

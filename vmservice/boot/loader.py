@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmservice.boot import bzimage
 from vmservice.errors import ConfigError
-from vmservice.files import RegularFile
+from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from vmservice.boot.cmdline import write_cmdline
 from vmservice.boot.firmware import load_firmware
 from vmservice.boot.initramfs import load_initramfs
 from vmservice.boot.loader import load_kernel
-from vmservice.config import check_files
+from vmservice.config.load import check_files
 from vmservice.memory import backing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.config_sections import Config
+    from vmservice.config.load import Config
     from vmservice.memory.guest_memory import GuestMemory
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 
 from vmservice.check.selftest import EXPECTED, run_test_vm
-from vmservice.config import VCPUS_MAX
+from vmservice.config.core import VCPUS_MAX
 from vmservice.errors import HostError, VmmError
 from vmservice.kvm import abi
 from vmservice.kvm.system import Kvm

@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from vmservice.config import VCPUS_MAX, check_name, is_name
+from vmservice.config.core import VCPUS_MAX
+from vmservice.config.names import check_name, is_name
 from vmservice.control.api import VERBS
 from vmservice.errors import UsageError
 from vmservice.vm.state import TRANSITIONS

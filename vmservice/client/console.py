@@ -19,7 +19,7 @@ import sys
 import termios
 
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError
-from vmservice.host.console_socket import BUSY, socket_path
+from vmservice.host.consoles.socket import BUSY, socket_path
 from vmservice.host.terminal import EscapeKeys, RawTerminal
 
 TYPE_CHECKING = False

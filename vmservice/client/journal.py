@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from vmservice.errors import HostError, HostFacilityMissing
-from vmservice.host.console_text import printable
+from vmservice.host.consoles.text import printable
 
 # Where journald keeps its files: systemd-journald.service(8).
 SYSTEM_FILES = ("/var/log/journal/*/system.journal", "/run/log/journal/*/system.journal")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.systemctl import systemctl_line
-from vmservice.config import check_name
+from vmservice.config.names import check_name
 from vmservice.control.errors import FAILED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError

@@ -10,7 +10,7 @@ import stat
 import time
 
 from vmservice.host import signals
-from vmservice.host.console_text import printable
+from vmservice.host.consoles.text import printable
 from vmservice.host.journal_socket import JOURNAL_SOCKET, is_journal_stream
 from vmservice.service import message_ids
 from vmservice.service.outbox import Channel

@@ -24,9 +24,9 @@ from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
     from vmservice.board.timers import Timers
-    from vmservice.config_sections import Config
+    from vmservice.config.load import Config
     from vmservice.control.bus import BusConnection
-    from vmservice.service.consoles import Consoles
+    from vmservice.plug.backend import Backends
     from vmservice.service.journal import Log
     from vmservice.service.outbox import Outbox
     from vmservice.service.sd_notify import Notifier
@@ -51,14 +51,14 @@ def serve(
     config: Config,
     events: EventQueue,
     timers: Timers,
-    consoles: Consoles,
+    backends: Backends,
     log: Log,
     notifier: Notifier,
     outbox: Outbox,
     bus: str,
 ) -> int:
     """Serve one VM until it is over; the exit status of the process."""
-    service = Service(vm, config, events, timers, consoles, log, notifier, outbox, bus)
+    service = Service(vm, config, events, timers, backends, log, notifier, outbox, bus)
     return asyncio.run(service.serve())
 
 
@@ -71,7 +71,7 @@ class Service:
         config: Config,
         events: EventQueue,
         timers: Timers,
-        consoles: Consoles,
+        backends: Backends,
         log: Log,
         notifier: Notifier,
         outbox: Outbox,
@@ -81,7 +81,7 @@ class Service:
         self._events = events
         self._timers = timers
         self._next_timer: asyncio.TimerHandle | None = None
-        self._consoles = consoles
+        self._backends = backends
         self._log = log
         self._notifier = notifier
         self._outbox = outbox
@@ -92,8 +92,9 @@ class Service:
         self._stop: GracefulStop | None = None
         self._reload = Reload(vm, config, log, notifier, self._status)
         self._keyboards = [
-            Keyboard(console.input_fd, partial(vm.console_input, console=label), self._on_stop_signal, console.read)
-            for label, console in consoles.inputs()
+            Keyboard(console.input_fd, partial(vm.console_input, console=console.label), self._on_stop_signal, console.read)
+            for console in backends.consoles
+            if console.input_fd >= 0
         ]
         timeout_sec = watchdog_sec()
         self._watchdog = Watchdog(vm, log, notifier, timeout_sec, self._tell_status) if timeout_sec is not None else None
@@ -155,7 +156,7 @@ class Service:
         loop.remove_reader(self._timers.fd)
         if self._next_timer is not None:
             self._next_timer.cancel()
-        self._consoles.flush()
+        self._flush_consoles()
 
     def _finish(self, status: int) -> None:
         if not self._exit.done():
@@ -281,9 +282,13 @@ class Service:
         while True:
             await asyncio.sleep(_CONSOLE_PERIOD_SEC)
             self._vm.tick()
-            self._consoles.flush()
+            self._flush_consoles()
             for keyboard in self._keyboards:
                 keyboard.retry()
+
+    def _flush_consoles(self) -> None:
+        for console in self._backends.consoles:
+            console.flush()
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         """A task that fails would otherwise be missed by nobody until the VM ends."""

@@ -7,14 +7,16 @@ are imported while the guest already runs.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 
-from vmservice import config as configuration
 from vmservice.board.timers import Timers
+from vmservice.config.load import load_config
+from vmservice.config.names import check_name, config_path
 from vmservice.errors import VmmError
 from vmservice.host import landlock, run_lock, signals
-from vmservice.service.consoles import Consoles
+from vmservice.plug.backend import Backends, Host
 from vmservice.service.journal import Log
 from vmservice.service.outbox import Outbox
 from vmservice.service.sd_notify import Notifier
@@ -25,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config_sections import Config
+    from vmservice.config.load import Config
     from vmservice.vm.machine_protocol import Machine
 
 # A vCPU that comes out of KVM_RUN waits for the interpreter's lock; the default of 5 ms would be its worst case.
@@ -82,9 +84,9 @@ def run(options: RunOptions) -> int:
 
 
 def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> int:
-    configuration.check_name(options.name)
-    path = options.config_path or configuration.config_path(options.name, user=options.bus == "session")
-    config = configuration.load_config(options.name, path)
+    check_name(options.name)
+    path = options.config_path or config_path(options.name, user=options.bus == "session")
+    config = load_config(options.name, path)
     log.limit(config.service.log_level)
     run_lock.hold(options.name, user=options.bus == "session")  # given back by the kernel, when the process is gone
     closers: list[Callable[[], None]] = []
@@ -93,8 +95,9 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
         closers.append(events.close)
         timers = Timers()
         closers.append(timers.close)
-        consoles = Consoles(config, log, closers)
-        vm = _make_vm(options, config, events, timers, consoles, log, closers)
+        backends = Backends(config, Host(config.name, log, _passed_sockets()))
+        closers.append(backends.close)
+        vm = _make_vm(options, config, events, timers, backends, log, closers)
         closers.append(vm.close)
         if options.boot and not signals.any_pending(*signals.STOP_SIGNALS):
             vm.boot()
@@ -107,7 +110,7 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
         gc.enable()
         from vmservice.service.loop import serve
 
-        return serve(vm, config, events, timers, consoles, log, notifier, outbox, options.bus)
+        return serve(vm, config, events, timers, backends, log, notifier, outbox, options.bus)
     finally:
         _close_all(closers)
 
@@ -126,7 +129,7 @@ def _make_vm(
     config: Config,
     events: EventQueue,
     timers: Timers,
-    consoles: Consoles,
+    backends: Backends,
     log: Log,
     closers: list[Callable[[], None]],
 ) -> Vm:
@@ -134,25 +137,22 @@ def _make_vm(
         from vmservice.vm.sim import SimMachine
 
         def build(vcpus: int) -> Machine:
-            write = consoles.serial.write if consoles.serial is not None else _drop
+            write = backends.serial.write if backends.serial is not None else _drop
             return SimMachine(events, write, vcpus=vcpus, max_vcpus=config.cpus.max)
     else:
         from vmservice.kvm.system import Kvm
-        from vmservice.vm.builder import HostPorts
         from vmservice.vm.builder import build as build_machine
+        from vmservice.vm.host_services import HostServices
         from vmservice.vm.vcpu import install_kick_handler
 
         install_kick_handler()
         kvm = Kvm()
         closers.append(kvm.close)
-        host = HostPorts(
+        host = HostServices(
             kvm,
             events,
             timers,
-            serial=consoles.serial.write if consoles.serial is not None else None,
-            hvc=consoles.hvc.write if consoles.hvc is not None else None,
-            hvc_size=consoles.hvc.size if consoles.hvc is not None else None,
-            ports=consoles.ports(),
+            backends,
             on_input_room=_ignore_room,
             info=log.info,
             warn=log.warning,
@@ -172,6 +172,14 @@ def _make_vm(
         on_panic=config.service.on_panic,
         on_watchdog=config.service.on_watchdog,
     )
+
+
+def _passed_sockets() -> list[tuple[str, int]]:
+    if "LISTEN_FDS" not in os.environ:
+        return []
+    from vmservice.host.listen_fds import take_listen_fds
+
+    return take_listen_fds()
 
 
 def _ignore_room(_console: str) -> None:

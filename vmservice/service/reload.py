@@ -1,13 +1,12 @@
 """`systemctl reload`: the configuration is read again, and what can change in a running VM changes. All of it, or nothing.
 
-That is the number of vCPUs and the size of a balloon that is there, if the file has others than before, and the section
-[service]. The journal says what else is
-different and waits for a restart.
+That is the number of vCPUs and the keys of devices that their sections call LIVE, where the file has other values than before,
+and the section [service]. The journal says what else is different and waits for a restart.
 """
 
 from __future__ import annotations
 
-from vmservice.config import check_files, load_config
+from vmservice.config.load import check_files, load_config, section_module
 from vmservice.errors import ConfigError, VmmError
 from vmservice.vm.state import State
 
@@ -15,7 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.config_sections import Config, ServiceConfig, VirtioConfig
+    from vmservice.config.core import ServiceConfig
+    from vmservice.config.load import Config, Device
     from vmservice.service.journal import Log
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.vm import Vm
@@ -29,7 +29,7 @@ class Reload:
         self._vm = vm
         self._built_from = config
         self._boot_vcpus = config.cpus.boot
-        self._balloon_bytes = _balloon_bytes(config)
+        self._devices = {device.name: device for device in config.devices}  # as they are now
         self._log = log
         self._notifier = notifier
         self._status = status
@@ -56,10 +56,9 @@ class Reload:
             raise ConfigError(
                 f"{new.path}: cpus.boot is {new.cpus.boot}, and this VM can have {self._vm.max_vcpus} until it is restarted"
             )
-        balloon_bytes = _balloon_bytes(new)
-        if balloon_bytes is not None and balloon_bytes >= self._vm.memory_bytes:
-            has = f"this VM has {self._vm.memory_bytes} bytes of memory until it is restarted"
-            raise ConfigError(f"{new.path}: balloon.size is {balloon_bytes} bytes, and {has}")
+        changed = [device for device in new.devices if self._is_changed(device)]
+        for device in changed:
+            section_module(device.kind).check_live(device, new.path, self._vm.memory_bytes)
         waiting = _differences(self._built_from, new)
         if waiting:
             check_files(new)
@@ -72,9 +71,9 @@ class Reload:
             on_panic=new.service.on_panic,
             on_watchdog=new.service.on_watchdog,
         )
-        if balloon_bytes is not None and self._balloon_bytes is not None and balloon_bytes != self._balloon_bytes:
-            self._vm.set_balloon(balloon_bytes)
-            self._balloon_bytes = balloon_bytes
+        for device in changed:
+            self._vm.reconfigure_device(device)
+            self._devices[device.name] = device
         self._boot_vcpus, self.service = new.cpus.boot, new.service
         self._log.limit(new.service.log_level)
         if waiting:
@@ -83,6 +82,11 @@ class Reload:
             self._under_way = True
             resizing.on_end = self._on_resized
         return resizing is None
+
+    def _is_changed(self, new: Device) -> bool:
+        """Whether a device that is there has another value of a key that may change now."""
+        old = self._devices.get(new.name)
+        return old is not None and old.kind == new.kind and _values(old, _live(old)) != _values(new, _live(new))
 
     def _on_resized(self, error: VmmError | None) -> None:
         self._under_way = False
@@ -104,21 +108,32 @@ def _differences(old: Config, new: Config) -> list[str]:
         "cpus.max": (old.cpus.max, new.cpus.max),
         "[memory]": (old.memory, new.memory),
         "[serial]": (old.serial, new.serial),
-        "[console], [[port]], [rng], [balloon] or [virtio]": (_fixed(old.virtio), _fixed(new.virtio)),
+        "virtio.transport": (old.transport, new.transport),
     }
-    return [name for name, (before, after) in parts.items() if _plain(before) != _plain(after)]
+    different = [name for name, (before, after) in parts.items() if _plain(before) != _plain(after)]
+    names = dict.fromkeys([*(device.name for device in old.devices), *(device.name for device in new.devices)])
+    before, after = ({device.name: _fixed(device) for device in config.devices} for config in (old, new))
+    kinds = {device.name: device.kind for device in (*old.devices, *new.devices)}
+    changed = (kinds[name] for name in names if before.get(name) != after.get(name))
+    return different + [_header(kind) for kind in dict.fromkeys(changed)]
 
 
-def _balloon_bytes(config: Config) -> int | None:
-    return config.virtio.balloon_bytes if config.virtio is not None else None
+def _header(kind: str) -> str:
+    return f"[[{kind}]]" if section_module(kind).ARRAY else f"[{kind}]"
 
 
-def _fixed(virtio: VirtioConfig | None) -> object:
-    """What of the devices cannot change; of the balloon, whether there is one."""
-    if virtio is None:
-        return None
-    others = (name for name in type(virtio).__slots__ if name != "balloon_bytes")
-    return [virtio.balloon_bytes is None, *(_plain(getattr(virtio, name)) for name in others)]
+def _live(device: Device) -> set[str]:
+    return set(section_module(device.kind).LIVE)
+
+
+def _fixed(device: Device) -> object:
+    """What of the device cannot change while the VM runs."""
+    slots: tuple[str, ...] = getattr(type(device), "__slots__", ())
+    return device.kind, _values(device, set(slots) - _live(device))
+
+
+def _values(device: Device, names: set[str]) -> object:
+    return {name: _plain(getattr(device, name)) for name in sorted(names)}
 
 
 def _plain(section: object) -> object:

@@ -6,9 +6,11 @@ from vmservice.arch.x86_64 import layout
 from vmservice.arch.x86_64.cpuid import physical_address_bits, vcpu_cpuid
 from vmservice.board import resources
 from vmservice.board.board import Board
+from vmservice.board.slot import Services
 from vmservice.errors import ConfigError
 from vmservice.kvm import abi
 from vmservice.memory import backing
+from vmservice.plug.backend import plug_module
 from vmservice.vm.exit_handler import ExitHandler
 from vmservice.vm.guest_requests import GuestRequests
 from vmservice.vm.machine import KvmMachine
@@ -16,77 +18,20 @@ from vmservice.vm.vcpus import Vcpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
-    from vmservice.board.timers import Timers
+    from vmservice.board.mmio_slots import MmioSlots
+    from vmservice.board.pci_slots import PciSlots
+    from vmservice.board.slot import Plugged
     from vmservice.boot.initramfs import LoadedInitramfs
     from vmservice.boot.kernel import LoadedKernel
-    from vmservice.config_sections import Config, KernelConfig, VirtioConfig
-    from vmservice.host.console import Console
+    from vmservice.config.core import KernelConfig
+    from vmservice.config.load import Config
     from vmservice.kvm.system import Kvm
     from vmservice.kvm.vcpu import KvmVcpu
     from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
-    from vmservice.vm.events import EventQueue
-    from vmservice.vm.peripherals import Peripherals
-
-
-class HostPorts:
-    """What the host lends to a machine, and keeps when the machine goes.
-
-    `serial` and `hvc` take what the guest writes to its serial port and its virtio-console; None for a machine without one.
-    `hvc_size` answers the columns and rows of the virtio-console's terminal now, 0 and 0 when there is none. `ports` are the
-    other ends of the configuration's, by name. `on_input_room` is told, from any thread, the console that has room for typed
-    bytes again. `info` and `warn` take messages for the log.
-    """
-
-    __slots__ = (
-        "_watchdog_fired",
-        "events",
-        "hvc",
-        "hvc_size",
-        "info",
-        "kvm",
-        "on_input_room",
-        "ports",
-        "serial",
-        "timers",
-        "warn",
-    )
-
-    def __init__(
-        self,
-        kvm: Kvm,
-        events: EventQueue,
-        timers: Timers,
-        *,
-        serial: Callable[[bytes], None] | None,
-        hvc: Callable[[bytes], None] | None = None,
-        hvc_size: Callable[[], tuple[int, int]] | None = None,
-        ports: Mapping[str, Console] | None = None,
-        on_input_room: Callable[[str], None],
-        info: Callable[[str], None],
-        warn: Callable[[str], None],
-    ) -> None:
-        self.kvm = kvm
-        self.events = events
-        self.timers = timers
-        self.serial = serial
-        self.hvc = hvc
-        self.hvc_size = hvc_size
-        self.ports = ports if ports is not None else {}
-        self.on_input_room = on_input_room
-        self.info = info
-        self.warn = warn
-        self._watchdog_fired = False
-
-    def note_watchdog(self) -> None:
-        """The next machine is to know that the watchdog ended the guest of this one."""
-        self._watchdog_fired = True
-
-    def take_watchdog_fired(self) -> bool:
-        fired, self._watchdog_fired = self._watchdog_fired, False
-        return fired
+    from vmservice.vm.host_services import HostServices
 
 
 class Closers:
@@ -103,7 +48,7 @@ class Closers:
             self._closers.pop()()
 
 
-def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
+def build(config: Config, host: HostServices, vcpus: int) -> KvmMachine:
     """A machine as `config` asks for it, with `vcpus` vCPUs, stopped, its kernel or firmware in memory.
 
     Leaves nothing behind on error.
@@ -116,7 +61,7 @@ def build(config: Config, host: HostPorts, vcpus: int) -> KvmMachine:
         raise
 
 
-def _build(config: Config, host: HostPorts, vcpus: int, closers: Closers) -> KvmMachine:
+def _build(config: Config, host: HostServices, vcpus: int, closers: Closers) -> KvmMachine:
     kvm = host.kvm
     kvm.require()
     cpuid = kvm.supported_cpuid()
@@ -128,30 +73,31 @@ def _build(config: Config, host: HostPorts, vcpus: int, closers: Closers) -> Kvm
     _show_memory(vm, memory)
     split_irqchip = _create_irqchip(vm, kvm)
     guest = GuestRequests(host.events, lambda: _explain_memory(memory))
+    services = _slot_services(memory, guest, host)
+    serial = host.backends.serial
     board = Board(
         vm,
         memory,
+        resources.Resources(memory.end, physical_address_bits(cpuid)),
         host.timers,
         guest,
         split_irqchip=split_irqchip,
         vcpus=vcpus,
         max_vcpus=config.cpus.max,
-        console=host.serial,
-        on_console_room=host.on_input_room,
+        console=serial.write if serial is not None else None,
+        on_console_room=services.on_input_room,
         watchdog_fired=host.take_watchdog_fired(),
         on_watchdog=host.note_watchdog,
         warn=host.warn,
     )
     created = Vcpus(_vcpu_creator(vm, kvm, cpuid, from_kernel=config.kernel is not None), vcpus)
     closers.add(created.close)
-    peripherals = None
-    if config.virtio is not None:
-        peripherals = _create_peripherals(config.virtio, vm, memory, board, guest, host, physical_address_bits(cpuid))
-        closers.add(peripherals.close)
+    slots = _create_slots(config, board, services, vm, kvm, closers)
+    devices = _plug_in(config, slots, host, closers)
     if config.kernel is not None:
         if board.serial is not None and kvm.extension(abi.KVM_CAP_COALESCED_PIO):
             board.coalesce_console(created.first)
-        acpi = _write_acpi(memory, board, peripherals, vcpus, config.cpus.max)
+        acpi = _write_acpi(memory, board, slots, vcpus, config.cpus.max)
         _boot_kernel(config.kernel, memory, created.first, vcpus, acpi, host)
     elif config.firmware is not None:
         _boot_firmware(config.firmware.path, vm, memory, kvm, closers)
@@ -161,9 +107,46 @@ def _build(config: Config, host: HostPorts, vcpus: int, closers: Closers) -> Kvm
         vcpus=created,
         exit_handler=ExitHandler(board, guest),
         guest=guest,
-        peripherals=peripherals,
+        devices=devices,
         give_back=closers.close,
     )
+
+
+def _slot_services(memory: GuestMemory, guest: GuestRequests, host: HostServices) -> Services:
+    def on_input_room(label: str) -> None:
+        guest.call_soon(lambda: host.on_input_room(label))
+
+    return Services(memory, host.timers, post=guest.call_soon, on_input_room=on_input_room, warn=host.warn)
+
+
+def _create_slots(
+    config: Config, board: Board, services: Services, vm: KvmVm, kvm: Kvm, closers: Closers
+) -> PciSlots | MmioSlots | None:
+    """Where devices beyond the board's are plugged in; None for a machine that has no place for them."""
+    if config.transport is None:
+        return None
+    if config.transport == "mmio":
+        from vmservice.board.mmio_slots import MmioSlots
+
+        return MmioSlots(board, services)
+    from vmservice.board.pci_slots import PciSlots
+
+    # With the in-kernel irqchip KVM's routing table is that of its pins.
+    irqfd = board.ioapic is not None and kvm.extension(abi.KVM_CAP_IRQFD) and kvm.extension(abi.KVM_CAP_IRQ_ROUTING)
+    slots = PciSlots(board, services, vm, irqfd=bool(irqfd))
+    closers.add(slots.close)
+    return slots
+
+
+def _plug_in(config: Config, slots: PciSlots | MmioSlots | None, host: HostServices, closers: Closers) -> Sequence[Plugged]:
+    devices: list[Plugged] = []
+    if slots is None:
+        return devices
+    for section in config.devices:
+        device = plug_module(section).build(section, host.backends.of(section), slots.slot(section.name))
+        closers.add(device.close)
+        devices.append(device)
+    return devices
 
 
 def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:
@@ -173,7 +156,7 @@ def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:
         raise ConfigError(f"[cpus] max is {config.cpus.max}, but KVM on this host gives a VM at most {kvm.max_vcpus} vCPUs")
 
 
-def _allocate_memory(config: Config, host: HostPorts) -> GuestMemory:
+def _allocate_memory(config: Config, host: HostServices) -> GuestMemory:
     memory = config.memory
     return backing.allocate(
         layout.ram_ranges(memory.size_bytes),
@@ -211,35 +194,6 @@ def _create_irqchip(vm: KvmVm, kvm: Kvm) -> bool:
     return False
 
 
-def _create_peripherals(
-    config: VirtioConfig,
-    vm: KvmVm,
-    memory: GuestMemory,
-    board: Board,
-    guest: GuestRequests,
-    host: HostPorts,
-    address_bits: int,
-) -> Peripherals:
-    from vmservice.vm.peripherals import Peripherals
-
-    return Peripherals(
-        config,
-        vm=vm,
-        memory=memory,
-        board=board,
-        address_bits=address_bits,
-        # With the in-kernel irqchip KVM's routing table is that of its pins.
-        irqfd=board.ioapic is not None
-        and bool(host.kvm.extension(abi.KVM_CAP_IRQFD) and host.kvm.extension(abi.KVM_CAP_IRQ_ROUTING)),
-        hvc=host.hvc,
-        hvc_size=host.hvc_size,
-        ports=host.ports,
-        on_room=host.on_input_room,
-        post=guest.call_soon,
-        warn=host.warn,
-    )
-
-
 def _vcpu_creator(vm: KvmVm, kvm: Kvm, supported_cpuid: bytes, *, from_kernel: bool) -> Callable[[int], KvmVcpu]:
     """The way in which the machine makes a vCPU; a firmware sets up its processors itself."""
     tsc_deadline = bool(kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
@@ -262,7 +216,7 @@ def _vcpu_creator(vm: KvmVm, kvm: Kvm, supported_cpuid: bytes, *, from_kernel: b
 
 
 def _boot_kernel(
-    kernel_config: KernelConfig, memory: GuestMemory, vcpu: KvmVcpu, vcpus: int, rsdp: int, host: HostPorts
+    kernel_config: KernelConfig, memory: GuestMemory, vcpu: KvmVcpu, vcpus: int, rsdp: int, host: HostServices
 ) -> None:
     """What a boot loader and a PC's firmware would have done together; `vcpu` is the first."""
     from vmservice.arch.x86_64 import mptable, reset_vector
@@ -314,7 +268,7 @@ def _boot_firmware(path: str, vm: KvmVm, memory: GuestMemory, kvm: Kvm, closers:
     vm.set_memory(len(memory.regions), image.gpa, image.mapping, read_only=bool(kvm.extension(abi.KVM_CAP_READONLY_MEM)))
 
 
-def _write_acpi(memory: GuestMemory, board: Board, peripherals: Peripherals | None, vcpus: int, max_vcpus: int) -> int:
+def _write_acpi(memory: GuestMemory, board: Board, slots: PciSlots | MmioSlots | None, vcpus: int, max_vcpus: int) -> int:
     """ACPI tables into guest memory; the gpa of the RSDP."""
     from vmservice.acpi import cpu_aml, devices_aml
     from vmservice.acpi.wdat import wdat
@@ -345,9 +299,9 @@ def _write_acpi(memory: GuestMemory, board: Board, peripherals: Peripherals | No
             count_max=watchdog.COUNT_MAX,
         )
     ]
-    if peripherals is not None:
-        devices += peripherals.aml()
-        tables += peripherals.tables()
+    if slots is not None:
+        devices += slots.aml()
+        tables += slots.tables()
     return write_tables(
         memory,
         vcpus=vcpus,

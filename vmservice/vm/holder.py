@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmservice.config.load import Device
     from vmservice.vm.machine_protocol import Machine
 
 # Guest memory is given back to the host, and taken and filled anew, at this speed at least.
@@ -29,7 +30,7 @@ class MachineHolder:
         self._on_input_room = on_input_room
         self._build = build
         self._memory_bytes = memory_bytes
-        self._balloon_bytes: int | None = None  # in place of what the configuration gave the machine
+        self._reconfigured: dict[str, Device] = {}  # by name: in place of what the configuration gave the machine
         self._refused_input: set[str] = set()  # consoles that have not taken all that was typed
 
     @property
@@ -43,8 +44,8 @@ class MachineHolder:
         try:
             machine = self._build(vcpus)
             try:
-                if self._balloon_bytes is not None:
-                    machine.set_balloon(self._balloon_bytes)
+                for device in self._reconfigured.values():
+                    machine.reconfigure(device)
                 machine.start()
             except BaseException:
                 machine.close()
@@ -75,11 +76,11 @@ class MachineHolder:
             self.is_lost = True
             raise MachineLost(f"the machine cannot be stopped, so the process ends: {error}") from error
 
-    def set_balloon(self, size_bytes: int) -> None:
-        """From now on, and for each machine to come, ask the guest to lend so much; less than its memory."""
-        self._balloon_bytes = size_bytes
+    def reconfigure(self, device: Device) -> None:
+        """This machine, and each after it, has the device of that name as this section of the configuration says."""
+        self._reconfigured[device.name] = device
         if self.machine is not None:
-            self.machine.set_balloon(size_bytes)
+            self.machine.reconfigure(device)
 
     def type(self, data: bytes, console: str) -> int:
         """How many of the typed bytes were taken: none unless the guest runs."""

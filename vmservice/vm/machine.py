@@ -7,13 +7,14 @@ from vmservice.errors import HostError, NotSupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmservice.board.board import Board
+    from vmservice.board.slot import Plugged
+    from vmservice.config.load import Device
     from vmservice.memory.guest_memory import GuestMemory
     from vmservice.vm.exit_handler import ExitHandler
     from vmservice.vm.guest_requests import GuestRequests
-    from vmservice.vm.peripherals import Peripherals
     from vmservice.vm.vcpus import Vcpus
 
 
@@ -31,7 +32,7 @@ class KvmMachine:
         vcpus: Vcpus,
         exit_handler: ExitHandler,
         guest: GuestRequests,
-        peripherals: Peripherals | None,
+        devices: Sequence[Plugged],
         give_back: Callable[[], None],
     ) -> None:
         self.memory = memory
@@ -39,12 +40,12 @@ class KvmMachine:
         self._vcpus = vcpus
         self._exit_handler = exit_handler
         self._guest = guest
-        self._peripherals = peripherals
+        self._devices = devices
         self._give_back = give_back
         self._is_paused = False
         self._inputs = dict(board.inputs)
-        if peripherals is not None:
-            self._inputs.update(peripherals.inputs)
+        for device in devices:
+            self._inputs.update(device.inputs)
         guest.source = self
 
     @property
@@ -54,6 +55,8 @@ class KvmMachine:
         return len(self._vcpus) if hotplug is None else len(hotplug.taken())
 
     def start(self) -> None:
+        for device in self._devices:
+            device.start()
         self._vcpus.start(self._exit_handler.handle, self._guest.failed)
 
     def pause(self) -> None:
@@ -141,13 +144,13 @@ class KvmMachine:
                 return
             self.board.take_coalesced()
             self.board.tick()
-            if self._peripherals is not None:
-                self._peripherals.tick()
+        for device in self._devices:
+            device.tick()
 
-    def set_balloon(self, size_bytes: int) -> None:
-        with self.board.lock:
-            if self._peripherals is not None and self._peripherals.balloon is not None:
-                self._peripherals.balloon.set_target_bytes(size_bytes)
+    def reconfigure(self, section: Device) -> None:
+        for device in self._devices:
+            if device.label == section.name:
+                device.reconfigure(section)
 
     def silent(self, patience_sec: float) -> list[str]:
         names = self._vcpus.silent()

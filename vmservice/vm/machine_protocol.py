@@ -6,6 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from vmservice.config.load import Device
+
     class Machine(Protocol):
         """What a VM runs on. Built stopped; `close` works from every condition and more than once.
 
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
         def cancel_set_vcpus(self) -> None:
             """Take back what the guest has not noticed; what it has noticed it may still do, and VCPUS then tells."""
 
-        def set_balloon(self, size_bytes: int) -> None:
-            """Ask the guest to lend so much of its memory; nothing where it has no balloon."""
+        def reconfigure(self, device: Device) -> None:
+            """The device of that name is to be as `device` says, where it has one of that name."""
 
         def console_input(self, data: bytes, console: str = "serial") -> int:
             """Give the guest what a person typed at its serial port or virtio-console (hvc); how many bytes it took.

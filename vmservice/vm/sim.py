@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmservice.config.load import Device
     from vmservice.vm.events import EventQueue
 
 HEARTBEAT_SEC = 1.0
@@ -112,8 +113,8 @@ class SimMachine:
     def drain(self) -> None:
         """Nothing waits anywhere: each line goes to the console at once."""
 
-    def set_balloon(self, size_bytes: int) -> None:
-        """The simulated guest has none."""
+    def reconfigure(self, device: Device) -> None:
+        """The simulated machine has no devices beside its console."""
 
     def silent(self, patience_sec: float) -> list[str]:
         if not self._lock.acquire(timeout=patience_sec):

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmservice.config.load import Device
     from vmservice.vm.events import GuestEvent
     from vmservice.vm.machine_protocol import Machine
     from vmservice.vm.operation import CallLater
@@ -198,9 +199,9 @@ class Vm:
         self._on_panic = on_panic
         self._on_watchdog = on_watchdog
 
-    def set_balloon(self, size_bytes: int) -> None:
-        """From now on, and after each boot, ask the guest to lend so much; less than its memory."""
-        self._holder.set_balloon(size_bytes)
+    def reconfigure_device(self, device: Device) -> None:
+        """From now on, and after each boot, the device of that name is as this section of the configuration says."""
+        self._holder.reconfigure(device)
 
     def hold(self, reason: str) -> None:
         """Refuse the verbs that would undo what is under way, with `reason` ("the VM is being stopped").

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
+from support.boards import make_board
+from support.guest_ram import guest_ram
 
 from vmservice.arch.x86_64 import layout
 from vmservice.arch.x86_64.layout import GIB, MIB
+from vmservice.board.pci_slots import PciSlots
 from vmservice.board.resources import RangeAllocator, RangeOutside, RangeOverlap, Resources, ResourcesExhausted
+from vmservice.board.slot import Services
+from vmservice.board.timers import Timers
 from vmservice.errors import ConfigError
 
 TIB = 1 << 40
@@ -113,8 +119,20 @@ def test_a_thousand_requests_never_overlap() -> None:
 # The areas of a machine
 
 
-def test_pins_are_those_of_the_ioapic_without_the_taken_ones() -> None:
-    pins = Resources(1 * GIB, 39).pins
+@pytest.fixture
+def of_a_machine() -> Iterator[Resources]:
+    """With what its board has taken, and its PCI bus."""
+    memory, timers = guest_ram((0, 2 * MIB)), Timers()
+    board = make_board(memory, timers=timers, max_vcpus=2, console=lambda data: None)
+    services = Services(memory, timers, post=lambda call: None, on_input_room=lambda label: None, warn=lambda text: None)
+    PciSlots(board, services, None, irqfd=False)  # type: ignore[arg-type]
+    yield board.resources
+    memory.close()
+    timers.close()
+
+
+def test_pins_are_those_of_the_ioapic_without_the_taken_ones(of_a_machine: Resources) -> None:
+    pins = of_a_machine.pins
     assert [pins.allocate(1, "virtio-mmio") for _ in range(18)] == list(range(6, 24))
     with pytest.raises(
         ResourcesExhausted, match=r"^virtio-mmio 18 wants 1 of the interrupt pins, but 5-23 has no such gap left$"
@@ -131,12 +149,12 @@ def test_message_gsis_begin_behind_the_pins() -> None:
         gsis.allocate(1, "d")
 
 
-def test_ports_keep_clear_of_a_pcs_and_of_the_fixed_devices() -> None:
-    pio = Resources(1 * GIB, 39).pio
+def test_ports_keep_clear_of_a_pcs_and_of_the_fixed_devices(of_a_machine: Resources) -> None:
+    pio = of_a_machine.pio
     assert pio.allocate(8, "a") == 0x1000
     assert pio.allocate(0x9FF8, "b") == 0x1008
     assert pio.allocate(8, "c") == 0xB001
-    for port in (0x3F8, 0x64, 0x71, 0x600, 0xCD8, 0xCFC, 0xB000):
+    for port in (0x3F8, 0x64, 0x71, 0x505, 0x600, 0x620, 0xCD8, 0xCFC, 0xB000):
         with pytest.raises(RangeOverlap):
             pio.reserve(port, 1, "d")
     pio.reserve(0x80, 1, "a port of a PC that is not taken")

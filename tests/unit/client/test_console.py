@@ -20,8 +20,8 @@ from support.process import CHECKOUT
 
 from vmservice.client import console as consoles
 from vmservice.errors import HostError, HostFacilityMissing, UsageError
-from vmservice.host.console import PtyConsole
-from vmservice.host.console_socket import open_socket_console
+from vmservice.host.consoles.pty import PtyConsole
+from vmservice.host.consoles.socket import open_socket_console
 
 TIMEOUT_SEC = 20.0
 PROGRAM = """

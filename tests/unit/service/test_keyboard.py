@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.process import CHECKOUT
 
-from vmservice.host.console_socket import open_socket_console
+from vmservice.host.consoles.socket import open_socket_console
 from vmservice.service.keyboard import Keyboard
 
 TIMEOUT_SEC = 10.0

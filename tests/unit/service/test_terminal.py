@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.process import CHECKOUT, SIM_CONFIG
 
-from vmservice.host.console import PtyConsole
+from vmservice.host.consoles.pty import PtyConsole
 
 JOB = Path(__file__).parents[2] / "support/shell_job.py"
 TIMEOUT_SEC = 20.0

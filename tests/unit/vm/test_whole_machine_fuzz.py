@@ -8,16 +8,21 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from support.backends import SinkConsole
 from support.boards import RecordingGuest, make_board
 from support.guest_ram import MIB, guest_ram
 
 from vmservice.arch.x86_64 import layout
-from vmservice.board import resources
+from vmservice.board.mmio_slots import MmioSlots
+from vmservice.board.pci_slots import PciSlots
+from vmservice.board.slot import Plugged, Services
 from vmservice.board.timers import Timers
-from vmservice.config_sections import ConsoleConfig, VirtioConfig
+from vmservice.config.sections.balloon import BalloonDevice
 from vmservice.devices.virtio import mmio_transport as mmio
 from vmservice.devices.virtio import pci_transport as pci
-from vmservice.vm.peripherals import Peripherals
+from vmservice.plug.balloon import BalloonPlug
+from vmservice.plug.console import ConsolePlug
+from vmservice.plug.rng import RngPlug
 
 ACCESSES = 1_000_000
 # In so many machines, one after the other: each begins in order, before the guest has moved every BAR to nowhere.
@@ -34,7 +39,7 @@ PORTS = [
     (layout.GED_PORT, layout.GED_LEN),
     (layout.PVPANIC_PORT, layout.PVPANIC_LEN),
     (layout.WATCHDOG_BASE, layout.WATCHDOG_LEN),
-    (resources.PCI_CONFIG_PORT, resources.PCI_CONFIG_LEN),
+    (layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_LEN),
     (0, 0x10000),
 ]
 OBSTACLES = [0, layout.IOAPIC_BASE, layout.LAPIC_BASE, layout.PCI_ECAM, layout.FIRMWARE_END - pci.BAR_SIZE]
@@ -96,6 +101,7 @@ class Machine:
         self.printed = 0
         self.warnings: list[str] = []
         self.timers = Timers()
+        self._calls: list[Callable[[], None]] = []
         self.guest = RecordingGuest()
         self.board = make_board(
             self.memory,
@@ -107,20 +113,23 @@ class Machine:
             max_vcpus=8,
             console=lambda data: None,
         )
-        self.peripherals = Peripherals(
-            VirtioConfig(transport, ConsoleConfig("null", None), True, RAM_BYTES // 2),
-            vm=self.vm,  # type: ignore[arg-type]
-            memory=self.memory,
-            board=self.board,
-            address_bits=ADDRESS_BITS,
-            irqfd=True,
-            hvc=self._print,
-            hvc_size=lambda: (132, 43),
-            ports={},
-            on_room=lambda label: None,
-            post=lambda callback: None,
-            warn=self._warn,
+        services = Services(
+            self.memory, self.timers, post=self._calls.append, on_input_room=lambda label: None, warn=self._warn
         )
+        self.slots: PciSlots | MmioSlots
+        if transport == "pci":
+            self.slots = PciSlots(self.board, services, self.vm, irqfd=True)  # type: ignore[arg-type]
+        else:
+            self.slots = MmioSlots(self.board, services)
+        host_console = SinkConsole(self._print, "hvc")
+        self.console = ConsolePlug(host_console, self.slots.slot("hvc"))
+        self.rng = RngPlug(self.slots.slot("rng"))
+        self.balloon = BalloonPlug(BalloonDevice(RAM_BYTES // 2), self.slots.slot("balloon"))
+        for device in self.devices():
+            device.start()
+
+    def devices(self) -> list[Plugged]:
+        return [self.console, self.rng, self.balloon]
 
     def _print(self, data: bytes) -> None:
         self.printed += len(data)
@@ -131,13 +140,16 @@ class Machine:
 
     def host_side(self, rng: random.Random) -> None:
         """What the host does in between."""
-        self.peripherals.tick()
+        self.rng.tick()
+        calls, self._calls[:] = self._calls[:], []
+        for call in calls:
+            call()
         self.board.events.raise_event(rng.randrange(1, 16))
         hotplug = self.board.cpu_hotplug
-        assert self.board.serial is not None and hotplug is not None and self.peripherals.console is not None
+        assert self.board.serial is not None and hotplug is not None
         assert 0 <= self.board.serial.receive(rng.randbytes(20)) <= 20
-        assert 0 <= self.peripherals.console.receive(0, rng.randbytes(20)) <= 20
-        self.peripherals.console.resize(rng.randrange(1 << 16), rng.randrange(1 << 16))
+        assert 0 <= self.console.device.receive(0, rng.randbytes(20)) <= 20
+        self.console.device.resize(rng.randrange(1 << 16), rng.randrange(1 << 16))
         if self.board.ioapic is not None:
             self.board.ioapic.end_of_interrupt(rng.randrange(256))
         for vcpu in hotplug.absent()[:1]:
@@ -195,7 +207,9 @@ class Machine:
         return offset
 
     def close(self) -> None:
-        self.peripherals.close()
+        for device in self.devices():
+            device.close()
+        self.slots.close()
         self.memory.close()
         self.timers.close()
 

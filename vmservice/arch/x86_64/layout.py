@@ -110,6 +110,10 @@ CMOS_LEN = 2
 POWER_PORT = 0x600
 POWER_LEN = 1
 
+# PCI configuration mechanism #1 (PCI Local Bus 3.0 §3.2.2.3.2)
+PCI_CONFIG_PORT = 0xCF8
+PCI_CONFIG_LEN = 8
+
 # Where QEMU has it; the DSDT says so all the same.
 PVPANIC_PORT = 0x505
 PVPANIC_LEN = 1

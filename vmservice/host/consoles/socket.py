@@ -13,11 +13,12 @@ import select
 import stat
 
 from vmservice.errors import ConfigError, HostError
-from vmservice.host.console import WAITING_LIMIT_BYTES, StreamConsole
+from vmservice.host.consoles.base import WAITING_LIMIT_BYTES
+from vmservice.host.consoles.stream import StreamConsole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.host.console import Log
+    from vmservice.host.consoles.base import Log
 
 BUSY = b"vmservice: somebody else is at this console\r\n"
 SOCKET_MODE = 0o660
@@ -47,12 +48,11 @@ class SocketConsole(StreamConsole):
         listener.setblocking(False)
         self._listener = listener
         self._log = log
-        self._label = label
         self._own_path = path if is_own else ""
         self._is_stream = is_stream
         self._listening = False
         self._poll = select.epoll()
-        super().__init__(-1, self._poll.fileno())
+        super().__init__(label, -1, self._poll.fileno())
         self._listen()
         log.info(f"the {label} console is at the socket {path}")
 
@@ -127,7 +127,7 @@ class SocketConsole(StreamConsole):
                 # No descriptor is left, say. Whoever waits for us would be woken up for it again and again.
                 self._poll.unregister(self._listener.fileno())
                 self._listening = False
-                self._log.warning(f"nobody can come to the {self._label} console now: {error.strerror}")
+                self._log.warning(f"nobody can come to the {self.label} console now: {error.strerror}")
             return
         os.set_blocking(client, False)
         if self._fd >= 0:
@@ -137,6 +137,7 @@ class SocketConsole(StreamConsole):
         with self._lock:
             self._fd = client
             self._pass_on()
+        self._tell_attached()
 
     def _detach(self) -> None:
         with self._lock:
@@ -145,6 +146,14 @@ class SocketConsole(StreamConsole):
                 self._waiting.clear()
         self._poll.unregister(fd)
         os.close(fd)
+        self._tell_attached()
+
+    def _tell_attached(self) -> None:
+        if self.on_attached is not None:
+            self.on_attached()
+
+    def fds(self) -> dict[str, int]:
+        return {"listener": self._listener.fileno(), "output": self._fd}
 
     def _listen(self) -> None:
         self._poll.register(self._listener.fileno(), select.EPOLLIN)

@@ -12,14 +12,11 @@ from pathlib import Path
 import pytest
 
 from vmservice.errors import ConfigError
-from vmservice.host.console import (
-    WAITING_LIMIT_BYTES,
-    FileConsole,
-    NullConsole,
-    PtyConsole,
-    StreamConsole,
-    open_console,
-)
+from vmservice.host.consoles.base import WAITING_LIMIT_BYTES, NullConsole
+from vmservice.host.consoles.file import FileConsole
+from vmservice.host.consoles.open import open_console
+from vmservice.host.consoles.pty import PtyConsole
+from vmservice.host.consoles.stream import StreamConsole
 
 
 class Warnings:
@@ -122,7 +119,7 @@ def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
 def test_a_reader_that_does_not_read(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    console = StreamConsole(writer, -1)
+    console = StreamConsole("serial", writer, -1)
     begin = time.monotonic()
     for _ in range(100):
         console.write(b"x" * 4096)
@@ -228,11 +225,11 @@ def test_size() -> None:
     console.close()
     assert console.size() == (0, 0)
     reader, writer = os.pipe()
-    console_in_pipe = StreamConsole(writer, -1)
+    console_in_pipe = StreamConsole("serial", writer, -1)
     assert console_in_pipe.size() == (0, 0)
     console_in_pipe.close()
     os.close(reader)
-    assert NullConsole().size() == (0, 0)
+    assert NullConsole("serial").size() == (0, 0)
 
 
 @pytest.mark.parametrize("mode", ["null", "off"])

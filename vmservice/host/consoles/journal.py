@@ -9,8 +9,8 @@ from __future__ import annotations
 import _thread
 import time
 
-from vmservice.host.console import OutputConsole
-from vmservice.host.console_text import printable
+from vmservice.host.consoles.base import OutputConsole
+from vmservice.host.consoles.text import printable
 from vmservice.host.journal_socket import JournalSocket
 
 LINE_LIMIT_BYTES = 2048
@@ -26,6 +26,7 @@ class JournalConsole(OutputConsole):
     """Takes what the guest prints and never waits or raises: a vCPU calls `write`, the event loop `flush` from time to time."""
 
     def __init__(self, vm_name: str, journal: JournalSocket | None = None, label: str = "serial") -> None:
+        super().__init__(label)
         self._journal = JournalSocket() if journal is None else journal
         self._fields = {
             "PRIORITY": "6",

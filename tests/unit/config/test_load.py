@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from vmservice.config import check_files, check_name, config_path, load_config
-from vmservice.config_sections import Config
+from vmservice.config.load import Config, check_files, load_config
+from vmservice.config.names import check_name, config_path
+from vmservice.config.sections.port import PortsDevice
 from vmservice.errors import ConfigError, UsageError
 
 KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
 
 
 @pytest.fixture
@@ -242,8 +238,8 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
             KERNEL + "[[disk]]",
-            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [console], [port],"
-            " [rng], [balloon], [virtio], [service]",
+            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [virtio], [service],"
+            " [console], [port], [rng], [balloon]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
@@ -407,21 +403,22 @@ def test_places_that_the_configuration_writes_to(file: Path, tmp_path: Path) -> 
 
 
 def test_a_kernel_gets_virtio_devices_and_a_firmware_only_what_it_asks_for(file: Path) -> None:
-    file.write_text(KERNEL)
-    virtio = load_config("demo", str(file)).virtio
-    assert virtio is not None
-    assert (virtio.transport, virtio.console.mode, virtio.rng, virtio.balloon_bytes) == ("pci", "off", True, None)
-    file.write_text('[firmware]\npath = "/x"\n')
-    assert load_config("demo", str(file)).virtio is None
-    file.write_text('[firmware]\npath = "/x"\n[balloon]\nsize = "4M"\n')
-    virtio = load_config("demo", str(file)).virtio
-    assert virtio is not None
-    assert virtio.balloon_bytes == 4 << 20
+    def devices(text: str) -> tuple[str | None, list[str]]:
+        config = load(file, text)
+        return config.transport, [device.name for device in config.devices]
+
+    assert devices(KERNEL) == ("pci", ["rng"])
+    assert devices('[firmware]\npath = "/x"\n') == (None, [])
+    assert devices('[firmware]\npath = "/x"\n[balloon]\nsize = "4M"\n') == ("pci", ["rng", "balloon"])
+    assert devices('[firmware]\npath = "/x"\n[virtio]\ntransport = "mmio"\n[rng]\nenabled = false') == ("mmio", [])
+    assert devices('[firmware]\npath = "bios"\n[[port]]\nname = "a"') == ("pci", ["ports", "rng"])
+    everything = '[balloon]\nsize = 0\n[[port]]\nname = "a"\n[console]\nmode = "null"\n[[port]]\nname = "b"\n'
+    assert devices(KERNEL + everything) == ("pci", ["hvc", "ports", "rng", "balloon"]), "not in the order of the file"
 
 
 @pytest.mark.parametrize("document", ["README.md", "packaging/examples/demo.toml"])
 def test_what_we_tell_people_to_write_is_accepted(file: Path, document: str) -> None:
-    text = (Path(__file__).parents[2] / document).read_text()
+    text = (Path(__file__).parents[3] / document).read_text()
     file.write_text(text.partition("```toml\n")[2].partition("```")[0] if document.endswith(".md") else text)
     config = load_config("demo", str(file))
     assert (config.cpus.boot, config.cpus.max, config.memory.size_bytes) == (1, 4, 512 << 20)
@@ -433,16 +430,12 @@ def test_ports(file: Path) -> None:
         file,
         KERNEL + '[[port]]\nname = "org.qemu.guest_agent.0"\n[[port]]\nname = "log"\nmode = "file"\npath = "l"\nconsole = true',
     )
-    virtio = config.virtio
-    assert virtio is not None
-    assert [(port.name, port.mode, port.path, port.is_console) for port in virtio.ports] == [
+    device = config.devices[0]
+    assert isinstance(device, PortsDevice)
+    assert [(port.name, port.output.mode, port.output.path, port.is_console) for port in device.ports] == [
         ("org.qemu.guest_agent.0", "socket", None, False),
         ("log", "file", str(file.parent / "l"), True),
     ]
-
-
-def test_a_firmware_with_a_port_has_virtio_devices(file: Path) -> None:
-    assert load(file, '[firmware]\npath = "bios"\n[[port]]\nname = "a"').virtio is not None
 
 
 @pytest.mark.parametrize(("keys", "shared"), [("", False), ("shared = true", True), ('file = "/dev/shm"', True)])

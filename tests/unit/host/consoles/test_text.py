@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmservice.host.console_text import printable
+from vmservice.host.consoles.text import printable
 
 
 @pytest.mark.parametrize(

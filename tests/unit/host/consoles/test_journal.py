@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from support.datagrams import Listener
 
-from vmservice.host import console_journal
-from vmservice.host.console_journal import BURST_LINES, LINE_LIMIT_BYTES, LINES_PER_SEC, JournalConsole
+from vmservice.host.consoles import journal as console_journal
+from vmservice.host.consoles.journal import BURST_LINES, LINE_LIMIT_BYTES, LINES_PER_SEC, JournalConsole
 from vmservice.host.journal_socket import JournalSocket
 
 

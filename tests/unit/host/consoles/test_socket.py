@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from vmservice.errors import ConfigError, HostError
-from vmservice.host import console_socket
-from vmservice.host.console import WAITING_LIMIT_BYTES, open_console
-from vmservice.host.console_socket import BUSY, SocketConsole, open_socket_console
+from vmservice.host.consoles import socket as console_socket
+from vmservice.host.consoles.base import WAITING_LIMIT_BYTES
+from vmservice.host.consoles.open import open_console
+from vmservice.host.consoles.socket import BUSY, SocketConsole, open_socket_console
 from vmservice.host.listen_fds import take_listen_fds
 
 TIMEOUT_SEC = 10.0

@@ -1,0 +1,167 @@
+"""Plugs: what each kind of device makes of its section and of the host's end, and what becomes of both."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.boards import make_board
+from support.guest_ram import MIB, guest_ram
+
+from vmservice.board.mmio_slots import MmioSlots
+from vmservice.board.pci_slots import PciSlots
+from vmservice.board.slot import Services, Slot
+from vmservice.board.timers import Timers
+from vmservice.config.core import ConsoleConfig
+from vmservice.config.load import load_config
+from vmservice.config.sections.console import ConsoleDevice
+from vmservice.config.sections.port import PortConfig, PortsDevice
+from vmservice.host.consoles.base import NullConsole
+from vmservice.plug import console, port
+from vmservice.plug.backend import Backends, ConsolesBackend, Host
+from vmservice.plug.console import ConsolePlug
+from vmservice.plug.port import PortsPlug
+
+
+class Terminal(NullConsole):
+    """The host's end of a virtio-console that has a size."""
+
+    columns, rows = 80, 24
+
+    def size(self) -> tuple[int, int]:
+        return self.columns, self.rows
+
+
+class Stream(NullConsole):
+    """The host's end of a port, with or without somebody there."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(label)
+        self.is_attached = False
+        self.is_full = False
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def has_room(self) -> bool:
+        return not self.is_full
+
+
+class Place:
+    """A machine with slots and no devices; `run` does what was posted to its event loop."""
+
+    def __init__(self, transport: str) -> None:
+        self.memory = guest_ram((0, 2 * MIB))
+        self.timers = Timers()
+        self.posted: list[Callable[[], None]] = []
+        services = Services(
+            self.memory, self.timers, post=self.posted.append, on_input_room=lambda label: None, warn=lambda text: None
+        )
+        board = make_board(self.memory, timers=self.timers)
+        self.slots: PciSlots | MmioSlots
+        if transport == "pci":
+            self.slots = PciSlots(board, services, None, irqfd=False)  # type: ignore[arg-type]
+        else:
+            self.slots = MmioSlots(board, services)
+
+    def slot(self, label: str) -> Slot:
+        return self.slots.slot(label)
+
+    def run(self) -> None:
+        while self.posted:
+            self.posted.pop(0)()
+
+    def close(self) -> None:
+        self.slots.close()
+        self.memory.close()
+        self.timers.close()
+
+
+@pytest.fixture(params=["pci", "mmio"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    place = Place(request.param)
+    yield place
+    place.close()
+
+
+def test_the_virtio_console_follows_its_terminal(place: Place) -> None:
+    """From the first moment on, and in a machine that comes after a reset too: each asks for itself."""
+    terminal = Terminal("hvc")
+    section, backend = ConsoleDevice(ConsoleConfig("pty", None)), ConsolesBackend([terminal])
+    plugged = console.build(section, backend, place.slot("hvc"))
+    assert isinstance(plugged, ConsolePlug)
+    assert plugged.device.read_config(0, 4) == bytes((80, 0, 24, 0))
+    terminal.columns, terminal.rows = 300, 43
+    assert terminal.on_resized is not None
+    terminal.on_resized()
+    assert plugged.device.read_config(0, 4) == bytes((80, 0, 24, 0)), "whoever notices is not the loop"
+    place.run()
+    assert plugged.device.read_config(0, 4) == bytes((44, 1, 43, 0))
+    plugged.close()
+    assert terminal.on_resized is None
+    after_reset = console.build(section, backend, place.slot("hvc after a reset"))
+    assert isinstance(after_reset, ConsolePlug)
+    assert after_reset.device.read_config(0, 4) == bytes((44, 1, 43, 0))
+    after_reset.close()
+
+
+def test_ports_are_on_a_device_of_their_own(place: Place) -> None:
+    section = PortsDevice(
+        (
+            PortConfig("port[0]", "agent", ConsoleConfig("socket", None)),
+            PortConfig("port[2]", "tty", ConsoleConfig("pty", None), is_console=True),
+        )
+    )
+    agent, tty = Stream("agent"), Stream("tty")
+    plugged = port.build(section, ConsolesBackend([agent, tty]), place.slot("ports"))
+    assert isinstance(plugged, PortsPlug)
+    device = plugged.device
+    assert [(one.name, one.is_console) for one in device.ports] == [("agent", False), ("tty", True)]
+    assert device.state.host_open == [False, True]
+    agent.is_attached = True
+    assert agent.on_attached is not None
+    agent.on_attached()
+    place.run()
+    assert device.state.host_open == [True, True]
+    device.ports[0].sink(b"to the agent")
+    assert (agent.written, tty.written) == (b"to the agent", b"")
+    agent.is_full = tty.is_full = True
+    assert device.ports[0].has_room is not None and not device.ports[0].has_room()
+    assert device.ports[1].has_room is None, "Linux spins for a console that does not take its bytes"
+    assert list(plugged.inputs) == ["agent", "tty"]
+    assert [plugged.inputs[label].offer(b"x") for label in ("agent", "tty")] == [0, 1], "a stream is not typed ahead"
+    plugged.close()
+    assert agent.on_attached is None
+
+
+def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(tmp_path: Path) -> None:
+    """What is left over is said: whoever connects to it would wait for ever."""
+    listeners = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+    for number, listener in enumerate(listeners):
+        listener.bind(str(tmp_path / str(number)))
+        listener.listen()
+    names = ("agent", "hvc", "serial")
+    passed = [(name, os.dup(listener.fileno())) for name, listener in zip(names, listeners, strict=True)]
+    (tmp_path / "demo.toml").write_text(
+        '[firmware]\npath = "bios"\n[serial]\nmode = "socket"\n[console]\nmode = "null"\n[[port]]\nname = "agent"\n'
+    )
+    said: list[str] = []
+    log = SimpleNamespace(info=said.append, warning=said.append)
+    backends = Backends(load_config("demo", str(tmp_path / "demo.toml")), Host("demo", log, list(passed)))
+    assert said == [
+        f"the serial console is at the socket {tmp_path}/2",
+        f"the agent console is at the socket {tmp_path}/0",
+        "systemd passed a socket called 'hvc', and no console of that name has mode = \"socket\"",
+    ]
+    assert [one.label for one in backends.consoles] == ["serial", "hvc", "agent"]
+    assert [one.label for one in backends.consoles if one.input_fd >= 0] == ["serial", "agent"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(passed[1][1])
+    backends.close()
+    for listener in listeners:
+        listener.close()

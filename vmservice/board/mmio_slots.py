@@ -1,0 +1,45 @@
+"""Slots of virtio's MMIO transport: a window of registers and a level-triggered pin each, which the DSDT tells the guest of."""
+
+from __future__ import annotations
+
+from vmservice.acpi import devices_aml
+from vmservice.board.slot import Slot
+from vmservice.devices.virtio.mmio_transport import WINDOW_BYTES, MmioTransport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.board.board import Board
+    from vmservice.board.slot import Services
+    from vmservice.devices.virtio.device import VirtioDevice
+
+
+class MmioSlots:
+    """Windows in the order in which devices are placed."""
+
+    def __init__(self, board: Board, services: Services) -> None:
+        self._board = board
+        self._services = services
+        self._aml: list[bytes] = []
+
+    def slot(self, label: str) -> Slot:
+        return Slot(label, self._services, self._place)
+
+    def aml(self) -> list[bytes]:
+        r"""Objects for \_SB in the DSDT."""
+        return self._aml
+
+    def tables(self) -> list[bytes]:
+        """Tables beside the ones that every machine has."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _place(self, slot: Slot, device: VirtioDevice) -> MmioTransport:
+        board = self._board
+        base = board.resources.mmio32.allocate(WINDOW_BYTES, slot.label, alignment=WINDOW_BYTES)
+        pin = board.resources.pins.allocate(1, slot.label)
+        window = MmioTransport(device, slot.memory, board.line(pin), warn=slot.warn, post=self._services.post, lock=slot.lock)
+        board.mmio.insert(base, WINDOW_BYTES, window, slot.lock)
+        self._aml.append(devices_aml.virtio_mmio(len(self._aml), base, pin))
+        return window

@@ -1,0 +1,93 @@
+"""Slots of the PCI bus: a function with a BAR and MSI-X vectors each."""
+
+from __future__ import annotations
+
+from vmservice.acpi import devices_aml, tables
+from vmservice.arch.x86_64 import layout
+from vmservice.board.message_interrupts import MessageInterrupts
+from vmservice.board.slot import Slot
+from vmservice.devices.pci import bus as pci_bus
+from vmservice.devices.pci.host_bridge import host_bridge
+from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciTransport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.board.board import Board
+    from vmservice.board.slot import Services
+    from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.kvm.vm import KvmVm
+
+# What the PCI root hands down of the I/O ports: all but those of the configuration mechanism.
+_PCI_PORTS = [(0, layout.PCI_CONFIG_PORT - 1), (0xD00, 0xFFFF)]
+
+
+class PciSlots:
+    """The bus, its host bridge in slot 0, and the others in the order in which devices are placed.
+
+    `irqfd` says whether KVM routes message-signalled interrupts from eventfds.
+    """
+
+    def __init__(self, board: Board, services: Services, vm: KvmVm, *, irqfd: bool) -> None:
+        self._board = board
+        self._services = services
+        self._vm = vm
+        self._irqfd = irqfd
+        self._interrupts: list[MessageInterrupts] = []
+        # What answers at these addresses without being on the MMIO bus: no BAR may be moved there.
+        reserved = [(region.gpa, region.size_bytes, "RAM") for region in services.memory.regions]
+        reserved += [
+            (layout.IOAPIC_BASE, layout.IOAPIC_LEN, "the IOAPIC"),
+            (layout.LAPIC_BASE, layout.LAPIC_LEN, "the local APICs"),
+            (layout.IDENTITY_MAP_ADDRESS, layout.KVM_PAGES_SIZE, "pages of KVM's own"),
+            (layout.FIRMWARE_END - layout.FIRMWARE_MAX_SIZE, layout.FIRMWARE_MAX_SIZE, "the firmware"),
+        ]
+        self.bus = pci_bus.PciBus(board.mmio, reserved=reserved, warn=services.warn)
+        board.add_ports(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_LEN, self.bus.config_ports, self.bus.lock)
+        board.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, self.bus.ecam, self.bus.lock)
+        self.bus.insert(host_bridge())
+
+    def slot(self, label: str) -> Slot:
+        return Slot(label, self._services, self._place)
+
+    def aml(self) -> list[bytes]:
+        r"""Objects for \_SB in the DSDT."""
+        available = self._board.resources
+        root = devices_aml.pci_root(
+            layout.PCI_CONFIG_PORT,
+            pci_bus.BUSES,
+            mmio32=(available.mmio32.base, available.mmio32.end - 1),
+            mmio64=available.mmio64_window(),
+            io=_PCI_PORTS,
+        )
+        return [root, devices_aml.motherboard_memory(layout.PCI_ECAM, layout.PCI_ECAM_SIZE)]
+
+    def tables(self) -> list[bytes]:
+        """Tables beside the ones that every machine has."""
+        return [tables.mcfg(layout.PCI_ECAM, pci_bus.BUSES)]
+
+    def close(self) -> None:
+        """Give back the eventfds."""
+        for interrupts in self._interrupts:
+            interrupts.close()
+
+    def _place(self, slot: Slot, device: VirtioDevice) -> PciTransport:
+        resources = self._board.resources
+        vectors = len(device.queue_max_sizes) + 1
+        first_gsi = resources.msi_gsis.allocate(vectors, slot.label) if self._irqfd else None
+        interrupts = MessageInterrupts(self._vm, first_gsi, slot.warn)
+        self._interrupts.append(interrupts)
+        wide = resources.mmio64_window() is not None
+        function = PciTransport(
+            device,
+            slot.memory,
+            signal=interrupts.signal,
+            on_route_changed=interrupts.on_route_changed,
+            warn=slot.warn,
+            post=self._services.post,
+            lock=slot.lock,
+            is_64bit=wide,
+        )
+        area = resources.mmio64 if wide else resources.mmio32
+        function.place_bar(function.bar, area.allocate(BAR_SIZE, slot.label, alignment=BAR_SIZE))
+        self.bus.insert(function)
+        return function

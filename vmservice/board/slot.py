@@ -1,0 +1,119 @@
+"""A place where a device is plugged in, and the device in it: what a plug is given, and what the machine gets from it."""
+
+from __future__ import annotations
+
+import _thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    from vmservice.board.input import ConsoleInput
+    from vmservice.board.timers import Timer, Timers
+    from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.transport import VirtioTransport
+    from vmservice.memory.guest_memory import GuestMemory
+
+    class Transport(Protocol):
+        """A PCI function or a window of MMIO registers with a virtio device behind it."""
+
+        @property
+        def virtio(self) -> VirtioTransport: ...
+
+        @property
+        def state(self) -> object: ...
+
+        def start(self) -> None: ...
+
+        def close(self) -> None: ...
+
+
+class Services:
+    """What of the machine the devices in all slots share.
+
+    `post(callback)` runs `callback` soon in the event loop's thread, with no lock held, unless the machine is gone by then.
+    `on_input_room` is told, from any thread, the console that has room for typed bytes again.
+    """
+
+    __slots__ = ("memory", "on_input_room", "post", "timers", "warn")
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        timers: Timers,
+        *,
+        post: Callable[[Callable[[], None]], None],
+        on_input_room: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.memory = memory
+        self.timers = timers
+        self.post = post
+        self.on_input_room = on_input_room
+        self.warn = warn
+
+
+class Slot:
+    """For the device called `label`. `lock` is held during each access to the device, by the guest or by the host.
+
+    `place` makes the device's transport: once, and with this slot's lock.
+    """
+
+    __slots__ = ("_place", "_services", "label", "lock", "memory")
+
+    def __init__(self, label: str, services: Services, place: Callable[[Slot, VirtioDevice], Transport]) -> None:
+        self.label = label
+        self.lock = _thread.allocate_lock()
+        self.memory = services.memory
+        self._services = services
+        self._place = place
+
+    def place(self, device: VirtioDevice) -> Transport:
+        return self._place(self, device)
+
+    def call_later(self, delay_sec: float, callback: Callable[[], None]) -> Timer:
+        """Have `callback` called in that time, in the event loop's thread and with the lock held."""
+        return self._services.timers.call_later(delay_sec, lambda: self._with_lock(callback))
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called soon, in the event loop's thread and with the lock held. From any thread."""
+        self._services.post(lambda: self._with_lock(callback))
+
+    def on_input_room(self, label: str) -> None:
+        self._services.on_input_room(label)
+
+    def warn(self, text: str) -> None:
+        self._services.warn(text)
+
+    def _with_lock(self, callback: Callable[[], None]) -> None:
+        with self.lock:
+            callback()
+
+
+class Plugged:
+    """A device in its slot. Kinds that can do more than exchange buffers with the guest are subclasses.
+
+    `inputs` are the consoles of the device that can be typed at, by label. Every method is for the main thread, with no lock
+    held.
+    """
+
+    def __init__(self, slot: Slot, device: VirtioDevice) -> None:
+        self.label = slot.label
+        self.lock = slot.lock
+        self.inputs: dict[str, ConsoleInput] = {}
+        self.transport = slot.place(device)
+
+    def start(self) -> None:
+        """The machine is whole: what the driver had asked for before its state was taken goes on."""
+        self.transport.start()
+
+    def tick(self) -> None:
+        """Several times a second while the guest may run."""
+
+    def reconfigure(self, section: Any) -> None:
+        """The section of the configuration has other values than before, of keys that may change while the VM runs."""
+
+    def close(self) -> None:
+        """Let go of guest memory, and of the host."""
+        self.transport.close()

@@ -1,0 +1,225 @@
+"""The sections that every VM has, as frozen objects that are right by themselves, and how they are read."""
+
+from __future__ import annotations
+
+import os
+
+from vmservice.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from vmservice.config.reader import TableReader
+
+# 255 is the broadcast id of a local APIC in xAPIC mode (Intel SDM vol. 3, 11.6.2), and the IOAPIC takes an id of its own.
+VCPUS_MAX = 254
+
+# Below 1 MiB lie the zero page, page tables, command line, ACPI tables and the firmware's low copy; a kernel comes above that.
+# With less than 2 MiB no guest can start; what a given kernel needs beyond that is known when it is loaded, to the byte.
+MEMORY_MIN_BYTES = 2 << 20
+# One memory slot of KVM has at most 2^31 - 1 pages (KVM_MEM_MAX_NR_PAGES, linux/kvm_host.h); all above 4 GiB is one slot.
+MEMORY_MAX_BYTES = 8 << 40
+MEMORY_DEFAULT_BYTES = 512 << 20
+PAGE_BYTES = 4096
+HUGE_PAGE_BYTES = 2 << 20
+
+# boot_params gives the command line 64 KiB of the low memory; the kernel's own limit is asked for when it is loaded.
+CMDLINE_MAX_BYTES = 0xFFFF
+
+SHUTDOWN_TIMEOUT_DEFAULT_SEC = 120
+SHUTDOWN_TIMEOUT_MAX_SEC = 86400
+
+LOG_LEVELS = ("err", "warning", "notice", "info")  # the words of systemd's LogLevelMax=
+
+CONSOLE_MODES = ("journal", "tty", "file", "pty", "socket", "null", "off")
+TRANSPORTS = ("pci", "mmio")
+
+KEYS = {
+    "kernel": ("path", "initramfs", "cmdline"),
+    "firmware": ("path",),
+    "cpus": ("boot", "max"),
+    "memory": ("size", "file", "mergeable", "hugepages", "prefault", "shared"),
+    "serial": ("mode", "path"),
+    "virtio": ("transport",),
+    "service": ("on_panic", "on_poweroff", "on_reset", "on_watchdog", "shutdown_timeout", "log_level"),
+}
+
+
+class KernelConfig:
+    """`[kernel]`: Linux, started by its PVH or its 64-bit entry. Paths are absolute; `initramfs` is None without one."""
+
+    __slots__ = ("cmdline", "initramfs", "path")
+
+    def __init__(self, path: str, initramfs: str | None, cmdline: str) -> None:
+        self.path: Final = path
+        self.initramfs: Final = initramfs
+        self.cmdline: Final = cmdline
+
+
+class FirmwareConfig:
+    """`[firmware]`: a flat image that starts at the reset vector."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path: Final = path
+
+
+class CpusConfig:
+    """`[cpus]`: vCPUs at boot, and the ceiling for Resize; 1 <= boot <= max <= 254."""
+
+    __slots__ = ("boot", "max")
+
+    def __init__(self, boot: int, maximum: int) -> None:
+        self.boot: Final = boot
+        self.max: Final = maximum
+
+
+class MemoryConfig:
+    """`[memory]`: whole pages; `file` is a file or a directory that backs them, None for anonymous memory.
+
+    `mergeable` offers them to KSM, `hugepages` are of 2 MiB, `prefault` has them all present before the guest runs, `shared`
+    lets another process map them too, as a file always does.
+    """
+
+    __slots__ = ("file", "hugepages", "mergeable", "prefault", "shared", "size_bytes")
+
+    def __init__(
+        self,
+        size_bytes: int,
+        *,
+        file: str | None = None,
+        mergeable: bool = False,
+        hugepages: bool = False,
+        prefault: bool = False,
+        shared: bool = False,
+    ) -> None:
+        self.shared: Final = shared
+        self.size_bytes: Final = size_bytes
+        self.file: Final = file
+        self.mergeable: Final = mergeable
+        self.hugepages: Final = hugepages
+        self.prefault: Final = prefault
+
+
+class ConsoleConfig:
+    """The host's end of `[serial]`, `[console]` or a port.
+
+    `mode` is one of CONSOLE_MODES, or None where the file leaves it to how the service was started; `path` is set for mode
+    `file` only.
+    """
+
+    __slots__ = ("mode", "path")
+
+    def __init__(self, mode: str | None, path: str | None) -> None:
+        self.mode: Final = mode
+        self.path: Final = path
+
+
+class ServiceConfig:
+    """`[service]`: `on_poweroff` is exit or stay, `on_reset` reboot or exit, `on_panic` and `on_watchdog` those or pause.
+    `log_level`, one of LOG_LEVELS, bounds what the VMM itself says."""
+
+    __slots__ = ("log_level", "on_panic", "on_poweroff", "on_reset", "on_watchdog", "shutdown_timeout_sec")
+
+    def __init__(
+        self,
+        on_poweroff: str,
+        on_reset: str,
+        shutdown_timeout_sec: int,
+        on_panic: str = "exit",
+        on_watchdog: str = "reboot",
+        log_level: str = "info",
+    ) -> None:
+        self.log_level: Final = log_level
+        self.on_panic: Final = on_panic
+        self.on_watchdog: Final = on_watchdog
+        self.on_poweroff: Final = on_poweroff
+        self.on_reset: Final = on_reset
+        self.shutdown_timeout_sec: Final = shutdown_timeout_sec
+
+
+def read_guest(reader: TableReader) -> tuple[KernelConfig | None, FirmwareConfig | None]:
+    if reader.has("kernel") == reader.has("firmware"):
+        state = "both [kernel] and [firmware]" if reader.has("kernel") else "neither [kernel] nor [firmware]"
+        raise ConfigError(f"{reader.path}: {state} is there; one of them must say what the guest starts with")
+    if reader.has("firmware"):
+        return None, FirmwareConfig(reader.required_file("firmware", "path"))
+    cmdline = reader.text("kernel", "cmdline", "")
+    if not cmdline.isprintable() or len(cmdline.encode()) > CMDLINE_MAX_BYTES:
+        raise reader.refusal("kernel", "cmdline", f"one line of printable characters, at most {CMDLINE_MAX_BYTES} bytes")
+    kernel = KernelConfig(reader.required_file("kernel", "path"), reader.file("kernel", "initramfs"), cmdline)
+    return kernel, None
+
+
+def read_cpus(reader: TableReader) -> CpusConfig:
+    boot = reader.integer("cpus", "boot", 1, VCPUS_MAX, 1)
+    maximum = reader.integer("cpus", "max", 1, VCPUS_MAX, boot)
+    if boot > maximum:
+        raise reader.refusal("cpus", "boot", f"at most cpus.max, which is {maximum}")
+    return CpusConfig(boot, maximum)
+
+
+def read_memory(reader: TableReader) -> MemoryConfig:
+    size_bytes = reader.size("memory", "size", MEMORY_DEFAULT_BYTES)
+    file = reader.file("memory", "file")
+    if not MEMORY_MIN_BYTES <= size_bytes <= MEMORY_MAX_BYTES:
+        raise reader.refusal("memory", "size", "a size from 2M to 8T")
+    if size_bytes % PAGE_BYTES:
+        raise reader.refusal("memory", "size", f"a multiple of {PAGE_BYTES} bytes")
+    # A file may be sparse and lie on a disk: only its file system knows what it can hold.
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if file is None and 0 < host_bytes < size_bytes:
+        raise reader.refusal("memory", "size", f"at most the {host_bytes >> 20}M that this host has")
+    mergeable = reader.boolean("memory", "mergeable", False)
+    hugepages = reader.boolean("memory", "hugepages", False)
+    if hugepages and size_bytes % HUGE_PAGE_BYTES:
+        raise reader.refusal("memory", "size", "a multiple of 2M, for memory.hugepages is true")
+    if hugepages and file is not None:
+        raise reader.refusal("memory", "hugepages", "false with memory.file, which may be a directory of hugetlbfs")
+    if hugepages and mergeable:
+        raise reader.refusal("memory", "hugepages", "false with memory.mergeable, for KSM merges no huge pages")
+    prefault = reader.boolean("memory", "prefault", False)
+    shared = reader.boolean("memory", "shared", file is not None)
+    if file is not None and not shared:
+        raise reader.refusal("memory", "shared", "true with memory.file, for a file is always shared")
+    return MemoryConfig(size_bytes, file=file, mergeable=mergeable, hugepages=hugepages, prefault=prefault, shared=shared)
+
+
+def read_console(reader: TableReader, section: str, default: str) -> ConsoleConfig:
+    mode = reader.choice(section, "mode", CONSOLE_MODES, default)
+    path = reader.file(section, "path")
+    if mode == "file" and path is None:
+        raise ConfigError(
+            f'{reader.path}: {section}.path is missing; mode "file" needs the file that the console is written to'
+        )
+    if mode != "file" and path is not None:
+        raise ConfigError(f'{reader.path}: {section}.path is only for mode "file"; the mode here is {mode or "not set"}')
+    return ConsoleConfig(mode or None, path)
+
+
+def read_service(reader: TableReader) -> ServiceConfig:
+    return ServiceConfig(
+        reader.choice("service", "on_poweroff", ("exit", "stay"), "exit"),
+        reader.choice("service", "on_reset", ("reboot", "exit"), "reboot"),
+        reader.integer("service", "shutdown_timeout", 0, SHUTDOWN_TIMEOUT_MAX_SEC, SHUTDOWN_TIMEOUT_DEFAULT_SEC),
+        reader.choice("service", "on_panic", ("reboot", "exit", "pause"), "exit"),
+        reader.choice("service", "on_watchdog", ("reboot", "exit", "pause"), "reboot"),
+        reader.choice("service", "log_level", LOG_LEVELS, "info"),
+    )
+
+
+def check_output(config_path: str, key: str, file: str | None) -> None:
+    """ConfigError unless `file`, which `key` names, may be a file to write to."""
+    if file is None:
+        return
+    check_folder(config_path, key, file)
+    if os.path.isdir(file):
+        raise ConfigError(f"{config_path}: {key} is {file}, a directory; expected a file")
+
+
+def check_folder(config_path: str, key: str, file: str) -> None:
+    folder = os.path.dirname(file)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{config_path}: {key} is {file}, but there is no directory {folder}")

@@ -1,0 +1,36 @@
+"""What a VM may be called, and where its configuration belongs."""
+
+from __future__ import annotations
+
+import os
+
+from vmservice.errors import UsageError
+
+NAME_MAX_LENGTH = 64
+NAME_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+NAME_REST = NAME_FIRST | frozenset("_.-")
+
+
+def check_name(name: str) -> None:
+    """UsageError unless `name` may be the NAME of a VM."""
+    if not is_name(name):
+        raise UsageError(
+            f"{name[: 2 * NAME_MAX_LENGTH]!r} cannot be the name of a VM; "
+            f"it must be 1 to {NAME_MAX_LENGTH} of A-Z a-z 0-9 _ . - and begin with a letter or digit"
+        )
+
+
+def is_name(name: str) -> bool:
+    """Whether a VM, or a device of one, may be called so."""
+    return 0 < len(name) <= NAME_MAX_LENGTH and name[0] in NAME_FIRST and NAME_REST.issuperset(name)
+
+
+def config_path(name: str, *, user: bool) -> str:
+    """Where the configuration of the VM `name` belongs: for the system instance, or for the user's own."""
+    check_name(name)
+    if not user:
+        return f"/etc/vmservice/{name}.toml"
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    if not home.startswith("/"):  # XDG base directory specification: a relative path is to be ignored
+        home = os.path.expanduser("~/.config")
+    return f"{home}/vmservice/{name}.toml"

@@ -1,0 +1,94 @@
+"""What every end of a guest's console, or port, on the host's side has in common.
+
+Every kind has `write`, for the vCPU threads: it neither waits nor raises; `flush`, for the event loop, several times a second;
+`input_fd`, readable when a person has typed, -1 where nobody can, and `read`; `size`; and `close`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Console(Protocol):
+        label: str
+        """What messages, the journal and `vmservice console` call it."""
+        on_attached: Callable[[], None] | None
+        """Told, in whichever thread notices, when somebody has come or gone."""
+        on_room: Callable[[], None] | None
+        """Told likewise when `has_room` says yes again."""
+        on_resized: Callable[[], None] | None
+        """Told likewise when `size` answers something else than before."""
+
+        @property
+        def input_fd(self) -> int:
+            """To be waited for, without closing it, for what a person types; -1 where there is nobody."""
+
+        @property
+        def is_attached(self) -> bool:
+            """Whether somebody, or something, is at this end now."""
+
+        def read(self, size_bytes: int) -> bytes:
+            """What was typed, when `input_fd` is readable; nothing at the end, BlockingIOError when there is nothing yet."""
+
+        def has_room(self) -> bool:
+            """Whether all of a `write` is kept now, up to a limit; for those that can wait."""
+
+        def write(self, data: bytes) -> None:
+            """What the guest printed; from any thread."""
+
+        def flush(self) -> None:
+            """Move on what waits."""
+
+        def size(self) -> tuple[int, int]:
+            """Columns and rows of the terminal now; 0 and 0 where there is none."""
+
+        def fds(self) -> dict[str, int]:
+            """What it has open and would go on with elsewhere, by name."""
+
+        def close(self) -> None: ...
+
+    class Log(Protocol):
+        def info(self, text: str) -> None: ...
+        def warning(self, text: str) -> None: ...
+
+
+CHUNK_BYTES = 4096
+WAITING_LIMIT_BYTES = 64 * 1024
+
+
+class OutputConsole:
+    """What all have in common at which nobody types."""
+
+    input_fd = -1
+    is_attached = True
+    on_attached: Callable[[], None] | None = None
+    on_room: Callable[[], None] | None = None
+    on_resized: Callable[[], None] | None = None
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def fds(self) -> dict[str, int]:
+        return {}
+
+    def read(self, _size_bytes: int) -> bytes:
+        return b""
+
+    def has_room(self) -> bool:
+        return True
+
+    def size(self) -> tuple[int, int]:
+        return 0, 0
+
+
+class NullConsole(OutputConsole):
+    def write(self, data: bytes) -> None:
+        """Nobody wants it."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,133 @@
+"""What the host gives to the devices of one VM: opened once, kept over resets of the guest, closed with the process."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Protocol
+
+    from vmservice.config.load import Config, Device
+    from vmservice.host.consoles.base import Console, Log
+
+    class Backend(Protocol):
+        """The host's end of one device section."""
+
+        @property
+        def consoles(self) -> Sequence[Console]:
+            """Those that a person or a program may type at."""
+
+        def fds(self) -> dict[str, int]:
+            """Its descriptors by name, which outlive the machine."""
+
+        def close(self) -> None: ...
+
+
+class Host:
+    """What `open` of a plug may use. `passed` are sockets that systemd gave to the process: (name, descriptor)."""
+
+    def __init__(self, vm_name: str, log: Log, passed: list[tuple[str, int]]) -> None:
+        self.vm_name = vm_name
+        self.log = log
+        self._passed = passed
+
+    def open_console(self, label: str, mode: str, path: str | None, *, is_stream: bool = False) -> Console:
+        """The host's end of a console or port. ConfigError or HostError."""
+        from vmservice.host.consoles.open import open_console
+
+        passed_fd = self._take_passed(label) if mode == "socket" else -1
+        return open_console(mode, path, self.vm_name, self.log, label, is_stream=is_stream, passed_fd=passed_fd)
+
+    def _take_passed(self, label: str) -> int:
+        for number, (name, fd) in enumerate(self._passed):
+            if name == label:
+                del self._passed[number]
+                return fd
+        return -1
+
+    def close_left_over(self) -> None:
+        """Whoever connects to a socket that nobody serves would wait for ever."""
+        while self._passed:
+            name, fd = self._passed.pop()
+            os.close(fd)
+            self.log.warning(f'systemd passed a socket called {name!r}, and no console of that name has mode = "socket"')
+
+
+class NoBackend:
+    """For a device that needs nothing of the host."""
+
+    consoles: Sequence[Console] = ()
+
+    def fds(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ConsolesBackend:
+    """For a device with consoles or ports: the host's ends of them, in their order."""
+
+    def __init__(self, consoles: Sequence[Console]) -> None:
+        self.consoles = consoles
+
+    def fds(self) -> dict[str, int]:
+        return {f"{console.label}.{name}": fd for console in self.consoles for name, fd in console.fds().items()}
+
+    def close(self) -> None:
+        for console in self.consoles:
+            console.close()
+
+
+class Backends:
+    """Those of every device of `config`, by the device's name, and the serial console, None where that is off.
+
+    ConfigError or HostError, with nothing left open, when one cannot be opened.
+    """
+
+    def __init__(self, config: Config, host: Host) -> None:
+        self.serial: Console | None = None
+        self._opened: dict[str, Backend] = {}
+        try:
+            mode = config.serial.mode or _default_mode()
+            if mode != "off":
+                self.serial = host.open_console("serial", mode, config.serial.path)
+            for device in config.devices:
+                self._opened[device.name] = plug_module(device).open(device, host)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            host.close_left_over()
+
+    def of(self, device: Device) -> Backend:
+        return self._opened[device.name]
+
+    @property
+    def consoles(self) -> list[Console]:
+        """Of all devices, the serial one first."""
+        found = [self.serial] if self.serial is not None else []
+        for backend in self._opened.values():
+            found += backend.consoles
+        return found
+
+    def close(self) -> None:
+        while self._opened:
+            self._opened.popitem()[1].close()
+        if self.serial is not None:
+            self.serial.close()
+            self.serial = None
+
+
+def plug_module(device: Device) -> Any:
+    """The module that the section names, which is imported only where the file has the section."""
+    __import__(device.plug)
+    return sys.modules[device.plug]
+
+
+def _default_mode() -> str:
+    """Under systemd the journal, for a person the terminal. INVOCATION_ID is in the environment of every service."""
+    return "journal" if "INVOCATION_ID" in os.environ and not os.isatty(0) else "tty"

@@ -1,0 +1,32 @@
+"""`[balloon]`: virtio-balloon."""
+
+from __future__ import annotations
+
+from vmservice.board.slot import Plugged
+from vmservice.devices.virtio.balloon import Balloon
+from vmservice.plug.backend import NoBackend
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.board.slot import Slot
+    from vmservice.config.sections.balloon import BalloonDevice
+    from vmservice.plug.backend import Backend, Host
+
+
+class BalloonPlug(Plugged):
+    def __init__(self, section: BalloonDevice, slot: Slot) -> None:
+        self.device = Balloon(slot.memory, slot.memory.discard)
+        self.device.set_target_bytes(section.size)
+        super().__init__(slot, self.device)
+
+    def reconfigure(self, section: BalloonDevice) -> None:
+        with self.lock:
+            self.device.set_target_bytes(section.size)
+
+
+def open(section: BalloonDevice, host: Host) -> Backend:
+    return NoBackend()
+
+
+def build(section: BalloonDevice, backend: Backend, slot: Slot) -> Plugged:
+    return BalloonPlug(section, slot)

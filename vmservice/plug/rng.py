@@ -1,0 +1,33 @@
+"""`[rng]`: virtio-rng, from the host's own generator."""
+
+from __future__ import annotations
+
+import os
+
+from vmservice.board.slot import Plugged
+from vmservice.devices.virtio.rng import Rng
+from vmservice.plug.backend import NoBackend
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.board.slot import Slot
+    from vmservice.config.sections.rng import RngDevice
+    from vmservice.plug.backend import Backend, Host
+
+
+def open(section: RngDevice, host: Host) -> Backend:
+    return NoBackend()
+
+
+class RngPlug(Plugged):
+    def __init__(self, slot: Slot) -> None:
+        self.device = Rng(os.urandom)
+        super().__init__(slot, self.device)
+
+    def tick(self) -> None:
+        with self.lock:
+            self.device.tick()
+
+
+def build(section: RngDevice, backend: Backend, slot: Slot) -> Plugged:
+    return RngPlug(slot)
