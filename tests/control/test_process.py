@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.bus_client import client
+from dbus_next import Variant
+from support.bus_client import CallFailed, client
 from support.private_bus import PrivateBus
 from support.process import SIM_CONFIG, Manager, VmProcess
 
@@ -359,3 +360,75 @@ def test_a_bug_in_a_task_ends_the_vm_and_is_told_to_the_journal_only(
     assert process.wait() == 70
     assert "internal error: Traceback" in process.messages
     assert "ValueError: a bug" in process.messages
+
+
+# What sitecustomize does: the guest cannot be stopped, as when a vCPU hangs.
+STUCK = """\
+from vmservice.errors import HostError
+from vmservice.vm.sim import SimMachine
+def close(self):
+    raise HostError("vCPU 0 did not stop within 10 seconds")
+SimMachine.close = close
+"""
+LOST = "the machine cannot be stopped, so the process ends: vCPU 0 did not stop within 10 seconds"
+
+
+@pytest.mark.parametrize("way", ["forced", "the guest powers off"])
+def test_a_machine_that_cannot_be_stopped_ends_the_process(
+    start: Start, manager: Manager, bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A Shutdown fails and changes nothing; what must end, ends with the process and one sentence."""
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start("--bus", bus.address, service="shutdown_timeout = 0" if way == "forced" else "")
+    manager.wait_for("READY", "1")
+    for verb in ("Shutdown", "Reboot"):
+        with pytest.raises(CallFailed, match=r"Error\.Failed: vCPU 0 did not stop within 10 seconds"):
+            call(bus.address, verb)
+    assert state(bus.address) == "running"
+    if way == "forced":
+        process.send(signal.SIGTERM)
+    else:
+        call(bus.address, "PowerButton")
+    manager.wait_for("STATUS", LOST)
+    assert process.wait() == 71
+    assert process.messages.count(f"error: {LOST}") == 1
+    assert "Traceback" not in process.messages
+
+
+# What sitecustomize does: a process that has decided to end takes its time over it.
+SLOW_TO_LEAVE = """\
+import asyncio
+from vmservice.service.loop import Service
+leave = Service._leave
+async def slowly(self, *arguments):
+    await asyncio.sleep(0.5)
+    await leave(self, *arguments)
+Service._leave = slowly
+"""
+
+
+@pytest.mark.parametrize("verb", ["Boot", "Shutdown", "PowerButton", "Pause"])
+def test_a_call_on_the_way_out_is_refused_with_the_reason(
+    start: Start, manager: Manager, bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A client that answers State = shutdown with Boot would lose its guest at once."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_LEAVE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+
+    async def answer_at_once() -> CallFailed:
+        async with client(bus.address) as caller, asyncio.timeout(20):
+            await caller.watch()
+            await caller.call("demo", "PowerButton")
+            while not any(signal.body[1].get("State", Variant("s", "")).value == "shutdown" for signal in caller.signals):
+                await asyncio.sleep(0.01)
+            with pytest.raises(CallFailed) as refusal:
+                await caller.call("demo", verb)
+            return refusal.value
+
+    refusal = asyncio.run(answer_at_once())
+    assert refusal.name == "org.vmservice.VM1.Error.Busy"
+    assert refusal.text == f"{verb} is refused because the VM's process is about to end: the guest powered off"
+    assert process.wait() == 0

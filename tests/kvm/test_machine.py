@@ -13,10 +13,11 @@ import pytest
 from support.kvm_guest import TIMEOUT_SEC, needs_kvm, running_guest, wait_until
 from support.payload import BANNER
 
-from vmservice.errors import ConfigError
+from vmservice.errors import ConfigError, HostError
 from vmservice.kvm import abi
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
+from vmservice.vm.vm import Vm
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 
@@ -242,3 +243,36 @@ def test_a_device_that_hangs_is_named_with_its_vcpu(payloads: Payloads) -> None:
             assert guest.vm.silent(0.01) == ["vCPU 0", "the lock of the devices"]
         go_on.set()
         wait_until(lambda: guest.vm.silent(TIMEOUT_SEC) == [] or None, "it did not go on")
+
+
+@pytest.mark.parametrize("verb", [Vm.shutdown, Vm.reboot, Vm.pause], ids=["Shutdown", "Reboot", "Pause"])
+def test_a_verb_that_a_vcpu_does_not_follow_changes_nothing(
+    payloads: Payloads, monkeypatch: pytest.MonkeyPatch, verb: Callable[[Vm], None]
+) -> None:
+    """A device hangs, so its vCPU does not stop in time. All of them go on afterwards, and the verb works the next time."""
+    monkeypatch.setattr("vmservice.vm.vcpus.STOP_TIMEOUT_SEC", 0.2)
+    with running_guest(payloads("beat"), vcpus=2) as guest:
+        guest.output.wait_for(BANNER)
+        come, go_on = threading.Event(), threading.Event()
+        serial = guest.machines[-1].board.serial
+        assert serial is not None
+        write = serial.write
+
+        def hang(offset: int, data: bytes) -> None:
+            come.set()
+            go_on.wait(TIMEOUT_SEC)
+            write(offset, data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serial, "write", hang)
+            assert come.wait(TIMEOUT_SEC)
+            before = guest.vm.properties()
+            with pytest.raises(HostError, match="vCPU 0 did not stop within"):
+                verb(guest.vm)
+            assert guest.vm.properties() == before
+        go_on.set()
+        guest.output.wait_for(b"beat ", len(guest.output.data))
+        guest.vm.silent(TIMEOUT_SEC)
+        wait_until(lambda: guest.vm.silent(TIMEOUT_SEC) == [] or None, "a vCPU did not go on")
+        verb(guest.vm)
+        assert len(guest.machines) == (2 if verb is Vm.reboot else 1)

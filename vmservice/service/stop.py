@@ -55,6 +55,7 @@ class GracefulStop:
         else:
             self._log.info(f"asked the guest to power off; it has {self._timeout_sec} seconds")
             self._task = asyncio.get_running_loop().create_task(self._wait())
+            self._task.add_done_callback(_show_bug)
 
     def force(self) -> None:
         """The second request: no more patience."""
@@ -69,15 +70,27 @@ class GracefulStop:
         next_press = begin
         while (elapsed := time.monotonic() - begin) < self._timeout_sec:
             if begin + elapsed >= next_press:
-                self._vm.power_button()
+                self._press()
                 next_press += _PRESS_PERIOD_SEC
             self._notifier.status(f"stopping: waiting for the guest to power off ({elapsed:.0f} of {self._timeout_sec} s)")
             self._notifier.extend_timeout(_EXTEND_SEC)
             await asyncio.sleep(min(_REPORT_PERIOD_SEC, self._timeout_sec - elapsed))
         self._force(f"the guest did not power off within {self._timeout_sec} seconds")
 
+    def _press(self) -> None:
+        try:
+            self._vm.power_button()
+        except VmmError as error:
+            self._log.warning(f"the power button cannot be pressed: {error}")
+
     def _force(self, why: str) -> None:
         self.cancel()
         self._notifier.status(f"forced to stop: {why}")
         self._vm.force_stop(why)
         self._finish()
+
+
+def _show_bug(task: asyncio.Task[None]) -> None:
+    """An exception that a callback raises is for the loop's handler, which ends the process: nobody would force the stop."""
+    if not task.cancelled():
+        task.result()
