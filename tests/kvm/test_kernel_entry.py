@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 from support.images import elf, note_segment, pvh_note, segment
 from support.kvm_guest import needs_kvm, running_guest
 
+from vmservice.arch.x86_64 import gdt
+from vmservice.kvm import abi
 from vmservice.vm.events import EventKind
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
@@ -59,3 +62,35 @@ def test_mode_and_registers_at_the_entry(tmp_path: Path, image: bytes, letter: b
         guest.vm.tick()
         assert guest.output.data == letter
         assert guest.messages == [f"booting {path} by the {protocol} boot protocol"]
+
+
+# lidt [0x200f00]; mov dx, 0x3f9; mov al, 2; out dx, al: COM1 interrupts at once, for its transmitter is empty;
+# sti; mov ecx, 1000000; loop; cli; mov al, "-": nothing came.
+WAIT_FOR_COM1 = bytes.fromhex("0f011d000f2000 66baf903 b002 ee fb b940420f00 e2fe fa b02d") + PRINT_AND_POWER_OFF
+INTERRUPTED = bytes.fromhex("fa b021") + PRINT_AND_POWER_OFF  # cli; mov al, "!"
+HANDLER, IDTR, IDT = 0x100, 0xF00, 0x1000
+EVERY_VECTOR = struct.pack("<HHBBH", HANDLER, 8 * gdt.CODE, 0, 0x8E, 0x20) * 256  # interrupt gates to 0x200100
+
+
+@pytest.mark.parametrize("masked", [(), (abi.KVM_CAP_SPLIT_IRQCHIP,)], ids=["split irqchip", "in-kernel irqchip"])
+def test_no_interrupt_comes_from_a_pic_that_nobody_has_programmed(tmp_path: Path, masked: tuple[int, ...]) -> None:
+    """KVM's 8259 is as at power-on, base 0 and nothing masked: the interrupt of COM1 came through LINT0 as vector 4."""
+    program = bytearray(IDT + len(EVERY_VECTOR))
+    for offset, part in ((0, WAIT_FOR_COM1), (HANDLER, INTERRUPTED), (IDTR, struct.pack("<HI", 2047, 0x200000 + IDT))):
+        program[offset : offset + len(part)] = part
+    program[IDT:] = EVERY_VECTOR
+    path = tmp_path / "vmlinux"
+    path.write_bytes(elf([segment(0x200000, bytes(program)), note_segment(pvh_note(0x200000))], entry=0x200000))
+    with running_guest(path, is_kernel=True, masked=masked) as guest:
+        assert guest.next_event().kind == EventKind.POWEROFF
+        guest.vm.tick()
+        assert guest.output.data == b"-"
+
+
+def test_a_64_bit_kernel_finds_its_caches_on(tmp_path: Path) -> None:
+    """CD and NW of CR0 are set by a reset; a kernel that is entered by the 64-bit protocol need not look."""
+    path = tmp_path / "vmlinux"
+    path.write_bytes(elf([segment(0x100000, LINUX_CODE)], entry=0x100000))
+    with running_guest(path, is_kernel=True) as guest:
+        guest.next_event()
+        assert guest.machines[-1].vcpu_set.first.sregs().cr0 & (1 << 30 | 1 << 29) == 0

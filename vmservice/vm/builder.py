@@ -90,7 +90,7 @@ def _build(config: Config, host: HostServices, vcpus: int, closers: Closers) -> 
         on_watchdog=host.note_watchdog,
         warn=host.warn,
     )
-    created = Vcpus(_vcpu_creator(vm, kvm, cpuid, from_kernel=config.kernel is not None), vcpus)
+    created = Vcpus(_vcpu_creator(vm, kvm, cpuid, config), vcpus)
     closers.add(created.close)
     slots = _create_slots(config, board, services, vm, kvm, closers)
     devices = _plug_in(config, slots, host, closers)
@@ -194,15 +194,15 @@ def _create_irqchip(vm: KvmVm, kvm: Kvm) -> bool:
     return False
 
 
-def _vcpu_creator(vm: KvmVm, kvm: Kvm, supported_cpuid: bytes, *, from_kernel: bool) -> Callable[[int], KvmVcpu]:
+def _vcpu_creator(vm: KvmVm, kvm: Kvm, supported_cpuid: bytes, config: Config) -> Callable[[int], KvmVcpu]:
     """The way in which the machine makes a vCPU; a firmware sets up its processors itself."""
     tsc_deadline = bool(kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
 
     def create(index: int) -> KvmVcpu:
         vcpu = vm.create_vcpu(index)
         try:
-            vcpu.set_cpuid(vcpu_cpuid(supported_cpuid, index, tsc_deadline=tsc_deadline))
-            if from_kernel:
+            vcpu.set_cpuid(vcpu_cpuid(supported_cpuid, index, config.cpus.max, tsc_deadline=tsc_deadline))
+            if config.kernel is not None:
                 from vmservice.arch.x86_64 import registers
 
                 registers.set_boot_msrs(vcpu)

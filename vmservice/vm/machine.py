@@ -37,7 +37,7 @@ class KvmMachine:
     ) -> None:
         self.memory = memory
         self.board = board
-        self._vcpus = vcpus
+        self.vcpu_set = vcpus
         self._exit_handler = exit_handler
         self._guest = guest
         self._devices = devices
@@ -52,15 +52,15 @@ class KvmMachine:
     def vcpus(self) -> int:
         """Those that the guest has; one that it has not noticed yet does not count."""
         hotplug = self.board.cpu_hotplug
-        return len(self._vcpus) if hotplug is None else len(hotplug.taken())
+        return len(self.vcpu_set) if hotplug is None else len(hotplug.taken())
 
     def start(self) -> None:
         for device in self._devices:
             device.start()
-        self._vcpus.start(self._exit_handler.handle, self._guest.failed)
+        self.vcpu_set.start(self._exit_handler.handle, self._guest.failed)
 
     def pause(self) -> None:
-        self._vcpus.stop()
+        self.vcpu_set.stop()
         with self.board.lock:
             self.board.pause()
             self._is_paused = True
@@ -69,7 +69,7 @@ class KvmMachine:
         with self.board.lock:
             self._is_paused = False
             self.board.resume()
-        self._vcpus.release()
+        self.vcpu_set.release()
 
     def press_power_button(self) -> None:
         with self.board.lock:
@@ -88,9 +88,9 @@ class KvmMachine:
         added = absent[: max(count - there, 0)]
         try:
             for index in added:
-                self._vcpus.add(index)
+                self.vcpu_set.add(index)
         except BaseException:
-            self._vcpus.remove([index for index in added if self._vcpus.has(index)])
+            self.vcpu_set.remove([index for index in added if self.vcpu_set.has(index)])
             raise
         with self.board.lock:
             for index in added:
@@ -114,7 +114,7 @@ class KvmMachine:
     def _retire(self, indexes: list[int]) -> None:
         """End the threads of vCPUs that the guest does not have. Where one does not stop, that is for the next time."""
         try:
-            self._vcpus.remove(indexes)
+            self.vcpu_set.remove(indexes)
         except HostError:
             with self.board.lock:
                 self.board.put_ejected(indexes)
@@ -153,7 +153,7 @@ class KvmMachine:
                 device.reconfigure(section)
 
     def silent(self, patience_sec: float) -> list[str]:
-        names = self._vcpus.silent()
+        names = self.vcpu_set.silent()
         if self.board.lock.acquire(timeout=patience_sec):
             self.board.lock.release()
         else:
@@ -162,11 +162,11 @@ class KvmMachine:
 
     def close(self) -> None:
         """Stop at once and give everything back to the host. HostError, with the guest going on, when it cannot be stopped."""
-        if self._vcpus.is_closed:
+        if self.vcpu_set.is_closed:
             return
-        self._vcpus.stop()
+        self.vcpu_set.stop()
         with self.board.lock:
             self.board.take_coalesced()
         self.board.close()
-        self._vcpus.close()
+        self.vcpu_set.close()
         self._give_back()

@@ -33,6 +33,7 @@ _MXCSR = 0x1F80
 _LVT_LINT0 = 0x350
 _LVT_LINT1 = 0x360
 _DELIVERY_MODE = 0x7 << 8
+_MASKED = 1 << 16
 _MODE_NMI = 4 << 8
 _MODE_EXTINT = 7 << 8
 
@@ -50,7 +51,8 @@ def set_long_mode_registers(vcpu: KvmVcpu, entry: int) -> None:
     )
     sregs = vcpu.sregs()
     _set_segments(sregs, gdt.LONG_MODE)
-    sregs.cr0 |= _CR0_PE | _CR0_PG
+    # Not the reset's CD and NW, which switch caches off.
+    sregs.cr0 = _CR0_PE | _CR0_ET | _CR0_PG
     sregs.cr3 = layout.PML4
     sregs.cr4 |= _CR4_PAE
     sregs.efer |= _EFER_LME | _EFER_LMA
@@ -75,11 +77,15 @@ def set_boot_msrs(vcpu: KvmVcpu) -> None:
 
 
 def set_local_interrupts(vcpu: KvmVcpu) -> None:
-    """LINT0 takes the PIC's interrupts and LINT1 the NMI, as the MP table says and a PC's firmware leaves them."""
+    """LINT0 is the PIC's and LINT1 the NMI's, as the MP table says and a PC's firmware leaves them; LINT0 is masked.
+
+    Nobody has programmed the PIC. KVM's, where it has one, is as at power-on: it would send the interrupt of COM1 as vector 4.
+    A kernel that wants the PIC sets it up, and LINT0 with it.
+    """
     lapic = vcpu.lapic()
-    for register, mode in ((_LVT_LINT0, _MODE_EXTINT), (_LVT_LINT1, _MODE_NMI)):
+    for register, mode in ((_LVT_LINT0, _MODE_EXTINT | _MASKED), (_LVT_LINT1, _MODE_NMI)):
         (value,) = struct.unpack_from("<I", lapic, register)
-        struct.pack_into("<I", lapic, register, value & ~_DELIVERY_MODE | mode)
+        struct.pack_into("<I", lapic, register, value & ~(_DELIVERY_MODE | _MASKED) | mode)
     vcpu.set_lapic(lapic)
 
 
