@@ -103,7 +103,7 @@ def test_a_new_message_while_it_is_open(processor: Processor, interrupts: Messag
 
 def test_routes_of_pins_and_of_messages_do_not_replace_each_other(processor: Processor, interrupts: MessageInterrupts) -> None:
     interrupts.on_route_changed(0, ADDRESS, 0x41, False)
-    processor.vm.set_msi_routes([None] * 4 + [(ADDRESS, 0x30)])
+    processor.vm.routes.set_pins([None] * 4 + [(ADDRESS, 0x30)])
     interrupts.on_route_changed(1, ADDRESS, 0x42, False)
     with_pin = MessageInterrupts(processor.vm, 4, pytest.fail)
     processor.vm.attach_eventfd(with_pin.eventfd(0), 4)
@@ -112,6 +112,22 @@ def test_routes_of_pins_and_of_messages_do_not_replace_each_other(processor: Pro
     interrupts.signal(1)
     assert processor.requests() == [0x30, 0x41, 0x42]
     with_pin.close()
+
+
+def test_a_message_says_whether_a_vcpu_took_it(processor: Processor) -> None:
+    assert processor.vm.signal_msi(ADDRESS, 0x41) > 0
+    assert processor.vm.signal_msi(ADDRESS, 0x41) >= 0, "it is waiting there already"
+    assert processor.vm.signal_msi(ADDRESS | 0x77 << 12, 0x41) < 0, "there is no vCPU with that APIC id"
+    assert processor.requests() == [0x41]
+
+
+def test_a_route_that_is_gone_interrupts_no_more(processor: Processor, interrupts: MessageInterrupts) -> None:
+    interrupts.on_route_changed(0, ADDRESS, 0x41, False)
+    interrupts.on_route_changed(1, ADDRESS, 0x42, False)
+    processor.vm.routes.remove(GSI)
+    interrupts.signal(0)
+    interrupts.signal(1)
+    assert processor.requests() == [0x42]
 
 
 def test_a_closed_eventfd_is_detached(processor: Processor, interrupts: MessageInterrupts) -> None:

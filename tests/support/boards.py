@@ -50,7 +50,8 @@ def make_board(
 ) -> Board:
     """`vm` stands for KVM; one that takes messages and routes and forgets them unless given."""
     if vm is None:
-        vm = SimpleNamespace(signal_msi=lambda *message: 1, set_msi_routes=lambda routes: None)
+        routes = SimpleNamespace(set_pins=lambda routes: None)
+        vm = SimpleNamespace(signal_msi=lambda *message: 1, routes=routes)
     return Board(
         vm,
         memory,

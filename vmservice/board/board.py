@@ -205,7 +205,7 @@ class Board:
         assert self.ioapic is not None, "only an IOAPIC of ours has routes that change"
         routes = [route if route is not None and route[1] & _MSI_LEVEL_TRIGGERED else None for route in self.ioapic.routes()]
         if routes != self._level_routes and (any(routes) or any(self._level_routes)):
-            self._vm.set_msi_routes(routes)
+            self._vm.routes.set_pins(routes)
         self._level_routes = routes
 
 

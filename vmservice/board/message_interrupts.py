@@ -51,7 +51,7 @@ class MessageInterrupts:
             if masked:
                 self._detach(vector, gsi)
             else:
-                self._vm.set_msi_route(gsi, (address, data))
+                self._vm.routes.set_message(gsi, (address, data))
                 self._attach(vector, gsi)
         except (HostError, OSError) as error:
             self._detach(vector, gsi)

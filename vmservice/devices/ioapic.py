@@ -84,7 +84,7 @@ class IoApicState(DeviceState):
 
 
 class IoApic:
-    """`send_msi(address, data)` delivers a message.
+    """`send_msi(address, data)` delivers a message; less than 0 says that no local APIC has it.
 
     `lock` is taken by the host's side itself, and to be held during the guest's accesses: devices with locks of their own
     raise their lines at the same time. Neither `send_msi` nor `on_routes_changed` may come back here.
@@ -95,7 +95,7 @@ class IoApic:
 
     def __init__(
         self,
-        send_msi: Callable[[int, int], None],
+        send_msi: Callable[[int, int], int],
         state: IoApicState | None = None,
         on_routes_changed: Callable[[], None] = _ignore,
     ) -> None:
@@ -202,9 +202,12 @@ class IoApic:
 
     def _deliver_level(self, pin: int) -> None:
         entry = self.state.redirection[pin]
-        if self.state.lines >> pin & 1 and not entry & (MASKED | REMOTE_IRR):
+        if not self.state.lines >> pin & 1 or entry & (MASKED | REMOTE_IRR):
+            return
+        # Remote IRR says that a local APIC has accepted the interrupt, whose EOI clears it (data sheet, §3.2.4). What none
+        # has accepted is sent again with the next change of the line or of the entry.
+        if self._send_msi(*_message(entry)) >= 0:
             self.state.redirection[pin] = entry | REMOTE_IRR
-            self._send_msi(*_message(entry))
 
 
 def _is_level(entry: int) -> bool:

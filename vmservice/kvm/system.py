@@ -74,7 +74,8 @@ class Kvm:
         return buffer.raw[head_bytes : head_bytes + head.nent * entry_bytes]
 
     def create_vm(self) -> KvmVm:
-        return KvmVm(self, ioctl.call(self.fd, abi.KVM_CREATE_VM, name="KVM_CREATE_VM"))
+        fd = ioctl.call(self.fd, abi.KVM_CREATE_VM, name="KVM_CREATE_VM")
+        return KvmVm(fd, self.run_bytes, self.extension(abi.KVM_CAP_COALESCED_MMIO))
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -7,25 +7,23 @@ import os
 
 from vmservice.errors import KvmError
 from vmservice.kvm import abi, ioctl
+from vmservice.kvm.routes import Routes
 from vmservice.kvm.vcpu import KvmVcpu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
 
-    from vmservice.kvm.system import Kvm
-
 
 class KvmVm:
     """A VM file descriptor and what may be asked of it. It does not own its vCPUs' descriptors."""
 
-    def __init__(self, kvm: Kvm, fd: int) -> None:
+    def __init__(self, fd: int, run_bytes: int, coalesced_page: int) -> None:
+        """`run_bytes` is the size of a vCPU's shared area, `coalesced_page` the page in it with the ring of gathered writes."""
         self.fd = fd
-        self._kvm = kvm
-        self._msi = abi.kvm_msi()
-        # By GSI: address and data. KVM takes the whole table at once.
-        self._pin_routes: dict[int, tuple[int, int]] = {}
-        self._message_routes: dict[int, tuple[int, int]] = {}
+        self.routes = Routes(fd)
+        self._run_bytes = run_bytes
+        self._coalesced_page = coalesced_page
 
     def set_memory(self, slot: int, gpa: int, mapping: mmap.mmap, *, read_only: bool = False) -> None:
         """Show `mapping` to the guest at `gpa`; it must stay mapped as long as the VM lives."""
@@ -66,28 +64,14 @@ class KvmVm:
         """Drive an input of the in-kernel interrupt controllers."""
         ioctl.call(self.fd, abi.KVM_IRQ_LINE, abi.kvm_irq_level(irq=gsi, level=level), name="KVM_IRQ_LINE")
 
-    def signal_msi(self, address: int, data: int) -> None:
-        """Send a message-signalled interrupt. A message to no vCPU is lost, as on a bus; it is the guest's doing."""
-        self._msi.address_lo = address & 0xFFFFFFFF
-        self._msi.address_hi = address >> 32
-        self._msi.data = data
-        ioctl.raw(self.fd, abi.KVM_SIGNAL_MSI, ctypes.addressof(self._msi))
+    def signal_msi(self, address: int, data: int) -> int:
+        """Send a message-signalled interrupt, from any thread.
 
-    def set_msi_routes(self, routes: list[tuple[int, int] | None]) -> None:
-        """The (address, data) of each pin, or None: tells KVM for which vectors an EOI must come to us."""
-        self._pin_routes = {gsi: route for gsi, route in enumerate(routes) if route is not None}
-        self._set_routes()
-
-    def set_msi_route(self, gsi: int, message: tuple[int, int]) -> None:
-        """The (address, data) that `gsi`, which is no pin's, stands for; KvmError, with the route gone, when KVM refuses it."""
-        if self._message_routes.get(gsi) == message:
-            return
-        self._message_routes[gsi] = message
-        try:
-            self._set_routes()
-        except KvmError:
-            del self._message_routes[gsi]
-            raise
+        More than 0 where a vCPU took it, 0 where it was waiting there already, less than 0 where the message names no vCPU that
+        there is: it is lost, as on a bus.
+        """
+        msi = abi.kvm_msi(address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data)
+        return ioctl.raw(self.fd, abi.KVM_SIGNAL_MSI, ctypes.addressof(msi))
 
     def attach_eventfd(self, fd: int, gsi: int) -> None:
         """From now on a write to `fd` is an interrupt by way of `gsi`, which has a route; one of before is made up for."""
@@ -96,20 +80,6 @@ class KvmVm:
     def detach_eventfd(self, fd: int, gsi: int) -> None:
         irqfd = abi.kvm_irqfd(fd=fd, gsi=gsi, flags=abi.KVM_IRQFD_FLAG_DEASSIGN)
         ioctl.call(self.fd, abi.KVM_IRQFD, irqfd, name="KVM_IRQFD(DEASSIGN)")
-
-    def _set_routes(self) -> None:
-        used = [*self._pin_routes.items(), *self._message_routes.items()]
-        head_bytes = ctypes.sizeof(abi.kvm_irq_routing)
-        buffer = ctypes.create_string_buffer(head_bytes + max(len(used), 1) * ctypes.sizeof(abi.kvm_irq_routing_entry))
-        abi.kvm_irq_routing.from_buffer(buffer).nr = len(used)
-        entries = (abi.kvm_irq_routing_entry * len(used)).from_buffer(buffer, head_bytes)
-        for entry, (gsi, (address, data)) in zip(entries, used, strict=True):
-            entry.gsi = gsi
-            entry.type = abi.KVM_IRQ_ROUTING_MSI
-            entry.address_lo = address & 0xFFFFFFFF
-            entry.address_hi = address >> 32
-            entry.data = data
-        ioctl.call(self.fd, abi.KVM_SET_GSI_ROUTING, buffer, name="KVM_SET_GSI_ROUTING")
 
     def coalesce_pio(self, port: int, size_bytes: int) -> None:
         """Let writes to these ports gather in the ring of `KvmVcpu.coalesced` until the next exit."""
@@ -121,7 +91,7 @@ class KvmVm:
         result = ioctl.raw(self.fd, abi.KVM_CREATE_VCPU, index)
         if result < 0:
             raise KvmError.from_os(f"KVM_CREATE_VCPU failed for vCPU {index}", OSError(-result, ""))
-        return KvmVcpu(index, result, self._kvm.run_bytes, self._kvm.extension(abi.KVM_CAP_COALESCED_MMIO))
+        return KvmVcpu(index, result, self._run_bytes, self._coalesced_page)
 
     def close(self) -> None:
         if self.fd >= 0:

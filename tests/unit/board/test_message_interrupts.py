@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,31 +18,38 @@ FIRST_GSI = 24
 ADDRESS = 0xFEE00000
 
 
+class Routes:
+    def __init__(self, call: Callable[[str], None]) -> None:
+        self._call = call
+        self.messages: dict[int, tuple[int, int]] = {}
+
+    def set_message(self, gsi: int, message: tuple[int, int]) -> None:
+        self._call("route")
+        self.messages[gsi] = message
+
+
 class Vm:
     """Routes and attached eventfds, as KVM has them; `calls` in their order."""
 
     def __init__(self) -> None:
-        self.routes: dict[int, tuple[int, int]] = {}
+        self.routes = Routes(self._call)
         self.attached: dict[int, int] = {}
         self.calls: list[str] = []
         self.messages: list[tuple[int, int]] = []
         self.refuse = ""
 
-    def set_msi_route(self, gsi: int, message: tuple[int, int]) -> None:
-        self._call("route")
-        self.routes[gsi] = message
-
     def attach_eventfd(self, fd: int, gsi: int) -> None:
         self._call("attach")
-        assert gsi in self.routes and gsi not in self.attached
+        assert gsi in self.routes.messages and gsi not in self.attached
         self.attached[gsi] = fd
 
     def detach_eventfd(self, fd: int, gsi: int) -> None:
         self._call("detach")
         assert self.attached.pop(gsi) == fd
 
-    def signal_msi(self, address: int, data: int) -> None:
+    def signal_msi(self, address: int, data: int) -> int:
         self.messages.append((address, data))
+        return 1
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -99,7 +106,7 @@ def function() -> Iterator[Function]:
 def test_a_vector_that_the_guest_has_opened_goes_by_its_eventfd(function: Function) -> None:
     function.control(CONTROL_ENABLE)
     function.entry(1, 0x41)
-    assert function.vm.routes == {FIRST_GSI + 1: (ADDRESS, 0x41)}
+    assert function.vm.routes.messages == {FIRST_GSI + 1: (ADDRESS, 0x41)}
     assert function.vm.attached == {FIRST_GSI + 1: function.interrupts.eventfd(1)}
     for _ in range(3):
         function.msix.interrupt(1)
@@ -152,7 +159,7 @@ def test_a_back_end_keeps_its_eventfd_over_masks_and_moves(function: Function) -
     function.control(CONTROL_ENABLE)
     function.entry(0, 0x41)
     function.entry(0, 0x52)
-    assert function.vm.routes == {FIRST_GSI: (ADDRESS, 0x52)}
+    assert function.vm.routes.messages == {FIRST_GSI: (ADDRESS, 0x52)}
     assert function.vm.attached == {FIRST_GSI: fd}
     assert function.interrupts.eventfd(0) == fd
     assert os.get_inheritable(fd) is False
@@ -164,7 +171,7 @@ def test_a_message_that_changes_while_open_moves_the_route_only(function: Functi
     function.vm.calls.clear()
     function.msix.write_table(8, struct.pack("<I", 0x61))
     assert function.vm.calls == ["route"]
-    assert function.vm.routes == {FIRST_GSI: (ADDRESS, 0x61)}
+    assert function.vm.routes.messages == {FIRST_GSI: (ADDRESS, 0x61)}
 
 
 @pytest.mark.parametrize("refuse", ["route", "attach"])

@@ -17,11 +17,16 @@ class Rig:
 
     def __init__(self, state: IoApicState | None = None) -> None:
         self.log: list[object] = []
+        self.accepted = 1  # what the local APICs answer
         self.chip = IoApic(
-            lambda address, data: self.log.append((address, data)),
+            self._send,
             state=state,
             on_routes_changed=lambda: self.log.append("routes"),
         )
+
+    def _send(self, address: int, data: int) -> int:
+        self.log.append((address, data))
+        return self.accepted
 
     @property
     def messages(self) -> list[object]:
@@ -334,9 +339,32 @@ def test_an_entry_masked_while_served_keeps_its_route_until_the_eoi(rig: Rig) ->
     assert rig.route_changes == 1
 
 
+def test_a_level_interrupt_that_no_local_apic_has_accepted_is_sent_again() -> None:
+    """Remote IRR stayed set for ever: no EOI could come, and the pin was dead until the next reset."""
+    rig = Rig()
+    rig.accepted = -1
+    rig.entry(10, 0x3A | LEVEL, destination=7)
+    rig.chip.set_line(10, True)
+    assert rig.messages == [(0xFEE07000, 0xC03A)]
+    assert not rig.low(10) & REMOTE_IRR
+    rig.accepted = 1
+    rig.entry(10, 0x3A | LEVEL, destination=0)
+    assert rig.messages[-1] == (0xFEE00000, 0xC03A)
+    assert rig.low(10) & REMOTE_IRR
+    rig.accepted = 0  # a vCPU has the vector waiting already: its EOI will come
+    rig.entry(11, 0x3B | LEVEL)
+    rig.chip.set_line(11, True)
+    assert rig.low(11) & REMOTE_IRR
+
+
 def test_an_io_apic_without_listener_works() -> None:
     sent: list[tuple[int, int]] = []
-    chip = IoApic(lambda address, data: sent.append((address, data)))
+
+    def send(address: int, data: int) -> int:
+        sent.append((address, data))
+        return 1
+
+    chip = IoApic(send)
     chip.write(0x00, b"\x18\x00\x00\x00")
     chip.write(0x10, b"\x34\x00\x00\x00")
     chip.set_line(4, True)

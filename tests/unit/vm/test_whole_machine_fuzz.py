@@ -69,18 +69,23 @@ class FakeVm:
         self.interrupts = 0
         self.attached: dict[int, int] = {}
 
-    def signal_msi(self, address: int, data: int) -> None:
+    def signal_msi(self, address: int, data: int) -> int:
         assert 0 <= address < 1 << 64 and 0 <= data < 1 << 32
         self.interrupts += 1
+        return 1
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
         assert 0 <= gsi < layout.IOAPIC_PINS
         self.interrupts += level
 
-    def set_msi_routes(self, routes: list[tuple[int, int] | None]) -> None:
+    @property
+    def routes(self) -> FakeVm:
+        return self
+
+    def set_pins(self, routes: list[tuple[int, int] | None]) -> None:
         assert len(routes) == layout.IOAPIC_PINS
 
-    def set_msi_route(self, gsi: int, message: tuple[int, int]) -> None:
+    def set_message(self, gsi: int, message: tuple[int, int]) -> None:
         assert layout.IOAPIC_PINS <= gsi < 4096 and 0 <= message[0] < 1 << 64 and 0 <= message[1] < 1 << 32
 
     def attach_eventfd(self, fd: int, gsi: int) -> None:
