@@ -99,7 +99,7 @@ class Walk:
             assert hotplug is not None
             there = set(hotplug.taken()) | set(hotplug.coming())
             given_back = set(machine.board._ejected)
-        threads = machine._vcpus._threads
+        threads = machine.vcpu_set._threads
         assert set(threads) == there | given_back
         assert not there & given_back
         if vm.state == State.PAUSED:
@@ -133,7 +133,7 @@ def test_random_verbs(payloads: Callable[[str], Path], monkeypatch: pytest.Monke
         machine = guest.machines[-1]
         assert guest.vm.vcpus == machine.vcpus
         wait_until(
-            lambda: vcpu_threads() == sorted(f"vcpu{index}" for index in machine._vcpus._threads) or None,
+            lambda: vcpu_threads() == sorted(f"vcpu{index}" for index in machine.vcpu_set._threads) or None,
             "there are threads of vCPUs that are gone",
         )
         # It was a walk, and not a standstill.
