@@ -84,7 +84,7 @@ class IoApicState(DeviceState):
 
 
 class IoApic:
-    """`send_msi(address, data)` delivers a message; less than 0 says that no local APIC has it.
+    """`send_msi(address, data)` delivers a message; more than 0 says that a local APIC has it.
 
     `lock` is taken by the host's side itself, and to be held during the guest's accesses: devices with locks of their own
     raise their lines at the same time. Neither `send_msi` nor `on_routes_changed` may come back here.
@@ -206,7 +206,7 @@ class IoApic:
             return
         # Remote IRR says that a local APIC has accepted the interrupt, whose EOI clears it (data sheet, §3.2.4). What none
         # has accepted is sent again with the next change of the line or of the entry.
-        if self._send_msi(*_message(entry)) >= 0:
+        if self._send_msi(*_message(entry)) > 0:
             self.state.redirection[pin] = entry | REMOTE_IRR
 
 

@@ -67,8 +67,8 @@ class KvmVm:
     def signal_msi(self, address: int, data: int) -> int:
         """Send a message-signalled interrupt, from any thread.
 
-        More than 0 where a vCPU took it, 0 where it was waiting there already, less than 0 where the message names no vCPU that
-        there is: it is lost, as on a bus.
+        More than 0 where a vCPU took it. 0 or less where none did, for there is none of that APIC id, or its local APIC is
+        disabled: the message is lost, as on a bus.
         """
         msi = abi.kvm_msi(address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data)
         return ioctl.raw(self.fd, abi.KVM_SIGNAL_MSI, ctypes.addressof(msi))
