@@ -45,9 +45,9 @@ ARG0 = b"\x68"
 ARG1 = b"\x69"
 
 # --- values of fields ----------------------------------------------------------------------------------------------------
-SYSTEM_MEMORY, SYSTEM_IO = range(2)  # operation region spaces, §20.2.5.2
-ANY_ACCESS, BYTE_ACCESS, WORD_ACCESS, DWORD_ACCESS, QWORD_ACCESS = range(5)  # field access, §20.2.5.2
-PRESERVE, WRITE_AS_ONES, WRITE_AS_ZEROS = range(3)  # field update rule
+SYSTEM_IO = 1  # operation region space, §20.2.5.2
+BYTE_ACCESS, DWORD_ACCESS = 1, 3  # field access, §20.2.5.2
+PRESERVE, WRITE_AS_ZEROS = 0, 2  # field update rule
 
 _U64_MAX = (1 << 64) - 1
 
@@ -181,7 +181,7 @@ def method(path: str, arguments: int, *statements: bytes, serialized: bool = Fal
 
 
 def op_region(path: str, space: int, offset: int, length: int) -> bytes:
-    """`space` is SYSTEM_IO or SYSTEM_MEMORY; `offset` and `length` in bytes."""
+    """`space` is SYSTEM_IO or another of §20.2.5.2; `offset` and `length` in bytes."""
     return _OP_REGION_OP + name_string(path) + bytes((space,)) + integer(offset) + integer(length)
 
 

@@ -18,7 +18,6 @@ from vmservice.acpi import aml, tables
 EVENT_CPU = 1
 
 _REGISTERS = r"\_SB.PRES"
-_PROCESSORS = r"\_SB.CPUS"
 _SCAN = r"\_SB.CPUS.CSCN"
 
 _PRESENT = 0xF  # _STA: present, enabled, shown, functioning (ACPI 6.5 §6.3.7)

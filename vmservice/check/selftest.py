@@ -36,7 +36,7 @@ def run_test_vm(kvm: Kvm) -> bytes:
     try:
         with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             memory[: len(_CODE)] = _CODE
-            vm.set_memory(0, _LOAD_ADDRESS, memory)
+            vm.memory.add(_LOAD_ADDRESS, memory)
             try:
                 return _run(vm)
             finally:

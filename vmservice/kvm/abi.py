@@ -108,17 +108,6 @@ class kvm_irq_level(ctypes.Structure):
     _fields_ = (("irq", c_uint32), ("level", c_uint32))
 
 
-class kvm_msi(ctypes.Structure):
-    _fields_ = (
-        ("address_lo", c_uint32),
-        ("address_hi", c_uint32),
-        ("data", c_uint32),
-        ("flags", c_uint32),
-        ("devid", c_uint32),
-        ("pad", c_uint8 * 12),
-    )
-
-
 class kvm_irq_routing_entry(ctypes.Structure):
     """With the `msi` arm of the union spelt out; the rest of its 32 bytes is padding."""
 
@@ -145,9 +134,23 @@ class kvm_irqfd(ctypes.Structure):
     _fields_ = (("fd", c_uint32), ("gsi", c_uint32), ("flags", c_uint32), ("resamplefd", c_uint32), ("pad", c_uint8 * 16))
 
 
+class kvm_ioeventfd(ctypes.Structure):
+    _fields_ = (
+        ("datamatch", c_uint64),
+        ("addr", c_uint64),
+        ("len", c_uint32),
+        ("fd", c_uint32),
+        ("flags", c_uint32),
+        ("pad", c_uint8 * 36),
+    )
+
+
 class kvm_coalesced_mmio_zone(ctypes.Structure):
     _fields_ = (("addr", c_uint64), ("size", c_uint32), ("pio", c_uint32))
 
+
+# struct kvm_msi: address_lo and address_hi, data, flags; devid and padding.
+MSI = struct.Struct("<QII16x")
 
 # struct kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx; 12 bytes of padding.
 CPUID_ENTRY = struct.Struct("<7I12x")
@@ -166,6 +169,7 @@ KVM_IRQ_LINE = iow(0x61, ctypes.sizeof(kvm_irq_level))
 KVM_REGISTER_COALESCED_MMIO = iow(0x67, ctypes.sizeof(kvm_coalesced_mmio_zone))
 KVM_SET_GSI_ROUTING = iow(0x6A, ctypes.sizeof(kvm_irq_routing))
 KVM_IRQFD = iow(0x76, ctypes.sizeof(kvm_irqfd))
+KVM_IOEVENTFD = iow(0x79, ctypes.sizeof(kvm_ioeventfd))
 KVM_CREATE_PIT2 = iow(0x77, ctypes.sizeof(kvm_pit_config))
 KVM_RUN = io(0x80)
 KVM_GET_REGS = ior(0x81, ctypes.sizeof(kvm_regs))
@@ -178,23 +182,26 @@ KVM_GET_LAPIC = ior(0x8E, ctypes.sizeof(kvm_lapic_state))
 KVM_SET_LAPIC = iow(0x8F, ctypes.sizeof(kvm_lapic_state))
 KVM_SET_CPUID2 = iow(0x90, ctypes.sizeof(kvm_cpuid2))
 KVM_ENABLE_CAP = iow(0xA3, ctypes.sizeof(kvm_enable_cap))
-KVM_SIGNAL_MSI = iow(0xA5, ctypes.sizeof(kvm_msi))
+KVM_SIGNAL_MSI = iow(0xA5, MSI.size)
 KVM_KVMCLOCK_CTRL = io(0xAD)
 
 KVM_MEM_READONLY = 1 << 1
 KVM_PIT_SPEAKER_DUMMY = 1
 KVM_IRQ_ROUTING_MSI = 2
 KVM_IRQFD_FLAG_DEASSIGN = 1 << 0
+KVM_IOEVENTFD_FLAG_DATAMATCH = 1 << 0
+KVM_IOEVENTFD_FLAG_PIO = 1 << 1
+KVM_IOEVENTFD_FLAG_DEASSIGN = 1 << 2
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_USER_MEMORY = 3
 KVM_CAP_SET_TSS_ADDR = 4
 KVM_CAP_EXT_CPUID = 7
 KVM_CAP_NR_VCPUS = 9
+KVM_CAP_NR_MEMSLOTS = 10
 KVM_CAP_COALESCED_MMIO = 15
 KVM_CAP_IRQ_ROUTING = 25
 KVM_CAP_IRQFD = 32
-KVM_CAP_PIT2 = 33
 KVM_CAP_SET_IDENTITY_MAP_ADDR = 37
 KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_TSC_DEADLINE_TIMER = 72
@@ -202,18 +209,12 @@ KVM_CAP_KVMCLOCK_CTRL = 76
 KVM_CAP_SIGNAL_MSI = 77
 KVM_CAP_READONLY_MEM = 81
 KVM_CAP_SPLIT_IRQCHIP = 121
-KVM_CAP_MAX_VCPU_ID = 128
 KVM_CAP_IMMEDIATE_EXIT = 136
 KVM_CAP_COALESCED_PIO = 162
 
-KVM_EXIT_UNKNOWN = 0
-KVM_EXIT_EXCEPTION = 1
 KVM_EXIT_IO = 2
-KVM_EXIT_HYPERCALL = 3
-KVM_EXIT_DEBUG = 4
 KVM_EXIT_HLT = 5
 KVM_EXIT_MMIO = 6
-KVM_EXIT_IRQ_WINDOW_OPEN = 7
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTR = 10
@@ -221,7 +222,6 @@ KVM_EXIT_INTERNAL_ERROR = 17
 KVM_EXIT_SYSTEM_EVENT = 24
 KVM_EXIT_IOAPIC_EOI = 26
 
-KVM_EXIT_IO_IN = 0
 KVM_EXIT_IO_OUT = 1
 
 # struct kvm_run, by offset: the vCPU thread reads these with struct.unpack_from, which is faster than a ctypes union.

@@ -22,9 +22,6 @@ _INTERNAL_ERRORS = {
     3: "a delivery that failed",
     4: "an exit that KVM does not know",
 }
-_NAMES = {
-    value: name for name, value in vars(abi).items() if name.startswith("KVM_EXIT_") and not name.startswith("KVM_EXIT_IO_")
-}
 
 
 def describe(reason: int, page: mmap.mmap) -> str:
@@ -35,4 +32,4 @@ def describe(reason: int, page: mmap.mmap) -> str:
     if reason == abi.KVM_EXIT_FAIL_ENTRY:
         (hardware,) = struct.unpack_from("<Q", page, abi.RUN_EXIT)
         return f"the processor refused to enter the guest (hardware reason {hardware:#x})"
-    return f"KVM left the guest with exit {reason} ({_NAMES.get(reason, 'unknown')}), which this machine does not produce"
+    return f"KVM left the guest with exit {reason} of <linux/kvm.h>, which this machine does not produce"

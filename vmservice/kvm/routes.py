@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Routes:
-    """The routes of the VM with the descriptor `vm_fd`; any thread may change them."""
+    """The routes of the VM with the descriptor `vm_fd`; any thread may change them.
+
+    KVM takes or refuses a table as a whole: each is told under the lock, lest an older one be the last.
+    """
 
     def __init__(self, vm_fd: int) -> None:
         self._fd = vm_fd
@@ -26,8 +29,12 @@ class Routes:
     def set_pins(self, routes: list[Message | None]) -> None:
         """What each pin of the IOAPIC stands for, or None: tells KVM for which vectors an EOI must come to us."""
         with self._lock:
-            self._pins = {gsi: route for gsi, route in enumerate(routes) if route is not None}
-            self._tell()
+            before, self._pins = self._pins, {gsi: route for gsi, route in enumerate(routes) if route is not None}
+            try:
+                self._tell()
+            except KvmError:
+                self._pins = before
+                raise
 
     def set_message(self, gsi: int, message: Message) -> None:
         """What `gsi`, which is no pin's, stands for; KvmError, with the route gone, when KVM refuses it."""

@@ -14,6 +14,8 @@ _DEVICE = "/dev/kvm"
 
 # KVM has room for 256 (KVM_MAX_CPUID_ENTRIES).
 _CPUID_ENTRIES = 256
+# How many memory slots a KVM has at least that does not tell (KVM_MEMORY_SLOTS when there was no question for it).
+_MEMORY_SLOTS_UNSAID = 32
 
 _REQUIRED = {
     abi.KVM_CAP_IRQCHIP: "an in-kernel interrupt controller (KVM_CAP_IRQCHIP)",
@@ -75,7 +77,8 @@ class Kvm:
 
     def create_vm(self) -> KvmVm:
         fd = ioctl.call(self.fd, abi.KVM_CREATE_VM, name="KVM_CREATE_VM")
-        return KvmVm(fd, self.run_bytes, self.extension(abi.KVM_CAP_COALESCED_MMIO))
+        memory_slots = self.extension(abi.KVM_CAP_NR_MEMSLOTS) or _MEMORY_SLOTS_UNSAID
+        return KvmVm(fd, self.run_bytes, self.extension(abi.KVM_CAP_COALESCED_MMIO), memory_slots)
 
     def close(self) -> None:
         if self.fd >= 0:

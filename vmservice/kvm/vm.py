@@ -1,40 +1,29 @@
-"""One KVM virtual machine: memory slots, interrupt controllers, interrupts, vCPUs."""
+"""One KVM virtual machine: interrupt controllers, interrupts, eventfds, vCPUs."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 
 from vmservice.errors import KvmError
 from vmservice.kvm import abi, ioctl
+from vmservice.kvm.memory_slots import MemorySlots
 from vmservice.kvm.routes import Routes
 from vmservice.kvm.vcpu import KvmVcpu
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import mmap
 
 
 class KvmVm:
     """A VM file descriptor and what may be asked of it. It does not own its vCPUs' descriptors."""
 
-    def __init__(self, fd: int, run_bytes: int, coalesced_page: int) -> None:
-        """`run_bytes` is the size of a vCPU's shared area, `coalesced_page` the page in it with the ring of gathered writes."""
+    def __init__(self, fd: int, run_bytes: int, coalesced_page: int, memory_slots: int) -> None:
+        """`run_bytes` is the size of a vCPU's shared area, `coalesced_page` the page in it with the ring of gathered writes,
+        `memory_slots` how many KVM has."""
         self.fd = fd
+        self.memory = MemorySlots(fd, memory_slots)
         self.routes = Routes(fd)
         self._run_bytes = run_bytes
         self._coalesced_page = coalesced_page
-
-    def set_memory(self, slot: int, gpa: int, mapping: mmap.mmap, *, read_only: bool = False) -> None:
-        """Show `mapping` to the guest at `gpa`; it must stay mapped as long as the VM lives."""
-        region = abi.kvm_userspace_memory_region(
-            slot=slot,
-            flags=abi.KVM_MEM_READONLY if read_only else 0,
-            guest_phys_addr=gpa,
-            memory_size=len(mapping),
-            userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(mapping)),
-        )
-        ioctl.call(self.fd, abi.KVM_SET_USER_MEMORY_REGION, region, name="KVM_SET_USER_MEMORY_REGION")
 
     def set_tss_address(self, gpa: int) -> None:
         """Three pages that Intel hosts need for real mode; no RAM may be there."""
@@ -70,8 +59,12 @@ class KvmVm:
         More than 0 where a vCPU took it. 0 or less where none did, for there is none of that APIC id, or its local APIC is
         disabled: the message is lost, as on a bus.
         """
-        msi = abi.kvm_msi(address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data)
-        return ioctl.raw(self.fd, abi.KVM_SIGNAL_MSI, ctypes.addressof(msi))
+        # fcntl.ioctl, which ctypes is much slower than where a struct has to be made for each call.
+        try:
+            taken: int = fcntl.ioctl(self.fd, abi.KVM_SIGNAL_MSI, bytearray(abi.MSI.pack(address, data, 0)))
+        except OSError as error:
+            return -(error.errno or 1)
+        return taken
 
     def attach_eventfd(self, fd: int, gsi: int) -> None:
         """From now on a write to `fd` is an interrupt by way of `gsi`, which has a route; one of before is made up for."""
@@ -80,6 +73,25 @@ class KvmVm:
     def detach_eventfd(self, fd: int, gsi: int) -> None:
         irqfd = abi.kvm_irqfd(fd=fd, gsi=gsi, flags=abi.KVM_IRQFD_FLAG_DEASSIGN)
         ioctl.call(self.fd, abi.KVM_IRQFD, irqfd, name="KVM_IRQFD(DEASSIGN)")
+
+    def attach_ioeventfd(self, fd: int, address: int, size_bytes: int, *, pio: bool, datamatch: int | None = None) -> None:
+        """From now on a write of `size_bytes` (1, 2, 4 or 8) to `address` is a write of 1 to the eventfd `fd` and no VM exit.
+
+        With `datamatch` only a write of that value is; the others are exits as before. KvmError where another eventfd has it.
+        """
+        self._ioeventfd(fd, address, size_bytes, pio, datamatch, 0, "KVM_IOEVENTFD")
+
+    def detach_ioeventfd(self, fd: int, address: int, size_bytes: int, *, pio: bool, datamatch: int | None = None) -> None:
+        """Undo the `attach_ioeventfd` of the same arguments: those writes are VM exits again."""
+        self._ioeventfd(fd, address, size_bytes, pio, datamatch, abi.KVM_IOEVENTFD_FLAG_DEASSIGN, "KVM_IOEVENTFD(DEASSIGN)")
+
+    def _ioeventfd(
+        self, fd: int, address: int, size_bytes: int, pio: bool, datamatch: int | None, flags: int, name: str
+    ) -> None:
+        flags |= abi.KVM_IOEVENTFD_FLAG_PIO if pio else 0
+        flags |= abi.KVM_IOEVENTFD_FLAG_DATAMATCH if datamatch is not None else 0
+        wanted = abi.kvm_ioeventfd(datamatch=datamatch or 0, addr=address, len=size_bytes, fd=fd, flags=flags)
+        ioctl.call(self.fd, abi.KVM_IOEVENTFD, wanted, name=name)
 
     def coalesce_pio(self, port: int, size_bytes: int) -> None:
         """Let writes to these ports gather in the ring of `KvmVcpu.coalesced` until the next exit."""

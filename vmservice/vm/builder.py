@@ -172,8 +172,8 @@ def _allocate_memory(config: Config, host: HostServices) -> GuestMemory:
 def _show_memory(vm: KvmVm, memory: GuestMemory) -> None:
     vm.set_tss_address(layout.TSS_ADDRESS)
     vm.set_identity_map_address(layout.IDENTITY_MAP_ADDRESS)
-    for slot, region in enumerate(memory.regions):
-        vm.set_memory(slot, region.gpa, region.mapping)
+    for region in memory.regions:
+        vm.memory.add(region.gpa, region.mapping)
 
 
 def _explain_memory(memory: GuestMemory) -> str:
@@ -265,7 +265,7 @@ def _boot_firmware(path: str, vm: KvmVm, memory: GuestMemory, kvm: Kvm, closers:
 
     image = load_firmware(path, memory)
     closers.add(image.close)
-    vm.set_memory(len(memory.regions), image.gpa, image.mapping, read_only=bool(kvm.extension(abi.KVM_CAP_READONLY_MEM)))
+    vm.memory.add(image.gpa, image.mapping, read_only=bool(kvm.extension(abi.KVM_CAP_READONLY_MEM)))
 
 
 def _write_acpi(memory: GuestMemory, board: Board, slots: PciSlots | MmioSlots | None, vcpus: int, max_vcpus: int) -> int:

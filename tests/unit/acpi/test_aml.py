@@ -119,7 +119,7 @@ def test_objects() -> None:
     assert aml.buffer(b"") == b"\x11\x02\x00"
     assert aml.string("ACPI0013") == b"\x0dACPI0013\x00"
     assert aml.op_region("GEDR", aml.SYSTEM_IO, 0xB000, 1) == b"\x5b\x80GEDR\x01\x0b\x00\xb0\x01"
-    assert aml.op_region("MEMR", aml.SYSTEM_MEMORY, 0xFED00000, 0x1000) == b"\x5b\x80MEMR\x00\x0c\x00\x00\xd0\xfe\x0b\x00\x10"
+    assert aml.op_region("MEMR", 0, 0xFED00000, 0x1000) == b"\x5b\x80MEMR\x00\x0c\x00\x00\xd0\xfe\x0b\x00\x10"
 
 
 def test_string_with_nul_or_other_than_ascii_is_refused() -> None:

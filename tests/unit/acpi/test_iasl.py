@@ -180,7 +180,7 @@ def test_aml_is_what_iasl_makes_of_the_same_asl(tmp_path: Path) -> None:
             "PCI0",
             aml.name("_HID", aml.eisaid("PNP0A08")),
             aml.name("_CRS", resources),
-            aml.op_region("PRST", aml.SYSTEM_MEMORY, 0xFED00000, 0x20),
+            aml.op_region("PRST", 0, 0xFED00000, 0x20),
             aml.field("PRST", aml.DWORD_ACCESS, aml.PRESERVE, ("CSEL", 32), (None, 48), ("CDAT", 64)),
             test,
             aml.name("BIG", aml.buffer(small)),

@@ -70,7 +70,7 @@ def test_table_tells_every_vcpu_and_leaves_acpi_alone(vcpus: int) -> None:
     assert struct.unpack_from("<I", table, 36) == (0xFEE00000,)
     reserved = [(start, start + size) for start, size, kind in e820(memory) if kind == E820_RESERVED]
     assert any(start <= gpa - 16 and gpa + len(table) <= end for start, end in reserved)
-    assert gpa + len(table) <= layout.MPTABLE_END
+    assert gpa + len(table) <= layout.WARM_RESET_VECTOR
     memory.close()
 
 

@@ -27,6 +27,7 @@ NUMBERS = {
     "KVM_REGISTER_COALESCED_MMIO": 0x4010AE67,
     "KVM_SET_GSI_ROUTING": 0x4008AE6A,
     "KVM_IRQFD": 0x4020AE76,
+    "KVM_IOEVENTFD": 0x4040AE79,
     "KVM_CREATE_PIT2": 0x4040AE77,
     "KVM_RUN": 0xAE80,
     "KVM_GET_REGS": 0x8090AE81,
@@ -53,6 +54,7 @@ def test_ioctl_number(name: str) -> None:
 def test_entries_of_variable_structs_have_the_kernels_size() -> None:
     assert ctypes.sizeof(abi.kvm_msr_entry) == 16
     assert abi.CPUID_ENTRY.size == 40
+    assert abi.MSI.size == 32
     assert ctypes.sizeof(abi.kvm_irq_routing_entry) == 48
 
 

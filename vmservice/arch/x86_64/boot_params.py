@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 # --- offsets in struct boot_params <asm/bootparam.h> ---------------------------------------------------------------------
 ACPI_RSDP_ADDR = 0x070
-EXT_RAMDISK_IMAGE = 0x0C0
-EXT_RAMDISK_SIZE = 0x0C4
+EXT_RAMDISK_IMAGE = 0x0C0  # its upper half; behind it that of the size
 E820_ENTRIES = 0x1E8
 SETUP_HEADER = 0x1F1
 SETUP_HEADER_END = 0x290  # edd_mbr_sig_buffer, up to which the header may still grow
@@ -23,8 +22,7 @@ E820_TABLE = 0x2D0
 BOOT_FLAG = 0x1FE
 HEADER_MAGIC = 0x202
 TYPE_OF_LOADER = 0x210
-RAMDISK_IMAGE = 0x218
-RAMDISK_SIZE = 0x21C
+RAMDISK_IMAGE = 0x218  # and behind it the size
 CMD_LINE_PTR = 0x228
 KERNEL_ALIGNMENT = 0x230
 CMDLINE_SIZE = 0x238

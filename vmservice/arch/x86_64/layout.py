@@ -53,7 +53,6 @@ RSDP = ACPI_AREA
 # Intel MP specification 1.4 §4: an OS searches the BIOS read-only memory 0xf0000-0xfffff for the floating pointer. The last
 # KiB of base memory, the other place, ends after 40 vCPUs (20 bytes each), and what is behind it belongs to ACPI.
 MPTABLE = 0xF0000
-MPTABLE_END = 0xF8000
 
 # F000:FFF0, where a PC's BIOS begins: a warm reset through real mode jumps here, into memory.
 WARM_RESET_VECTOR = 0xFFFF0
@@ -63,7 +62,6 @@ BIOS_AREA_END = 1 * MIB
 HIGH_RAM = 1 * MIB
 
 HOLE_32BIT = 0xC000_0000
-HOLE_32BIT_SIZE = 1 * GIB
 RAM_64BIT_START = 4 * GIB
 
 PCI_MMIO_32BIT = HOLE_32BIT
@@ -85,7 +83,6 @@ LAPIC_LEN = 1 * MIB
 FIRMWARE_END = 4 * GIB
 FIRMWARE_MAX_SIZE = 16 * MIB
 FIRMWARE_SHADOW_SIZE = 128 * KIB
-FIRMWARE_SHADOW = BIOS_AREA_END - FIRMWARE_SHADOW_SIZE
 
 # KVM on Intel hosts keeps one page (identity map) and three pages (TSS) in the guest's address space for vCPUs in real mode
 # without paging. Cloud Hypervisor (December 2019) put them at 0xfffbd000, inside any firmware of more than 268 KiB, where

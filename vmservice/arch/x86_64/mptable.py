@@ -32,7 +32,7 @@ _CPU_FEATURES = 0x201  # APIC and FPU on chip
 
 _BUS_ISA = 0
 _ISA_IRQS = 16
-_INT, _NMI, _SMI, _EXTINT = range(4)
+_INT, _NMI, _EXTINT = 0, 1, 3
 _CONFORMS_TO_BUS = 0  # on ISA: edge-triggered, active high
 _ALL_LAPICS = 0xFF
 

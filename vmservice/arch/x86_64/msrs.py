@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-MSR_IA32_TSC = 0x10
 MSR_IA32_SYSENTER_CS = 0x174
 MSR_IA32_SYSENTER_ESP = 0x175
 MSR_IA32_SYSENTER_EIP = 0x176
@@ -27,7 +26,6 @@ BOOT_MSRS = [
     (MSR_KERNEL_GS_BASE, 0),
     (MSR_SYSCALL_MASK, 0),
     (MSR_LSTAR, 0),
-    (MSR_IA32_TSC, 0),
     (MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
     # All memory is write-back unless the guest says otherwise: there is no firmware that would set the MTRRs.
     (MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_WRITE_BACK),
