@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.systemctl import systemctl_line
 from vmservice.config.names import check_name
-from vmservice.control.errors import FAILED
+from vmservice.control.errors import ERROR_NAMES, FAILED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
-from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError
+from vmservice.errors import GuestNotResponding, HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError
 
-# A VM answers a look from its own tables. A verb may wait for the guest (Resize: 30 s), or for a person to give a password.
+# A VM answers a look from its own tables. A verb may wait for the guest (Resize: 20 s), or for a person to give a password.
 LOOK_TIMEOUT_SEC = 2.0
 VERB_TIMEOUT_SEC = 120.0
 # How many VMs are asked at a time: dbus-daemon's system bus lets a connection wait for 128 answers.
@@ -164,6 +164,8 @@ def failure(bus: Bus, name: str, what: str, failed: CallFailed) -> VmmError:
         return NotPermitted(f"this account may not {what} the VM {name}; root and members of group vmservice may")
     if failed.name in _DENIED:
         return NotPermitted(failed.text or f"this account may not {what} the VM {name}")
+    if failed.name == ERROR_NAMES[GuestNotResponding]:
+        return GuestNotResponding(failed.text)
     if failed.name == FAILED:
         return HostError(failed.text)
     if failed.name.startswith(f"{INTERFACE}.Error."):

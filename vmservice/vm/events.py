@@ -22,7 +22,6 @@ class EventKind:
     WATCHDOG = "watchdog"  # it did not feed its watchdog in time; it runs on likewise
     VCPUS = "vcpus"  # the guest took a new vCPU, or gave one back
     CALL = "call"  # a device has something to do that the guest's own threads are not to wait for: `call` does it
-    INPUT_ROOM = "input-room"  # the console that the detail names takes typed bytes again
     BUG = "bug"  # we failed; the detail is a traceback, for the journal only
 
 

@@ -20,7 +20,7 @@ _BUILD_BYTES_PER_SEC = 256 << 20
 class MachineHolder:
     """One machine at a time, or none, each made by `build` from the number of its vCPUs. `memory_bytes` is how large they are.
 
-    `on_input_room` is told a console that takes typed bytes again after it refused some.
+    `on_input_room` is told a console that may take typed bytes again after it refused some.
     """
 
     def __init__(self, build: Callable[[int], Machine], memory_bytes: int, on_input_room: Callable[[str], None]) -> None:
@@ -87,6 +87,8 @@ class MachineHolder:
         taken = self.machine.console_input(data, console) if self.machine is not None else 0
         if taken < len(data):
             self._refused_input.add(console)
+        else:
+            self._refused_input.discard(console)
         return taken
 
     def forget_input(self, console: str) -> None:
@@ -95,12 +97,11 @@ class MachineHolder:
         if self.machine is not None:
             self.machine.forget_input(console)
 
-    def offer_input(self, console: str | None = None) -> None:
-        """There is room at that console, or at all of them, for what was refused."""
-        for refused in [console] if console is not None else list(self._refused_input):
-            if refused in self._refused_input:
-                self._refused_input.discard(refused)
-                self._on_input_room(refused)
+    def offer_input(self) -> None:
+        """The guest runs again, or anew: there may be room for what was refused."""
+        refused, self._refused_input = self._refused_input, set()
+        for console in refused:
+            self._on_input_room(console)
 
     def _expect_work(self) -> None:
         """The main thread is about to do what takes as long as the guest's memory is large."""

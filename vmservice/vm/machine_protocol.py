@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         def console_input(self, data: bytes, console: str = "serial") -> int:
             """Give the guest what a person typed at its serial port or virtio-console (hvc); how many bytes it took.
 
-            After it took less than all, an event EventKind.INPUT_ROOM tells once that it takes more.
+            After it took less than all, it tells once that it takes more: see HostServices.on_input_room.
             """
 
         def forget_input(self, console: str) -> None:

@@ -25,7 +25,7 @@ POWEROFF_SEC = 0.5
 class SimMachine:
     """A simulated guest on a thread of its own; obeys as `vmservice.vm.machine_protocol.Machine` says.
 
-    Guest time stands still while paused: a heartbeat or a power-off that was due then comes that much later.
+    Guest time stands still while paused: what was due then comes that much later. A Resize takes `resize_sec` a vCPU, or none.
     """
 
     def __init__(
@@ -37,13 +37,16 @@ class SimMachine:
         max_vcpus: int,
         heartbeat_sec: float = HEARTBEAT_SEC,
         poweroff_sec: float = POWEROFF_SEC,
+        resize_sec: float = 0.0,
     ) -> None:
         self.vcpus = vcpus
+        self._wanted_vcpus = vcpus
         self._max_vcpus = max_vcpus
         self._console = console
         self._events = events
         self._heartbeat_sec = heartbeat_sec
         self._poweroff_sec = poweroff_sec
+        self._resize_sec = resize_sec
         self._lock = _thread.allocate_lock()  # held while the guest does something, and while it is told something
         self._changed = _thread.allocate_lock()  # released to wake the guest from its wait
         self._changed.acquire()
@@ -52,6 +55,7 @@ class SimMachine:
         self._paused_at = 0.0
         self._beat_at = 0.0
         self._poweroff_at = 0.0
+        self._resize_at = 0.0
         self._beats = 0
 
     def start(self) -> None:
@@ -77,6 +81,8 @@ class SimMachine:
             self._beat_at += paused_sec
             if self._poweroff_at:
                 self._poweroff_at += paused_sec
+            if self._resize_at:
+                self._resize_at += paused_sec
         self._wake()
 
     def press_power_button(self) -> None:
@@ -90,14 +96,20 @@ class SimMachine:
         if not 1 <= count <= self._max_vcpus:
             raise InvalidArgument(f"a simulated machine cannot have {count} vCPUs; this one takes 1 to {self._max_vcpus}")
         with self._lock:
-            self.vcpus = count
-            self._console(f"simulated guest: {count} vCPUs\r\n".encode())
+            self._wanted_vcpus = count
+            if self._resize_sec:
+                self._resize_at = time.monotonic() + self._resize_sec
+            else:
+                self._take_vcpus(count)
+        self._wake()
 
     def settle_vcpus(self) -> None:
-        """It answers at once."""
+        """A vCPU that was given back leaves nothing behind."""
 
     def cancel_set_vcpus(self) -> None:
-        """Nor to take back."""
+        with self._lock:
+            self._wanted_vcpus = self.vcpus
+            self._resize_at = 0.0
 
     def console_input(self, data: bytes, console: str = "serial") -> int:
         """The simulated guest echoes what is typed, as a line discipline would."""
@@ -155,8 +167,18 @@ class SimMachine:
             self._beat_at += self._heartbeat_sec
             if self._beat_at <= now:  # the host was busy: beats that were missed are not made up
                 self._beat_at = now + self._heartbeat_sec
-        due = min(self._beat_at, self._poweroff_at) if self._poweroff_at else self._beat_at
+        if self._resize_at and now >= self._resize_at:
+            self._resize_at = 0.0
+            if self.vcpus != self._wanted_vcpus:
+                self._take_vcpus(self.vcpus + (1 if self._wanted_vcpus > self.vcpus else -1))
+                self._events.post(GuestEvent(self, EventKind.VCPUS))
+                self._resize_at = now + self._resize_sec
+        due = min(at for at in (self._beat_at, self._poweroff_at, self._resize_at) if at)
         return max(0.0, due - now)
+
+    def _take_vcpus(self, count: int) -> None:
+        self.vcpus = count
+        self._console(f"simulated guest: {count} vCPUs\r\n".encode())
 
     def _wake(self) -> None:
         try:

@@ -39,7 +39,7 @@ class Vm:
     `on_watchdog`, for a guest that panicked or left its watchdog unfed, may also be "pause", from which Resume leads on.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
     `on_trouble` is told what went wrong where no caller is told: a policy that could not be carried out, or MachineLost, after
-    which the process has to end. `on_input_room` is told a console that takes typed bytes again after it refused some.
+    which the process has to end. `on_input_room` is told a console that may take typed bytes again after it refused some.
     """
 
     def __init__(
@@ -301,8 +301,6 @@ class Vm:
         if event.kind == EventKind.CALL:
             if event.call is not None:
                 event.call()
-        elif event.kind == EventKind.INPUT_ROOM:
-            self._holder.offer_input(event.detail)
         elif event.kind == EventKind.VCPUS:
             self._holder.present.settle_vcpus()
             self._note_vcpus()

@@ -75,6 +75,7 @@ VM = "org.vmservice.VM1.Error."
         (f"{VM}InvalidArgument", "9 is too many", False, 1, "9 is too many"),
         (f"{VM}Busy", "later", False, 1, "later"),
         (f"{VM}NotSupported", "cannot", False, 1, "cannot"),
+        (f"{VM}GuestNotResponding", "it has 2", False, 75, "it has 2"),
         (f"{VM}OfTheFuture", "", False, 1, f"the VM demo refused: {VM}OfTheFuture"),
         (f"{VM}Failed", "cannot run vCPU 0: errno 12", False, 71, "cannot run vCPU 0: errno 12"),
         (f"{BUS}UnknownMethod", "no such", False, 1, "the VM demo could not be asked to Pause: no such"),

@@ -18,11 +18,17 @@ TIMEOUT_SEC = 10.0
 
 
 class Guest:
-    def __init__(self, heartbeat_sec: float, poweroff_sec: float) -> None:
+    def __init__(self, heartbeat_sec: float, poweroff_sec: float, resize_sec: float) -> None:
         self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.events = EventQueue()
         self.machine = SimMachine(
-            self.events, self.lines.put, vcpus=2, max_vcpus=4, heartbeat_sec=heartbeat_sec, poweroff_sec=poweroff_sec
+            self.events,
+            self.lines.put,
+            vcpus=2,
+            max_vcpus=4,
+            heartbeat_sec=heartbeat_sec,
+            poweroff_sec=poweroff_sec,
+            resize_sec=resize_sec,
         )
 
     def line(self) -> bytes:
@@ -30,8 +36,8 @@ class Guest:
 
 
 @contextmanager
-def guest(heartbeat_sec: float = 1000.0, poweroff_sec: float = 1000.0) -> Iterator[Guest]:
-    it = Guest(heartbeat_sec, poweroff_sec)
+def guest(heartbeat_sec: float = 1000.0, poweroff_sec: float = 1000.0, resize_sec: float = 0.0) -> Iterator[Guest]:
+    it = Guest(heartbeat_sec, poweroff_sec, resize_sec)
     try:
         yield it
     finally:
@@ -99,6 +105,28 @@ def test_vcpus() -> None:
             with pytest.raises(InvalidArgument, match="takes 1 to 4"):
                 it.machine.set_vcpus(count)
         assert it.machine.vcpus == 4
+
+
+def test_a_resize_that_takes_its_time() -> None:
+    with guest(resize_sec=0.01) as it:
+        it.machine.start()
+        it.line()
+        it.machine.set_vcpus(4)
+        assert it.machine.vcpus == 2
+        for count in (3, 4):
+            assert it.line() == f"simulated guest: {count} vCPUs\r\n".encode()
+            assert select.select([it.events.fd], [], [], TIMEOUT_SEC)[0]
+            (event,) = it.events.drain()
+            assert (event.kind, event.source) == (EventKind.VCPUS, it.machine)
+        it.machine.set_vcpus(1)
+        it.machine.pause()
+        at_rest = it.machine.vcpus
+        assert not select.select([it.events.fd], [], [], 0.05)[0] or at_rest < 4
+        assert it.machine.vcpus == at_rest
+        it.machine.resume()
+        it.machine.cancel_set_vcpus()
+        it.events.drain()
+        assert not select.select([it.events.fd], [], [], 0.05)[0]
 
 
 def test_typing_is_echoed() -> None:
