@@ -205,6 +205,18 @@ def test_a_build_that_fails_leaves_the_vm_as_it_was(payloads: Payloads, tmp_path
         assert sorted(os.listdir("/proc/self/fd")) == fds
 
 
+def test_a_reboot_that_cannot_work_leaves_the_guest_running(payloads: Payloads, tmp_path: Path) -> None:
+    image = tmp_path / "firmware.bin"
+    image.write_bytes(payloads("beat").read_bytes())
+    with running_guest(image) as guest:
+        guest.output.wait_for(b"beat 1\n")
+        image.unlink()
+        with pytest.raises(ConfigError, match=r"firmware"):
+            guest.vm.reboot()
+        assert (guest.vm.state, guest.vm.last_exit) == (State.RUNNING, LastExit.NONE)
+        guest.output.wait_for(b"beat ", len(guest.output.data))
+
+
 def test_a_machine_of_254_vcpus_starts_and_stops(payloads: Payloads) -> None:
     with running_guest(payloads("smp"), vcpus=254) as guest:
         guest.output.wait_for(BANNER)

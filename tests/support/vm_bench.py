@@ -7,7 +7,7 @@ from collections.abc import Callable
 from support.clock import Clock
 from support.machines import RecordingMachine
 
-from vmservice.errors import HostError, VmmError
+from vmservice.errors import ConfigError, HostError, VmmError
 from vmservice.vm.events import GuestEvent
 from vmservice.vm.state import State
 from vmservice.vm.vm import Vm
@@ -31,6 +31,7 @@ class Bench:
         self.refuse: tuple[str, ...] = ()
         self.build_fails = False
         self.slow = False
+        self.check_fails = False
         self.changes: list[dict[str, object]] = []
         self.trouble: list[VmmError] = []
         self.clock = Clock()
@@ -41,6 +42,7 @@ class Bench:
             memory_bytes=1 << 20,
             build=self._build,
             call_later=self.clock.call_later,
+            check=self._check,
             on_reset=on_reset,
             on_panic=on_panic,
             on_watchdog=on_watchdog,
@@ -53,6 +55,10 @@ class Bench:
             raise HostError("cannot create a VM: Device or resource busy (errno 16)", 16)
         self.machines.append(RecordingMachine(vcpus, refuse=self.refuse, slow=self.slow))
         return self.machines[-1]
+
+    def _check(self) -> None:
+        if self.check_fails:
+            raise ConfigError("kernel.path: cannot open /boot/vmlinuz: No such file or directory (errno 2)")
 
     def bring_to(self, state: str) -> Bench:
         if state != State.CREATED:

@@ -12,7 +12,7 @@ import sys
 import time
 
 from vmservice.board.timers import Timers
-from vmservice.config.load import load_config
+from vmservice.config.load import check_files, load_config
 from vmservice.config.names import check_name, config_path
 from vmservice.errors import VmmError
 from vmservice.host import landlock, run_lock, signals
@@ -139,6 +139,9 @@ def _make_vm(
         def build(vcpus: int) -> Machine:
             write = backends.serial.write if backends.serial is not None else _drop
             return SimMachine(events, write, vcpus=vcpus, max_vcpus=config.cpus.max)
+
+        def check() -> None:
+            """It needs no file."""
     else:
         from vmservice.kvm.system import Kvm
         from vmservice.vm.builder import build as build_machine
@@ -161,6 +164,9 @@ def _make_vm(
         def build(vcpus: int) -> Machine:
             return build_machine(config, host, vcpus)
 
+        def check() -> None:
+            check_files(config)
+
     return Vm(
         name=options.name,
         vcpus=config.cpus.boot,
@@ -168,6 +174,7 @@ def _make_vm(
         memory_bytes=config.memory.size_bytes,
         build=build,
         call_later=timers.call_later,
+        check=check,
         on_reset=config.service.on_reset,
         on_panic=config.service.on_panic,
         on_watchdog=config.service.on_watchdog,

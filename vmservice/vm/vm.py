@@ -34,7 +34,8 @@ class Vm:
     """One virtual machine: name, size, state, and what may be done with it.
 
     `build` makes a fresh, stopped machine with so many vCPUs; it is called at each boot, so a reboot starts from clean memory
-    and devices. `call_later(seconds, callback)` makes a timer of the main thread.
+    and devices. `check` raises what `build` would meet for sure: a kernel that is gone. `call_later(seconds, callback)` makes a
+    timer of the main thread.
     `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown. `on_panic` and
     `on_watchdog`, for a guest that panicked or left its watchdog unfed, may also be "pause", from which Resume leads on.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
@@ -51,6 +52,7 @@ class Vm:
         memory_bytes: int,
         build: Callable[[int], Machine],
         call_later: CallLater,
+        check: Callable[[], None] = lambda: None,
         on_reset: str = "reboot",
         on_panic: str = "exit",
         on_watchdog: str = "reboot",
@@ -68,6 +70,7 @@ class Vm:
         self.on_trouble: Callable[[VmmError], None] = _raise
         self._boot_vcpus = vcpus
         self._call_later = call_later
+        self._check = check
         self._on_reset = on_reset
         self._on_panic = on_panic
         self._on_watchdog = on_watchdog
@@ -147,6 +150,7 @@ class Vm:
         """Hard reset in place, to clean memory and running vCPUs."""
         self._refuse_if_stopping("Reboot")
         check_transition(self.state, State.SHUTDOWN)
+        self._check()
         self._note_vcpus()
         self._holder.close()
         self._start_anew(LastExit.RESET, "Reboot was asked for")

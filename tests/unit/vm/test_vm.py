@@ -7,7 +7,7 @@ import itertools
 import pytest
 from support.vm_bench import VERBS, Bench
 
-from vmservice.errors import Busy, HostError, InvalidArgument, InvalidStateTransition
+from vmservice.errors import Busy, ConfigError, HostError, InvalidArgument, InvalidStateTransition
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import TRANSITIONS, LastExit, State
 
@@ -112,6 +112,17 @@ def test_a_reboot_that_fails_ends_in_state_shutdown(state: str) -> None:
     bench.refuse = ()
     bench.vm.boot()
     assert bench.vm.state == State.RUNNING
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
+def test_a_reboot_that_cannot_work_is_not_begun(state: str) -> None:
+    """The kernel is gone: the guest that runs need not go too."""
+    bench = Bench().bring_to(state)
+    bench.check_fails = True
+    with pytest.raises(ConfigError, match="errno 2"):
+        bench.vm.reboot()
+    assert (bench.vm.state, bench.changes) == (state, [])
+    assert not bench.machines[0].closed
 
 
 @pytest.mark.parametrize("count", [-1, 0, 5, 255])
