@@ -181,7 +181,8 @@ def read_memory(reader: TableReader) -> MemoryConfig:
     if hugepages and mergeable:
         raise reader.refusal("memory", "hugepages", "false with memory.mergeable, for KSM merges no huge pages")
     prefault = reader.boolean("memory", "prefault", False)
-    shared = reader.boolean("memory", "shared", file is not None)
+    # A back end in another process can map it, and so can a later version of this program. KSM takes private memory only.
+    shared = reader.boolean("memory", "shared", file is not None or not mergeable)
     if file is not None and not shared:
         raise reader.refusal("memory", "shared", "true with memory.file, for a file is always shared")
     return MemoryConfig(size_bytes, file=file, mergeable=mergeable, hugepages=hugepages, prefault=prefault, shared=shared)

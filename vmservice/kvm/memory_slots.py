@@ -11,6 +11,16 @@ from vmservice.kvm import abi, ioctl
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
+    from typing import Protocol
+
+    class Region(Protocol):
+        """As memory/guest_memory.py has it."""
+
+        @property
+        def gpa(self) -> int: ...
+
+        @property
+        def mapping(self) -> mmap.mmap: ...
 
 
 class MemorySlots:
@@ -43,6 +53,14 @@ class MemorySlots:
             slot = self._by_gpa[gpa]
             self._tell(slot, gpa, None)
             del self._by_gpa[gpa]
+
+    # As a listener of guest memory
+
+    def region_added(self, region: Region) -> None:
+        self.add(region.gpa, region.mapping)
+
+    def region_removed(self, region: Region) -> None:
+        self.remove(region.gpa)
 
     def _free_number(self) -> int:
         used = set(self._by_gpa.values())

@@ -17,7 +17,7 @@ from vmservice.memory.guest_memory import GuestMemory, Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Ranges = Sequence[tuple[int, int]]
 
@@ -32,6 +32,8 @@ _HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 
 _MEMFD_NAME = "vmservice-guest"
 _MFD_HUGE_2MB = os.MFD_HUGETLB | os.MFD_HUGE_2MB
+
+_PIECE_BYTES = 256 << 20
 
 _HUGETLBFS_MAGIC = 0x958458F6  # <linux/magic.h>
 _STATFS_BYTES = 120  # struct statfs <asm/statfs.h>: f_type and f_bsize are its first two longs
@@ -48,17 +50,19 @@ def allocate(
     prefault: bool = False,
     shared: bool = False,
     warn: Callable[[str], None] | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> GuestMemory:
     """Map RAM for each (gpa, size_bytes) of `ranges`, all zeros.
 
     `file` names a regular file, which is cleared, grown to the guest's size if need be and shared, or a directory, in which an
-    unlinked one is made; its room is taken at once. `shared` without `file` is a memfd, sealed in its size, which `fd` of the
-    memory is: whoever gets it (a vhost-user back end) maps the same pages, each range behind the one before. `hugepages` are
-    ones of 2 MiB, reserved at once. `mergeable` offers the pages to KSM; where that is in vain, `warn` is told and all goes on.
-    `prefault` makes every page present. ConfigError or HostError when it cannot be; nothing stays mapped then.
+    unlinked one is made; its room is taken at once, and kept. `shared` without `file` is a memfd, sealed in its size, which
+    `fd` of the memory is: whoever gets it (a vhost-user back end) maps the same pages, each range behind the one before.
+    `hugepages` are ones of 2 MiB, reserved at once. `mergeable` offers the pages to KSM; where that is in vain, `warn` is told
+    and all goes on. `prefault` makes every page present. What takes long is done piece by piece, and `progress` is called after
+    each. ConfigError or HostError when it cannot be; nothing stays mapped then.
     """
     if file is not None:
-        memory = _from_file(ranges, file)
+        memory = _from_file(ranges, file, progress)
     else:
         memory = _shared(ranges, hugepages) if shared else _anonymous(ranges, hugepages)
     try:
@@ -66,7 +70,7 @@ def allocate(
             if mergeable:
                 _make_mergeable(region.mapping, file is None and not shared, warn)
             if prefault:
-                _prefault(region.mapping)
+                _prefault(region.mapping, progress)
     except BaseException:
         memory.close()
         raise
@@ -108,7 +112,18 @@ def _shared(ranges: Ranges, hugepages: bool) -> GuestMemory:
         if isinstance(error, OSError):
             raise HostError.from_os(f"cannot make {total_bytes} bytes of shared guest memory", error) from error
         raise
+    if not hugepages:
+        # Where the host lets shared memory ask for them (shmem_enabled is advise); a kernel may have none.
+        for mapping in mappings:
+            _advise_huge_pages(mapping)
     return _memory(ranges, mappings, None if hugepages else mmap.MADV_REMOVE, fd)
+
+
+def _advise_huge_pages(mapping: mmap.mmap) -> None:
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        return
 
 
 def _too_few_huge_pages(wanted: int) -> str:
@@ -130,11 +145,11 @@ def _read_number(path: str) -> int:
         return int(file.read())
 
 
-def _from_file(ranges: Ranges, path: str) -> GuestMemory:
+def _from_file(ranges: Ranges, path: str, progress: Callable[[], None] | None) -> GuestMemory:
     total_bytes = _total(ranges)
     fd = _open_backing(path)
-    size_before = os.fstat(fd).st_size
     mappings: list[mmap.mmap] = []
+    size_before = -1  # unknown: until the lock is ours, the file may be another VM's, and its size that one's business
     try:
         huge_page_bytes = _huge_page_bytes(fd)
         if huge_page_bytes and total_bytes % huge_page_bytes:
@@ -143,6 +158,7 @@ def _from_file(ranges: Ranges, path: str) -> GuestMemory:
                 f"{huge_page_bytes} bytes; expected a multiple of that"
             )
         _lock(fd, path)
+        size_before = os.fstat(fd).st_size
         if size_before < total_bytes:
             os.ftruncate(fd, total_bytes)
         # Each region has a part of the file to itself; the parts must not overlap.
@@ -150,17 +166,26 @@ def _from_file(ranges: Ranges, path: str) -> GuestMemory:
         if size_before:
             _clear(mappings, path)
         if not huge_page_bytes:  # hugetlbfs has reserved its pages with the mapping
-            os.posix_fallocate(fd, 0, total_bytes)
+            for start, size in _pieces(total_bytes):
+                os.posix_fallocate(fd, start, size)
+                if progress is not None:
+                    progress()
     except BaseException as error:
         for mapping in mappings:
             mapping.close()
-        if os.fstat(fd).st_size != size_before:
+        if size_before >= 0 and os.fstat(fd).st_size != size_before:
             os.ftruncate(fd, size_before)
         os.close(fd)
         if isinstance(error, OSError):
             raise HostError.from_os(f"cannot make {total_bytes} bytes of guest memory in {path}", error) from error
         raise
-    return _memory(ranges, mappings, None if huge_page_bytes else mmap.MADV_REMOVE, fd)
+    # Its room is reserved, for a full file system would end the VMM by SIGBUS: none of it is ever given back.
+    return _memory(ranges, mappings, None, fd)
+
+
+def _pieces(total_bytes: int) -> Iterator[tuple[int, int]]:
+    """(start, size) of pieces that the host makes in a second or so."""
+    return ((start, min(_PIECE_BYTES, total_bytes - start)) for start in range(0, total_bytes, _PIECE_BYTES))
 
 
 def _open_backing(path: str) -> int:
@@ -249,9 +274,12 @@ def _make_mergeable(mapping: mmap.mmap, is_private: bool, warn: Callable[[str], 
         warn(f"the guest's memory cannot be merged with other guests': {trouble}")
 
 
-def _prefault(mapping: mmap.mmap) -> None:
+def _prefault(mapping: mmap.mmap, progress: Callable[[], None] | None) -> None:
     try:
-        mapping.madvise(_MADV_POPULATE_WRITE)
+        for start, size in _pieces(len(mapping)):
+            mapping.madvise(_MADV_POPULATE_WRITE, start, size)
+            if progress is not None:
+                progress()
     except OSError as error:
         needs = " (it takes Linux 5.14)" if error.errno == errno.EINVAL else ""
         raise HostError.from_os(f"cannot prefault {len(mapping)} bytes of guest memory{needs}", error) from error

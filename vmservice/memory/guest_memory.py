@@ -10,8 +10,18 @@ from vmservice.errors import OutOfGuestMemory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Protocol
 
     Buffer = bytes | bytearray | memoryview
+
+    class Listener(Protocol):
+        """Who has a copy of the map of guest memory: KVM, a back end in the kernel or in another process."""
+
+        def region_added(self, region: Region) -> None:
+            """Before any device can reach it."""
+
+        def region_removed(self, region: Region) -> None:
+            """When no device can reach it any more."""
 
 
 class Region:
@@ -37,12 +47,62 @@ class Region:
 
 
 class GuestMemory:
-    """The RAM of one guest: ordered, disjoint regions. It owns their mappings, and `fd`, the file behind them, -1 for none."""
+    """The RAM of one guest: ordered, disjoint regions. It owns their mappings, and `fd`, the file behind them, -1 for none.
+
+    Regions come and go while the guest runs, by the main thread; every thread may look one up meanwhile.
+    """
 
     def __init__(self, regions: Sequence[Region], fd: int = -1) -> None:
         self.fd = fd
         self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
-        self.size_bytes = sum(region.size_bytes for region in self.regions)
+        self._listeners: list[Listener] = []
+        self._pins = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(region.size_bytes for region in self.regions)
+
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` of every region: those that are there, and those that come and go from now on."""
+        for region in self.regions:
+            listener.region_added(region)
+        self._listeners.append(listener)
+
+    def add(self, region: Region) -> None:
+        """More RAM; ValueError where there is some already. Listeners that were told forget it again when one of them fails."""
+        for other in self.regions:
+            if region.gpa < other.end and other.gpa < region.end:
+                raise ValueError(f"guest memory at {region.gpa:#x}-{region.end - 1:#x} is there already")
+        told: list[Listener] = []
+        try:
+            for listener in self._listeners:
+                listener.region_added(region)
+                told.append(listener)
+        except BaseException:
+            for listener in told:
+                listener.region_removed(region)
+            raise
+        self.regions = tuple(sorted((*self.regions, region), key=lambda one: one.gpa))
+
+    def remove(self, gpa: int) -> Region:
+        """Take the region at `gpa` away, and give it to the caller, who closes it. ValueError when there is none."""
+        region = next((region for region in self.regions if region.gpa == gpa), None)
+        if region is None:
+            raise ValueError(f"no region of guest memory begins at {gpa:#x}")
+        self.regions = tuple(one for one in self.regions if one is not region)
+        for listener in reversed(self._listeners):
+            listener.region_removed(region)
+        return region
+
+    def pin(self) -> None:
+        """From now on no page is given back to the host: hardware, or another process, has its address."""
+        self._pins += 1
+
+    def unpin(self) -> None:
+        """Undo one `pin`."""
+        if not self._pins:
+            raise ValueError("guest memory is not pinned")
+        self._pins -= 1
 
     @property
     def end(self) -> int:
@@ -73,8 +133,10 @@ class GuestMemory:
     def discard(self, gpa: int, size_bytes: int) -> None:
         """Let the host have whole pages back; they read as zeros, or as their file has them, when next touched.
 
-        Pages that cannot be given back (memory locked, huge pages) stay as they are: it was an offer.
+        Pages that cannot be given back (pinned, locked, reserved, huge) stay as they are: it was an offer.
         """
+        if self._pins:
+            return
         for region in self.regions:
             if region.discard_advice is not None and region.gpa <= gpa and gpa + size_bytes <= region.end:
                 try:

@@ -10,6 +10,7 @@ from vmservice.board.slot import Services
 from vmservice.errors import ConfigError
 from vmservice.kvm import abi
 from vmservice.memory import backing
+from vmservice.memory.file_watch import FileWatch
 from vmservice.plug.backend import plug_module
 from vmservice.vm.exit_handler import ExitHandler
 from vmservice.vm.guest_requests import GuestRequests
@@ -73,6 +74,8 @@ def _build(config: Config, host: HostServices, vcpus: int, closers: Closers) -> 
     _show_memory(vm, memory)
     split_irqchip = _create_irqchip(vm, kvm)
     guest = GuestRequests(host.events, lambda: _explain_memory(memory))
+    if config.memory.file is not None:
+        closers.add(_watch_memory(memory, guest).close)
     services = _slot_services(memory, guest, host)
     serial = host.backends.serial
     board = Board(
@@ -166,14 +169,24 @@ def _allocate_memory(config: Config, host: HostServices) -> GuestMemory:
         prefault=memory.prefault,
         shared=memory.shared,
         warn=host.warn,
+        progress=host.progress,
     )
 
 
 def _show_memory(vm: KvmVm, memory: GuestMemory) -> None:
     vm.set_tss_address(layout.TSS_ADDRESS)
     vm.set_identity_map_address(layout.IDENTITY_MAP_ADDRESS)
-    for region in memory.regions:
-        vm.memory.add(region.gpa, region.mapping)
+    memory.listen(vm.memory)
+
+
+def _watch_memory(memory: GuestMemory, guest: GuestRequests) -> FileWatch:
+    """Somebody may cut short the file that [memory] file names."""
+
+    def look() -> None:
+        if memory.is_cut_short():
+            guest.fault("the guest's memory has lost pages")
+
+    return FileWatch(memory.fd, look)
 
 
 def _explain_memory(memory: GuestMemory) -> str:

@@ -16,7 +16,7 @@ class HostServices:
     """`on_input_room` is told, in the event loop's thread, the console that has room for typed bytes again. `info` and `warn`
     take messages for the log, from any thread."""
 
-    __slots__ = ("_watchdog_fired", "backends", "events", "info", "kvm", "on_input_room", "timers", "warn")
+    __slots__ = ("_watchdog_fired", "backends", "events", "info", "kvm", "on_input_room", "progress", "timers", "warn")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class HostServices:
         self.on_input_room = on_input_room
         self.info = info
         self.warn = warn
+        self.progress: Callable[[], None] | None = None  # called while something takes long, as long as it goes on
         self._watchdog_fired = False
 
     def note_watchdog(self) -> None:

@@ -138,10 +138,6 @@ class KvmMachine:
         with self.board.lock:
             if self._is_paused:
                 return
-            if self.memory.is_cut_short():
-                # An access of ours to what is gone would end the process by SIGBUS, without a word: sooner is better.
-                self._guest.fault("the guest's memory has lost pages")
-                return
             self.board.take_coalesced()
             self.board.tick()
         for device in self._devices:

@@ -438,6 +438,17 @@ def test_ports(file: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("keys", "shared"), [("", False), ("shared = true", True), ('file = "/dev/shm"', True)])
+@pytest.mark.parametrize(
+    ("keys", "shared"),
+    [
+        ("", True),
+        ("shared = false", False),
+        ("hugepages = true", True),
+        ("mergeable = true", False),
+        ("mergeable = true\nshared = true", True),
+        ('file = "/dev/shm"', True),
+        ('mergeable = true\nfile = "/dev/shm"', True),
+    ],
+)
 def test_shared_memory(file: Path, keys: str, shared: bool) -> None:
     assert load(file, f"{KERNEL}[memory]\n{keys}").memory.shared is shared

@@ -20,6 +20,7 @@ from support.skips import HUGE_PAGES
 
 from vmservice.errors import ConfigError, HostError
 from vmservice.memory import backing
+from vmservice.memory.guest_memory import GuestMemory
 
 PAGE = mmap.PAGESIZE
 HIGH = 4 << 30
@@ -110,6 +111,43 @@ def test_a_file_is_shared_both_ways(file: Path) -> None:
         other.write(b"from outside")
     assert memory.read(PAGE, 12) == b"from outside"
     memory.close()
+
+
+def test_two_vms_that_start_together_on_one_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second opens the empty file, then the first takes it. What the refused one put back was the size from before."""
+    real_lock, first = backing._lock, list[GuestMemory]()
+
+    def overtaken(fd: int, path: str) -> None:
+        monkeypatch.setattr(backing, "_lock", real_lock)
+        first.append(backing.allocate([(0, 4 * MIB)], file=path))
+        first[0].write(2 * MIB, b"of the first VM")
+        real_lock(fd, path)
+
+    monkeypatch.setattr(backing, "_lock", overtaken)
+    with pytest.raises(HostError, match="is the memory of another VM that runs"):
+        backing.allocate([(0, 8 * MIB)], file=str(file))
+    assert file.stat().st_size == 4 * MIB
+    assert first[0].read(2 * MIB, 15) == b"of the first VM"
+    assert not first[0].is_cut_short()
+    first[0].close()
+
+
+def test_its_room_is_kept_whatever_the_guest_lends_back(file: Path) -> None:
+    """A balloon made holes in the file; on a full file system the guest's next touch then ended the VMM by SIGBUS."""
+    memory = backing.allocate([(0, 4 * MIB)], file=str(file))
+    memory.write(MIB, b"x")
+    memory.discard(MIB, 2 * MIB)
+    assert file.stat().st_blocks * 512 >= 4 * MIB
+    memory.close()
+
+
+def test_what_takes_long_tells_of_its_progress(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backing, "_PIECE_BYTES", MIB)
+    told: list[str] = []
+    backing.allocate([(0, 4 * MIB + PAGE)], file=str(file), progress=lambda: told.append("room")).close()
+    assert told == ["room"] * 5
+    backing.allocate([(0, 2 * MIB), (HIGH, MIB)], prefault=True, progress=lambda: told.append("page")).close()
+    assert told[5:] == ["page"] * 3
 
 
 def test_its_room_is_taken_at_the_start(file: Path) -> None:
@@ -205,6 +243,7 @@ def test_a_file_that_may_not_be_written(file: Path, monkeypatch: pytest.MonkeyPa
 IN_A_SMALL_FILE_SYSTEM = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
+from vmservice.memory.guest_memory import GuestMemory
 from vmservice.errors import VmmError
 from vmservice.memory import backing
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmservice.errors import OutOfGuestMemory
+from vmservice.errors import HostError, OutOfGuestMemory
 from vmservice.memory.guest_memory import GuestMemory, Region
 
 PAGE = mmap.PAGESIZE
@@ -57,3 +57,75 @@ def test_closed_memory_is_gone(memory: GuestMemory) -> None:
     memory.close()
     with pytest.raises(OutOfGuestMemory):
         memory.read(0, 1)
+
+
+class Map:
+    """A copy of the map of guest memory, as KVM or a back end has one."""
+
+    def __init__(self, refuse: int = -1) -> None:
+        self.gpas: list[int] = []
+        self.refuse = refuse
+
+    def region_added(self, region: Region) -> None:
+        if region.gpa == self.refuse:
+            raise HostError("there is no slot left")
+        self.gpas.append(region.gpa)
+
+    def region_removed(self, region: Region) -> None:
+        self.gpas.remove(region.gpa)
+
+
+def test_who_has_a_copy_of_the_map_is_told_of_each_change() -> None:
+    memory, early, late = GuestMemory([Region(0, mmap.mmap(-1, 2 * PAGE))]), Map(), Map()
+    memory.listen(early)
+    assert early.gpas == [0]
+    memory.add(Region(HIGH, mmap.mmap(-1, PAGE)))
+    memory.listen(late)
+    assert early.gpas == late.gpas == [0, HIGH]
+    memory.write(HIGH, b"new")
+    assert (memory.size_bytes, memory.end) == (3 * PAGE, HIGH + PAGE)
+    removed = memory.remove(HIGH)
+    assert early.gpas == late.gpas == [0]
+    with pytest.raises(OutOfGuestMemory):
+        memory.read(HIGH, 1)
+    memory.add(removed)
+    assert memory.read(HIGH, 3) == b"new"
+    memory.close()
+
+
+def test_a_region_that_one_of_them_refuses_is_not_there_for_any() -> None:
+    memory, willing, full = GuestMemory([Region(0, mmap.mmap(-1, PAGE))]), Map(), Map(refuse=HIGH)
+    memory.listen(willing)
+    memory.listen(full)
+    region = Region(HIGH, mmap.mmap(-1, PAGE))
+    with pytest.raises(HostError, match="no slot left"):
+        memory.add(region)
+    assert willing.gpas == full.gpas == [0]
+    assert not memory.contains(HIGH, 1)
+    memory.close()
+
+
+def test_regions_do_not_overlap_and_only_those_that_are_there_go() -> None:
+    memory = GuestMemory([Region(0, mmap.mmap(-1, 2 * PAGE))])
+    for gpa in (0, PAGE):
+        with pytest.raises(ValueError, match="is there already"):
+            memory.add(Region(gpa, mmap.mmap(-1, PAGE)))
+    with pytest.raises(ValueError, match="no region of guest memory begins at 0x1000"):
+        memory.remove(PAGE)
+    memory.close()
+
+
+def test_nothing_is_given_back_while_somebody_has_its_address() -> None:
+    memory = GuestMemory([Region(0, mmap.mmap(-1, 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))])
+    memory.write(0, b"kept")
+    memory.pin()
+    memory.pin()
+    memory.unpin()
+    memory.discard(0, PAGE)
+    assert memory.read(0, 4) == b"kept"
+    memory.unpin()
+    memory.discard(0, PAGE)
+    assert memory.read(0, 4) == bytes(4)
+    with pytest.raises(ValueError, match="is not pinned"):
+        memory.unpin()
+    memory.close()
