@@ -61,14 +61,14 @@ def test_policy(tmp_path: Path, policy: str, state: str, code: bytes, kind: str,
         set_policy(guest, policy)
         event = wait(guest)
         assert event.kind == kind
-        guest.vm.handle(event)
+        guest.vm.on_guest_event(event)
         assert (guest.vm.state, guest.vm.last_exit) == (state, kind)
 
 
 def test_a_reset_by_the_watchdog_is_known_to_the_next_guest_only(tmp_path: Path) -> None:
     with running_guest(image(tmp_path, HANGS)) as guest:
         assert status(guest) == b"\x00"
-        guest.vm.handle(wait_for_event(guest))
+        guest.vm.on_guest_event(wait_for_event(guest))
         assert (guest.vm.state, guest.vm.last_exit, status(guest)) == (State.RUNNING, LastExit.WATCHDOG, b"\x01")
         guest.vm.reboot()
         assert status(guest) == b"\x00"

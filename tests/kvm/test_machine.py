@@ -44,7 +44,7 @@ def test_timer_console_and_power_button_work(payloads: Payloads, masked: tuple[i
         event = guest.next_event()
         guest.output.wait_for(b"power button\n")
         assert event.kind == EventKind.POWEROFF
-        guest.vm.handle(event)
+        guest.vm.on_guest_event(event)
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.POWEROFF)
 
 
@@ -55,7 +55,7 @@ def test_a_reset_starts_the_guest_anew(payloads: Payloads, how: bytes) -> None:
         guest.tell(how)
         event = guest.next_event()
         assert event.kind == EventKind.RESET
-        guest.vm.handle(event)
+        guest.vm.on_guest_event(event)
         assert (guest.vm.state, guest.vm.last_exit) == (State.RUNNING, LastExit.RESET)
         seen = guest.output.wait_for(BANNER, seen)
         guest.output.wait_for(b"beat 1\n", seen)
@@ -134,7 +134,7 @@ def test_a_hundred_resets_in_a_row_leave_nothing(payloads: Payloads) -> None:
             guest.tell(b"a")
             event = guest.next_event()
             assert event.kind == EventKind.RESET
-            guest.vm.handle(event)
+            guest.vm.on_guest_event(event)
             guest.output.wait_for(BANNER, seen)
             assert guest.memory.read(8 << 20, 8) == bytes(8)
 
@@ -176,7 +176,7 @@ def test_an_event_from_before_the_pause_waits_for_resume(payloads: Payloads) -> 
         guest.tell(b"o")
         event = guest.next_event()
         guest.vm.pause()
-        guest.vm.handle(event)
+        guest.vm.on_guest_event(event)
         assert guest.vm.state == State.PAUSED
         guest.vm.resume()
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.POWEROFF)
@@ -188,7 +188,7 @@ def test_an_event_of_a_machine_long_gone_is_ignored(payloads: Payloads) -> None:
         guest.tell(b"o")
         event = guest.next_event()
         guest.vm.reboot()
-        guest.vm.handle(event)
+        guest.vm.on_guest_event(event)
         assert guest.vm.state == State.RUNNING
 
 

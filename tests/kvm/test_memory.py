@@ -81,7 +81,7 @@ def test_a_file_that_is_cut_short_ends_its_guest_with_a_sentence(payloads: Paylo
             r" somebody has cut short the file that \[memory\] file names",
             event.detail,
         )
-        guest.vm.handle(event)
+        guest.vm.on_guest_event(event)
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.ERROR)
 
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_cut_short_is_noticed_before_anybody_touches_it(payloads:
         event = guest.next_event()
         assert event.kind == EventKind.ERROR
         assert event.detail == "the guest's memory has lost pages; somebody has cut short the file that [memory] file names"
-        guest.vm.handle(event)
+        guest.vm.on_guest_event(event)
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.ERROR)
 
 

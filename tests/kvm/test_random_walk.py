@@ -90,7 +90,7 @@ class Walk:
 
     def handle_events(self) -> None:
         for event in self.guest.events.drain():
-            self.guest.vm.handle(event)
+            self.guest.vm.on_guest_event(event)
 
     def check(self) -> None:
         vm, machine = self.guest.vm, self.guest.machines[-1]

@@ -37,7 +37,7 @@ class Acpi:
         self.board.pio.write(CPU_HOTPLUG_BASE + cpu_hotplug.FLAGS, bytes((flag,)))
         event = self.guest.next_event()
         assert event.kind == EventKind.VCPUS
-        self.guest.vm.handle(event)
+        self.guest.vm.on_guest_event(event)
 
 
 def vcpu_threads() -> list[str]:

@@ -144,7 +144,7 @@ class Served:
 
     def handle_events(self) -> None:
         for event in self.events.drain():
-            self.vm.handle(event)
+            self.vm.on_guest_event(event)
 
 
 @asynccontextmanager

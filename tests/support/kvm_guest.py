@@ -106,7 +106,7 @@ class Guest:
         assert self.vm.console_input(data) == len(data)
 
     def next_event(self) -> GuestEvent:
-        """What the guest does to the machine next; the caller hands it to `vm.handle`, as the service's loop would."""
+        """What the guest does to the machine next; the caller hands it to `vm.on_guest_event`, as the service's loop would."""
         return wait_until(lambda: next(iter(self.events.drain()), None), "the guest did nothing to its machine")
 
     def close(self) -> None:

@@ -71,4 +71,4 @@ class Bench:
         return self
 
     def event(self, kind: str, detail: str = "", machine: RecordingMachine | None = None) -> None:
-        self.vm.handle(GuestEvent(machine or self.machines[-1], kind, detail))
+        self.vm.on_guest_event(GuestEvent(machine or self.machines[-1], kind, detail))

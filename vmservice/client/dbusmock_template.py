@@ -110,7 +110,7 @@ class MockVm:
         how = str(how)  # a dbus.String
         if how not in GUEST_STOPS or self._machine is None:
             raise _dbus_error(InvalidArgument(f"no guest can stop by {how!r} now; {', '.join(GUEST_STOPS)} are known"))
-        self.vm.handle(GuestEvent(self._machine, how))
+        self.vm.on_guest_event(GuestEvent(self._machine, how))
 
     def fail_next_call(self, error_name: str, text: str) -> None:
         self._failure = (str(error_name), str(text))

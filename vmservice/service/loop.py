@@ -223,7 +223,7 @@ class Service:
 
     def _on_guest_events(self) -> None:
         for event in self._events.drain():
-            self._vm.handle(event)
+            self._vm.on_guest_event(event)
 
     def _on_trouble(self, error: VmmError) -> None:
         """What the VM could not do for its guest, or for the stop: nobody else is told."""

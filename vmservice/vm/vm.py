@@ -235,8 +235,8 @@ class Vm:
         else:
             self._stopped(last_exit, why, was_forced=True)
 
-    def handle(self, event: GuestEvent) -> None:
-        """Act on what the guest did. While paused nothing happens: the event waits until it goes on."""
+    def on_guest_event(self, event: GuestEvent) -> None:
+        """Act on what the guest did, or keep it until the guest goes on where it is paused."""
         if event.source is not self._holder.machine or self._holder.is_lost:
             return
         if self.state == State.PAUSED:
@@ -299,15 +299,15 @@ class Vm:
         self._holder.offer_input()
         deferred, self._deferred = self._deferred, []
         for event in deferred:
-            self.handle(event)
+            self.on_guest_event(event)
 
     def _act_on(self, event: GuestEvent) -> None:
         if event.kind == EventKind.CALL:
             if event.call is not None:
                 event.call()
         elif event.kind == EventKind.VCPUS:
-            self._holder.present.settle_vcpus()
             self._note_vcpus()
+            self._holder.present.settle_vcpus()
         elif event.kind == EventKind.POWEROFF:
             self._end(LastExit.POWEROFF, event.detail)
         elif event.kind in (EventKind.ERROR, EventKind.BUG):

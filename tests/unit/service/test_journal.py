@@ -62,7 +62,7 @@ def test_a_guest_that_is_lost(policy: str, then: str, kind: str, priority: str, 
         log.state(vm)
         journal.entry()
         vm.subscribe(lambda changes: log.state(vm, changes))
-        vm.handle(GuestEvent(machine, kind))
+        vm.on_guest_event(GuestEvent(machine, kind))
         entry = journal.entry()
         assert (entry["PRIORITY"], entry["MESSAGE"], entry["MESSAGE_ID"]) == (priority, what + then, message_id)
         assert (entry["VM_STATE"], entry["VM_LAST_EXIT"]) == (vm.state, kind)
@@ -123,13 +123,50 @@ def test_changes_of_state() -> None:
         )
         vm.boot()
         said()
-        vm.handle(GuestEvent(machines[-1], EventKind.ERROR, "cannot run vCPU 0: Bad address (errno 14)"))
+        vm.on_guest_event(GuestEvent(machines[-1], EventKind.ERROR, "cannot run vCPU 0: Bad address (errno 14)"))
         assert said() == (
             message_ids.GUEST_ERROR,
             "shutdown",
             "3",
             "the guest was stopped by an error: cannot run vCPU 0: Bad address (errno 14)",
         )
+        for why in ("the guest did not power off within 120 seconds", "shutdown_timeout is 0"):
+            vm.boot()
+            said()
+            vm.force_stop(why)
+            entry = journal.entry()
+            assert (entry["MESSAGE_ID"], entry["PRIORITY"]) == (message_ids.FORCED_STOP, "4")
+            assert (entry["VM_STATE"], entry["VM_LAST_EXIT"]) == ("shutdown", "error")
+            assert entry["MESSAGE"] == f"forced the VM to stop: {why}"
+        vm.boot()
+        said()
+        vm.shutdown()
+        assert said()[0] == message_ids.VM_SHUTDOWN
+        assert journal.waiting() == []
+
+
+def test_a_guest_that_had_panicked_is_forced_to_stop() -> None:
+    """One line, by its own entry of the catalog; the panic had one when it happened."""
+    machine = RecordingMachine()
+    call_later = Clock().call_later
+    vm = Vm(
+        name="demo",
+        vcpus=1,
+        max_vcpus=1,
+        memory_bytes=1 << 20,
+        build=lambda _vcpus: machine,
+        call_later=call_later,
+        on_panic="pause",
+    )
+    with journal_log("demo") as (journal, log):
+        vm.boot()
+        log.state(vm)
+        vm.subscribe(lambda changes: log.state(vm, changes))
+        vm.on_guest_event(GuestEvent(machine, EventKind.PANIC))
+        assert [journal.entry()["MESSAGE_ID"] for _ in range(2)][1] == message_ids.GUEST_PANIC
+        vm.force_stop("the guest has panicked")
+        entry = journal.entry()
+        assert (entry["MESSAGE_ID"], entry["VM_LAST_EXIT"]) == (message_ids.FORCED_STOP, "panic")
         assert journal.waiting() == []
 
 

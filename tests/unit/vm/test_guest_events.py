@@ -191,15 +191,15 @@ def test_work_for_the_main_thread_is_done_in_order_and_not_while_paused() -> Non
     def event(name: str) -> GuestEvent:
         return GuestEvent(machine, EventKind.CALL, call=lambda: done.append(name))
 
-    bench.vm.handle(event("first"))
+    bench.vm.on_guest_event(event("first"))
     bench.vm.pause()
-    bench.vm.handle(event("second"))
-    bench.vm.handle(event("third"))
+    bench.vm.on_guest_event(event("second"))
+    bench.vm.on_guest_event(event("third"))
     assert done == ["first"]
     bench.vm.resume()
     assert done == ["first", "second", "third"]
     bench.vm.reboot()
-    bench.vm.handle(event("of a machine long gone"))
+    bench.vm.on_guest_event(event("of a machine long gone"))
     assert len(done) == 3
 
 
@@ -282,4 +282,4 @@ def test_trouble_that_nobody_listens_to_is_raised() -> None:
     vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=1 << 20, build=lambda _vcpus: machine, call_later=call_later)
     vm.boot()
     with pytest.raises(MachineLost):
-        vm.handle(GuestEvent(machine, EventKind.POWEROFF))
+        vm.on_guest_event(GuestEvent(machine, EventKind.POWEROFF))

@@ -111,7 +111,7 @@ class Walk:
 
     def _events(self) -> None:
         for event in self.events.drain():
-            self.vm.handle(event)
+            self.vm.on_guest_event(event)
 
     def _guest(self) -> None:
         if self.machines:

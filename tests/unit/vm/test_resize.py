@@ -72,6 +72,16 @@ def test_it_ends_also_where_taking_back_fails() -> None:
     assert bench.vm.operation is None
 
 
+def test_a_vcpu_that_does_not_stop_does_not_keep_it_from_its_end() -> None:
+    """The guest has given it back: what is left of it is for the next time."""
+    bench, ends = slow_resize(3)
+    bench.machines[-1].refuse.add("settle_vcpus")
+    bench.machines[-1].vcpus = 3
+    bench.event(EventKind.VCPUS)
+    assert ends == [None]
+    assert [str(error) for error in bench.trouble] == ["cannot settle_vcpus: No space left on device (errno 28)"]
+
+
 def test_while_it_is_under_way_another_is_refused() -> None:
     bench, ends = slow_resize(4)
     with pytest.raises(Busy, match="because a Resize to 4 vCPUs is under way"):
