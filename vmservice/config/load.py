@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vmservice.config import core, sections
+from vmservice.config import core, plain_toml, sections
 from vmservice.config.names import check_name
 from vmservice.config.reader import TableReader
 from vmservice.errors import ConfigError
@@ -177,14 +177,17 @@ def _read_table(name: str, path: str) -> dict[str, object]:
 
 
 def _parse(path: str, data: bytes) -> dict[str, object]:
-    import tomllib
-
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"the configuration {path} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}"
         ) from None
+    plain = plain_toml.read(text)
+    if plain is not None:
+        return plain
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except RecursionError:
