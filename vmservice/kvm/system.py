@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 from vmservice.errors import HostError, HostFacilityMissing, NotPermitted
 from vmservice.kvm import abi, ioctl
@@ -74,6 +75,18 @@ class Kvm:
         head.nent = _CPUID_ENTRIES
         ioctl.call(self.fd, abi.KVM_GET_SUPPORTED_CPUID, buffer, name="KVM_GET_SUPPORTED_CPUID")
         return buffer.raw[head_bytes : head_bytes + head.nent * entry_bytes]
+
+    def msr_indexes(self) -> list[int]:
+        """The MSRs that KVM knows of a guest's state; a host's other models may have more, a vCPU may have fewer."""
+        from vmservice.kvm import abi_state
+
+        buffer = ctypes.create_string_buffer(4)
+        # E2BIG says how many there are.
+        ioctl.raw(self.fd, abi_state.KVM_GET_MSR_INDEX_LIST, ctypes.addressof(buffer))
+        count = int.from_bytes(buffer.raw, "little")
+        buffer = ctypes.create_string_buffer(buffer.raw, 4 + 4 * count)
+        ioctl.call(self.fd, abi_state.KVM_GET_MSR_INDEX_LIST, buffer, name="KVM_GET_MSR_INDEX_LIST")
+        return list(struct.unpack_from(f"<{count}I", buffer, 4))
 
     def create_vm(self) -> KvmVm:
         fd = ioctl.call(self.fd, abi.KVM_CREATE_VM, name="KVM_CREATE_VM")
