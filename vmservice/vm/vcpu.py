@@ -5,6 +5,7 @@ The kick protocol, which loses nothing and holds no lock while anybody waits:
 * `request_stop` sets `immediate_exit` and `_wanted` together under `_mutex`, then sends the signal. A thread in the guest
   comes out by the signal; one that is about to enter comes straight out by `immediate_exit`; one that handles an exit
   finds `_wanted` afterwards. `ask` does the same for a mere sign of life, after which the thread goes on.
+  `look` too: what it wants to see of the vCPU is looked at by the thread itself, out of the guest.
 * The thread clears `immediate_exit` *before* it acknowledges, so a later request is never wiped out.
 * It then waits for `release`. A request may also be taken back by `release` before the thread has noticed it.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import _thread
 import ctypes
 
+from vmservice.errors import VmmError
 from vmservice.host import signals
 from vmservice.kvm import abi
 from vmservice.kvm.exits import describe
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     # Told of an error that ended the thread's guest.
     FaultHandler = Callable[[Exception], None]
 
+    # Takes of a vCPU that is out of the guest what a person wants to see of it: a few ioctls long.
+    Look = Callable[[KvmVcpu], list[str]]
+
 KICK_SIGNAL = signals.SIGRTMIN
 
 _PR_SET_NAME = 15  # <linux/prctl.h>
@@ -42,7 +47,7 @@ def install_kick_handler() -> None:
 
 
 class VcpuThread:
-    """Runs `vcpu` from `start` on until `finish`. Methods are for the main thread; `ask` and `answered` are for any."""
+    """Runs `vcpu` from `start` on until `finish`. Methods are for the main thread; `ask`, `answered` and `look` are for any."""
 
     def __init__(self, vcpu: KvmVcpu, handle_exit: ExitHandler, on_fault: FaultHandler) -> None:
         self.vcpu = vcpu
@@ -54,6 +59,7 @@ class VcpuThread:
         self._holding = False  # the thread has stopped and acknowledged
         self._quit = False  # the thread is to end
         self._asked = False  # somebody waits for a sign of life
+        self._sights: list[Sight] = []  # what is to be looked at when the thread is out of the guest
         self._acknowledged = _locked()
         self._go = _locked()
         self._ended = _locked()
@@ -103,6 +109,19 @@ class VcpuThread:
         with self._mutex:
             return self._holding or self._quit or not self._asked
 
+    def look(self, look: Look) -> Sight:
+        """Have the vCPU looked at, by its own thread as soon as that is out of the guest, and at once where it holds."""
+        sight = Sight(look)
+        with self._mutex:
+            if self._holding or self._quit:
+                sight.take(self.vcpu)
+            else:
+                self._sights.append(sight)
+                self.vcpu.set_immediate_exit(1)
+                # While the mutex is held a thread that does not hold cannot come to its end.
+                signals.send_to_thread(self._ident, KICK_SIGNAL)
+        return sight
+
     def finish(self) -> None:
         """End the thread, which must hold; returns when it has ended."""
         with self._mutex:
@@ -138,11 +157,33 @@ class VcpuThread:
         with self._mutex:
             self.vcpu.set_immediate_exit(0)
             self._asked = False
+            while self._sights:
+                self._sights.pop().take(self.vcpu)
             if not (self._wanted or self._done):
                 return
             self._holding = True
             self._acknowledged.release()
         self._go.acquire()
+
+
+class Sight:
+    """What `look` made of a vCPU, once it has been taken."""
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+        self._lines: list[str] = []
+        self._taken = _locked()
+
+    def take(self, vcpu: KvmVcpu) -> None:
+        try:
+            self._lines = self._look(vcpu)
+        except VmmError as error:
+            self._lines = [str(error)]
+        self._taken.release()
+
+    def wait(self, timeout_sec: float) -> list[str] | None:
+        """None where the vCPU has not come out of the guest in that time. Once only."""
+        return self._lines if self._taken.acquire(timeout=timeout_sec) else None
 
 
 def unhandled(vcpu: KvmVcpu, reason: int) -> str:

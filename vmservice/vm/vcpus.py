@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmservice.kvm.vcpu import KvmVcpu
-    from vmservice.vm.vcpu import ExitHandler, FaultHandler
+    from vmservice.vm.vcpu import ExitHandler, FaultHandler, Look
 
 # How long the vCPUs have to leave the guest. They take microseconds; only a host in deep trouble takes longer.
 STOP_TIMEOUT_SEC = 10.0
@@ -21,7 +21,7 @@ STOP_TIMEOUT_SEC = 10.0
 class Vcpus:
     """`create` makes the vCPU of an index in KVM; the first `count` of them exist from the beginning, none runs.
 
-    Every method but `silent` is for the main thread.
+    Every method but `silent` and `look` is for the main thread.
     """
 
     def __init__(self, create: Callable[[int], KvmVcpu], count: int) -> None:
@@ -100,6 +100,12 @@ class Vcpus:
         for thread in threads:
             thread.ask()
         return names
+
+    def look(self, look: Look, timeout_sec: float) -> dict[int, list[str] | None]:
+        """What `look` makes of each vCPU, None for one that does not come out of the guest. Waits that long for all of them."""
+        sights = [(thread.vcpu.index, thread.look(look)) for thread in list(self._threads.values())]
+        deadline = time.monotonic() + timeout_sec
+        return {index: sight.wait(max(deadline - time.monotonic(), 0)) for index, sight in sights}
 
     def close(self) -> None:
         """Stop and give everything back; HostError, with the vCPUs going on, when one does not stop."""

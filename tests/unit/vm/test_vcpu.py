@@ -6,10 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import cast
 
 import pytest
 
+from vmservice.errors import HostError
 from vmservice.kvm.vcpu import INTERRUPTED, KvmVcpu
 from vmservice.vm.vcpu import KICK_SIGNAL, VcpuThread, install_kick_handler
 
@@ -42,6 +45,9 @@ class FakeVcpu:
 
         self.exits.append(leave)
         return come, go_on
+
+    def has_run_since(self, runs: int) -> bool:
+        return self.runs > runs
 
     def run(self) -> int:
         self.runs += 1
@@ -227,6 +233,93 @@ def test_a_thread_that_is_stuck_in_an_exit_gives_no_sign_of_life() -> None:
     go_on.set()
     wait_until(lambda: thread.answered)
     stop_and_finish(thread)
+
+
+def test_a_running_vcpu_is_looked_at_by_its_own_thread_and_goes_on() -> None:
+    vcpu = FakeVcpu()
+    thread, faults = make(vcpu)
+    thread.start()
+    names: list[str] = []
+
+    def look(seen: KvmVcpu) -> list[str]:
+        names.append(Path("/proc/thread-self/comm").read_text().strip())
+        return [f"vCPU {seen.index}"]
+
+    for _ in range(100):
+        runs = vcpu.runs
+        assert thread.look(look).wait(TIMEOUT_SEC) == ["vCPU 7"]
+        wait_until(partial(vcpu.has_run_since, runs))
+    assert names == ["vcpu7"] * 100
+    assert vcpu.immediate_exit == 0
+    stop_and_finish(thread)
+    assert faults == []
+
+
+def test_a_vcpu_that_holds_is_looked_at_at_once_and_holds_on() -> None:
+    vcpu = FakeVcpu()
+    thread, _ = make(vcpu)
+    thread.start()
+    thread.request_stop()
+    assert thread.wait_stopped(TIMEOUT_SEC)
+    runs = vcpu.runs
+    assert thread.look(lambda seen: [str(seen.index)]).wait(0) == ["7"]
+    assert (vcpu.runs, vcpu.immediate_exit) == (runs, 0)
+    thread.finish()
+    assert thread.look(lambda _seen: []).wait(0) == []
+
+
+def test_a_vcpu_that_is_stuck_in_an_exit_is_not_seen_until_it_comes_out() -> None:
+    vcpu = FakeVcpu()
+    come, go_on = vcpu.slow_exit()
+    thread, _ = make(vcpu)
+    thread.start()
+    assert come.wait(TIMEOUT_SEC)
+    sight = thread.look(lambda _seen: ["seen"])
+    assert sight.wait(0.01) is None
+    go_on.set()
+    assert sight.wait(TIMEOUT_SEC) == ["seen"]
+    stop_and_finish(thread)
+
+
+def test_a_look_that_fails_says_so_and_ends_nothing() -> None:
+    vcpu = FakeVcpu()
+    thread, faults = make(vcpu)
+    thread.start()
+
+    def fail(_seen: KvmVcpu) -> list[str]:
+        raise HostError("cannot read registers: Bad address (errno 14)", 14)
+
+    assert thread.look(fail).wait(TIMEOUT_SEC) == ["cannot read registers: Bad address (errno 14)"]
+    stop_and_finish(thread)
+    assert faults == []
+
+
+def test_looks_from_another_thread_while_the_main_thread_pauses_and_resumes() -> None:
+    vcpu = FakeVcpu()
+    thread, faults = make(vcpu)
+    thread.start()
+    seen: list[list[str] | None] = []
+    over = threading.Event()
+
+    def look_on() -> None:
+        while not over.is_set():
+            seen.append(thread.look(lambda _seen: ["seen"]).wait(TIMEOUT_SEC))
+
+    looker = threading.Thread(target=look_on)
+    looker.start()
+    for _ in range(300):
+        thread.request_stop()
+        assert thread.wait_stopped(TIMEOUT_SEC)
+        runs = vcpu.runs
+        time.sleep(0)
+        assert vcpu.runs == runs
+        thread.release()
+    over.set()
+    looker.join()
+    stop_and_finish(thread)
+    assert len(seen) > 100
+    assert all(lines == ["seen"] for lines in seen)
+    assert faults == []
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
