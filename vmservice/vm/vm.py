@@ -225,7 +225,7 @@ class Vm:
 
         A guest that was paused by its panic has that as its last exit already.
         """
-        if self.state not in (State.RUNNING, State.PAUSED):
+        if self.state not in (State.RUNNING, State.PAUSED) or self._holder.is_lost:
             return
         last_exit = LastExit.PANIC if self.paused_by == LastExit.PANIC else LastExit.ERROR
         try:
@@ -266,8 +266,8 @@ class Vm:
         return machine.silent(patience_sec) if machine is not None else []
 
     def close(self) -> None:
-        """Give everything back to the host, whatever the state. HostError, and the guest goes on, if it cannot be stopped."""
-        self._holder.close()
+        """Give everything back to the host, whatever the state: the process ends. MachineLost, once, where that cannot be."""
+        self._holder.close_for_good()
 
     @property
     def building_until(self) -> float:
@@ -289,9 +289,9 @@ class Vm:
         """`reason` is the LastExit whose policy it is."""
         self._holder.present.pause()
         self._note_vcpus()
+        self._changed(state=State.PAUSED, last_exit=reason, paused_by=reason or "")
         if self._operation is not None:
             self._operation.cancel("the VM was paused")
-        self._changed(state=State.PAUSED, last_exit=reason, paused_by=reason or "")
 
     def _resume(self) -> None:
         self._holder.present.resume()
@@ -350,7 +350,7 @@ class Vm:
 
     def _start_anew(self, reason: str, detail: str) -> None:
         """After `close`. The vCPUs are those that the VM has now: a Resize outlives a reset."""
-        self._forget_machine("the VM was reset")
+        self._deferred.clear()
         try:
             self._holder.start(self.vcpus)
         except BaseException as error:
@@ -359,16 +359,17 @@ class Vm:
             raise
         self.last_detail, self.last_failure, self.was_forced = detail, "", False
         self._changed(state=State.RUNNING, last_exit=reason)
+        self._abandon_operation("the VM was reset")
         self._holder.offer_input()
 
     def _stopped(self, reason: str, detail: str = "", failure: str = "", *, was_forced: bool = False) -> None:
-        self._forget_machine("the VM was shut down")
+        self._deferred.clear()
         self.last_detail, self.last_failure, self.was_forced = detail, failure, was_forced
         self._changed(state=State.SHUTDOWN, last_exit=reason)
+        self._abandon_operation("the VM was shut down")
 
-    def _forget_machine(self, why: str) -> None:
-        """What belonged to the machine that is closed now ends with it."""
-        self._deferred.clear()
+    def _abandon_operation(self, why: str) -> None:
+        """What waited for a guest that is gone now; who is told of it finds the VM in its new state."""
         if self._operation is not None:
             self._operation.abandon(why)
 

@@ -272,8 +272,10 @@ def assert_lost(bench: Bench) -> None:
     for kind in GONE:
         bench.event(kind)
     assert len(bench.trouble) == 1
+    bench.vm.force_stop("it was asked for a second time")
     bench.vm.close()
     assert bench.machines[0].calls.count("close") == 1
+    assert bench.vm.state == State.RUNNING
 
 
 def test_trouble_that_nobody_listens_to_is_raised() -> None:
@@ -283,3 +285,11 @@ def test_trouble_that_nobody_listens_to_is_raised() -> None:
     vm.boot()
     with pytest.raises(MachineLost):
         vm.on_guest_event(GuestEvent(machine, EventKind.POWEROFF))
+
+
+def test_a_machine_that_cannot_be_stopped_at_the_end_of_the_process() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.machines[0].refuse.add("close")
+    with pytest.raises(MachineLost, match="the machine cannot be stopped, so the process ends: cannot close"):
+        bench.vm.close()
+    bench.vm.close()

@@ -143,6 +143,26 @@ def test_the_guest_ends_it(kind: str, verb: str) -> None:
     assert (bench.vm.state, bench.vm.vcpus) == (ENDS_IT[verb][0], 1)
 
 
+@pytest.mark.parametrize("verb", ENDS_IT)
+def test_who_waits_for_it_finds_the_vm_in_its_new_state(verb: str) -> None:
+    """So whatever they do then is refused, or works."""
+    bench, _ends = slow_resize(4)
+    found: list[str] = []
+
+    def look(_error: VmmError | None) -> None:
+        found.append(bench.vm.state)
+        if bench.vm.state == State.RUNNING:
+            bench.vm.resize(2)
+        else:
+            with pytest.raises(InvalidStateTransition):
+                bench.vm.resize(2)
+
+    assert bench.vm.operation is not None
+    bench.vm.operation.on_end = look
+    VERBS[verb](bench.vm)
+    assert found == [ENDS_IT[verb][0]]
+
+
 def test_its_end_may_begin_the_next() -> None:
     bench, _ends = slow_resize(4)
     assert bench.vm.operation is not None
