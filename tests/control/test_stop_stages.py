@@ -28,8 +28,8 @@ owner.{function} = {function}
 
 # Where: module, owner, function, before it or after. The rest of a stage's line is whether the guest is asked.
 STAGES = {
-    "before the configuration": ("vmservice", "config", "load_config", True, False),
-    "after the configuration": ("vmservice", "config", "load_config", False, False),
+    "before the configuration": ("vmservice.config", "load", "load_config", True, False),
+    "after the configuration": ("vmservice.config", "load", "load_config", False, False),
     "while the machine is built": ("vmservice.vm.sim", "SimMachine", "__init__", True, False),
     "as the guest begins": ("vmservice.vm.sim", "SimMachine", "start", False, False),
     "before the event loop": ("vmservice.service.loop", "Service", "__init__", True, True),

@@ -23,6 +23,7 @@ BLOBS = {
     "deaf": bytes.fromhex("fa f4 eb fc"),  # cli; hlt; again: no button reaches it
     "panic": bytes.fromhex("ba 05 05 b0 01 ee f4 eb fd"),  # mov dx, 0x505; mov al, 1; out dx, al: pvpanic; hlt, again
     "reset": bytes.fromhex("b0 fe e6 64 f4"),  # mov al, 0xfe; out 0x64, al: the keyboard controller's reset line
+    "off": bytes.fromhex("ba 00 06 b0 34 ee f4 eb fd"),  # mov dx, 0x600; mov al, 0x34; out dx, al: ACPI's S5; hlt, again
     "wedged": bytes.fromhex("fa eb fe"),  # cli; jump to itself: it never leaves the processor
     "flood": bytes.fromhex("ba f8 03 b0 79 ee b0 0a ee eb f8"),  # "y" and a newline to COM1, as fast as it goes
 }

@@ -47,6 +47,28 @@ def test_poweroff_presses_the_power_button(vm: UnitVm) -> None:
 
 
 @every_release
+def test_reboot_powers_the_guest_down_and_starts_it_again(vm: UnitVm) -> None:
+    """In the same start of the unit: the same process, and no failure."""
+    vm.start()
+    vm.wait_for("beat 3$")
+    pid = vm.main_pid()
+    vm.host.run(f"machinectl reboot {vm.name}", check=True)
+    runs = f'journalctl --unit={vm.unit} --output=cat | grep -cx "the VM runs"'
+    vm.host.run(f"timeout 30 sh -c 'until [ $({runs}) = 2 ]; do sleep 0.1; done'", check=True)
+    assert vm.main_pid() == leader(vm) == pid
+    assert vm.state == "running"
+    assert vm.journal().count("power button") == 1
+    assert "forced" not in vm.journal()
+    assert vm.show("NRestarts") == "0"
+    vm.host.run(
+        f"timeout 20 sh -c 'until systemctl show -P StatusText {vm.unit} | grep -q ^running; do sleep 0.1; done'", check=True
+    )
+    vm.stop()
+    assert vm.show("Result") == "success"
+    assert vm.journal().count("power button") == 2
+
+
+@every_release
 def test_terminate_stops_the_unit(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 1")
@@ -62,7 +84,7 @@ def test_terminate_stops_the_unit(vm: UnitVm) -> None:
     [
         lambda vm: vm.stop(),
         lambda vm: vm.call("PowerButton"),
-        lambda vm: vm.host.run(f"kill -KILL {vm.main_pid()}", check=True),
+        lambda vm: vm.host.run(f"kill -KILL {vm.main_pid()} && systemctl stop {vm.unit}", check=True),
     ],
     ids=["stop", "the guest powers off", "SIGKILL"],
 )
@@ -88,21 +110,15 @@ def test_a_vm_that_starts_again_is_registered_anew(vm: UnitVm) -> None:
 
 
 def test_a_restart_after_a_failure_is_registered_too(vm: UnitVm) -> None:
-    folder = f"/run/systemd/system/{vm.unit}.d"
-    setting = "[Service]\\nRestart=on-failure\\nRestartSec=100ms\\n"
-    vm.host.run(f"mkdir -p {folder} && printf '{setting}' > {folder}/test.conf && systemctl daemon-reload", check=True)
-    try:
-        vm.start()
-        for restarts in (1, 2, 3):
-            vm.host.run(f"kill -KILL {vm.main_pid()}", check=True)
-            vm.host.run(
-                f"timeout 30 sh -c 'until [ $(systemctl show -P NRestarts {vm.unit}) = {restarts} ]"
-                f" && systemctl is-active --quiet {vm.unit}; do sleep 0.1; done'",
-                check=True,
-            )
-            assert leader(vm) == vm.main_pid()
-    finally:
-        vm.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
+    vm.start()
+    for restarts in (1, 2):
+        vm.host.run(f"kill -KILL {vm.main_pid()}", check=True)
+        vm.host.run(
+            f"timeout 30 sh -c 'until [ $(systemctl show -P NRestarts {vm.unit}) = {restarts} ]"
+            f" && systemctl is-active --quiet {vm.unit}; do sleep 0.1; done'",
+            check=True,
+        )
+        assert leader(vm) == vm.main_pid()
 
 
 @every_release

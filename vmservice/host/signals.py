@@ -14,8 +14,13 @@ SIGINT: int = _signal.SIGINT
 SIGRTMIN: int = _signal.SIGRTMIN
 SIGALRM: int = _signal.SIGALRM
 
-# machinectl poweroff sends SIGRTMIN+4 to the leader of a machine (systemd-machined), Ctrl-C is SIGINT: all mean the same.
+# To be held back until somebody acts on them.
 STOP_SIGNALS = (SIGTERM, SIGINT, SIGRTMIN + 4)
+
+
+def stopping(*, managed: bool) -> tuple[int, ...]:
+    """Those that stop the VM: SIGRTMIN+4 is `machinectl poweroff`. SIGINT under systemd is `machinectl reboot`, else Ctrl-C."""
+    return (SIGTERM, SIGRTMIN + 4) if managed else STOP_SIGNALS
 
 
 def block(*numbers: int) -> None:

@@ -17,7 +17,7 @@ from vmservice.host import signals
 from vmservice.service.keyboard import Keyboard
 from vmservice.service.reload import Reload
 from vmservice.service.sd_notify import watchdog_sec
-from vmservice.service.stop import GracefulStop
+from vmservice.service.stop import GracefulReboot, GracefulStop
 from vmservice.service.watchdog import Watchdog
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
@@ -38,6 +38,9 @@ EXIT_BUG = 70
 EXIT_HOST = 71
 EXIT_GUEST_RESET = 133
 EXIT_GUEST_LOST = 134
+
+# What systemd does after most failures, with the settings of the unit as it is shipped.
+_STARTS_ANEW = "the unit starts it anew, until its start limit is reached (StartLimitBurst=)"
 
 # How often output that the guest left in KVM's ring, or in a line without an end, is moved on.
 _CONSOLE_PERIOD_SEC = 0.1
@@ -90,6 +93,7 @@ class Service:
         self._off_bus = False
         self._said = ""
         self._stop: GracefulStop | None = None
+        self._reboot: GracefulReboot | None = None
         self._reload = Reload(vm, config, log, notifier, self._status)
         self._keyboards = [
             Keyboard(console.input_fd, partial(vm.console_input, console=console.label), self._on_stop_signal, console.read)
@@ -112,9 +116,10 @@ class Service:
         loop.add_reader(self._events.fd, self._on_guest_events)
         loop.add_reader(self._timers.fd, self._run_timers)
         self._run_timers()
-        for number in signals.STOP_SIGNALS:
+        for number in signals.stopping(managed=self._notifier.active):
             loop.add_signal_handler(number, self._on_stop_signal)
         if self._notifier.active:
+            loop.add_signal_handler(signals.SIGINT, self._on_reboot_signal)
             loop.add_signal_handler(signals.SIGHUP, self._on_reload_signal)
         elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) wants it ignored
             loop.add_signal_handler(signals.SIGHUP, self._on_hangup)
@@ -142,8 +147,9 @@ class Service:
         """Let replies go out, give the terminal back, and leave nothing running."""
         for keyboard in self._keyboards:
             keyboard.close()
-        if self._stop is not None:
-            self._stop.cancel()
+        for waiting in (self._stop, self._reboot):
+            if waiting is not None:
+                waiting.cancel()
         if self._watchdog is not None:
             self._watchdog.stop()
         if connection is not None:
@@ -158,11 +164,21 @@ class Service:
             self._next_timer.cancel()
         self._flush_consoles()
 
-    def _finish(self, status: int) -> None:
-        if not self._exit.done():
-            self._exit.set_result(status)
-            why = f": {self._vm.why_stopped}" if self._vm.state == State.SHUTDOWN else ""
-            self._vm.refuse_all(f"the VM's process is about to end{why}")
+    def _finish(self, status: int, why: str = "") -> None:
+        """End the process with `status`; `why` is a sentence, by default what became of the guest. The first call counts."""
+        if self._exit.done():
+            return
+        self._exit.set_result(status)
+        if not why:
+            why = self._vm.why_stopped if self._vm.state == State.SHUTDOWN else "the VM ends"
+        self._vm.refuse_all(f"the VM's process is about to end: {why}")
+        starts_anew = status in (EXIT_GUEST_RESET, EXIT_GUEST_LOST, EXIT_BUG, EXIT_HOST) and self._notifier.active
+        text = f"{why}; {_STARTS_ANEW}" if starts_anew else why
+        if not self._ready and self._stop is None and status in (EXIT_OK, EXIT_GUEST_RESET):
+            # The guest was done before the name was owned. It has run all the same, and to end unready is a failure to systemd.
+            self._notifier.ready(text)
+        self._notifier.stopping()
+        self._notifier.status(text)
 
     # Readiness and the bus
 
@@ -180,8 +196,7 @@ class Service:
             await connection.run()
         except VmmError as error:
             self._log.error(str(error))
-            self._notifier.failed(str(error))
-            self._finish(error.exit_status)
+            self._finish(error.exit_status, str(error))
 
     def _on_bus(self) -> None:
         self._log.bus_acquired()
@@ -204,8 +219,8 @@ class Service:
             self._notifier.ready(self._said)
 
     def _tell_status(self) -> None:
-        """For `systemctl status`, if it is news; on the way out the stop says how far it is."""
-        if self._stop is None and (text := self._status()) != self._said:
+        """For `systemctl status`, if it is news; what stops the VM, or reboots it, says itself how far it is."""
+        if self._stop is None and self._reboot is None and not self._exit.done() and (text := self._status()) != self._said:
             self._said = text
             self._notifier.status(text)
 
@@ -229,20 +244,21 @@ class Service:
         """What the VM could not do for its guest, or for the stop: nobody else is told."""
         self._log.error(str(error))
         if isinstance(error, MachineLost):
-            self._notifier.failed(str(error))
-            self._finish(error.exit_status)
+            self._finish(error.exit_status, str(error))
 
     def _on_change(self, changes: dict[str, object]) -> None:
         self._log.state(self._vm, changes)
-        self._tell_status()
         if self._vm.state == State.SHUTDOWN and "State" in changes:
             self._on_shutdown()
+        self._tell_status()
 
     def _on_shutdown(self) -> None:
         """The guest is gone: does the process stay for a Boot, or does it end, and with what status?"""
         reason = self._vm.last_exit
         if self._stop is not None:
             self._finish(EXIT_OK)
+        elif self._reboot is not None:
+            self._end_reboot(boot=reason != LastExit.SHUTDOWN)
         elif reason == LastExit.ERROR:
             self._finish(EXIT_BUG if self._vm.last_failure == EventKind.BUG else EXIT_HOST)
         elif reason == LastExit.RESET:
@@ -258,9 +274,43 @@ class Service:
         if self._stop is not None:
             self._stop.force()
             return
+        if self._reboot is not None:
+            self._reboot.cancel()
+            self._reboot = None
         patience_sec = self._reload.service.shutdown_timeout_sec
         self._stop = GracefulStop(self._vm, self._log, self._notifier, patience_sec, lambda: self._finish(EXIT_OK))
         self._stop.start()
+
+    def _on_reboot_signal(self) -> None:
+        """SIGINT under systemd: the guest is powered down by its button and started again. Asked a second time, by force."""
+        if self._stop is not None or self._exit.done():
+            return
+        if self._reboot is not None:
+            self._reboot.force()
+            return
+        patience_sec = self._reload.service.shutdown_timeout_sec
+        self._reboot = GracefulReboot(self._vm, self._log, self._notifier, patience_sec, self._end_reboot)
+        self._reboot.start()
+
+    def _end_reboot(self, *, boot: bool = True) -> None:
+        """The guest is down. It is started after everybody has heard of that, unless somebody wants it to stay down."""
+        if self._reboot is not None:
+            self._reboot.cancel()
+            asyncio.get_running_loop().call_soon(self._boot_anew, boot)
+
+    def _boot_anew(self, boot: bool) -> None:
+        if self._reboot is None:  # a stop came in between, or it is done
+            return
+        self._reboot = None
+        self._said = ""  # the reboot has said other things since
+        self._vm.hold("")
+        try:
+            if boot:
+                self._vm.boot()
+        except VmmError as error:
+            self._log.error(f"the guest cannot be started again: {error}")
+            self._finish(error.exit_status, str(error))
+        self._tell_status()
 
     def _on_hangup(self) -> None:
         """The terminal is gone. The kernel and the shell may both say so, which is no second request."""
@@ -304,4 +354,4 @@ class Service:
         error = context.get("exception")
         text = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else context["message"]
         self._log.error(f"internal error: {text}")
-        self._finish(EXIT_BUG)
+        self._finish(EXIT_BUG, "internal error; the journal has the details")

@@ -99,10 +99,11 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
         closers.append(backends.close)
         vm = _make_vm(options, config, events, timers, backends, log, closers)
         closers.append(vm.close)
-        if options.boot and not signals.any_pending(*signals.STOP_SIGNALS):
+        stopping = signals.stopping(managed=notifier.active)
+        if options.boot and not signals.any_pending(*stopping):
             vm.boot()
             time.sleep(_HEAD_START_SEC)
-        if signals.any_pending(*signals.STOP_SIGNALS):
+        if signals.any_pending(*stopping):
             # A guest of a few milliseconds has nothing to lose, and no driver for a power button; it would be waited for.
             log.info("told to stop before the guest had begun; the VM ends at once")
             notifier.stopping()
@@ -148,6 +149,9 @@ def _make_vm(
         from vmservice.vm.host_services import HostServices
         from vmservice.vm.vcpu import install_kick_handler
 
+        def tell_room(console: str) -> None:
+            vm.on_input_room(console)
+
         install_kick_handler()
         kvm = Kvm()
         closers.append(kvm.close)
@@ -156,7 +160,7 @@ def _make_vm(
             events,
             timers,
             backends,
-            on_input_room=_ignore_room,
+            on_input_room=tell_room,
             info=log.info,
             warn=log.warning,
         )
@@ -167,7 +171,7 @@ def _make_vm(
         def check() -> None:
             check_files(config)
 
-    return Vm(
+    vm = Vm(
         name=options.name,
         vcpus=config.cpus.boot,
         max_vcpus=config.cpus.max,
@@ -179,6 +183,7 @@ def _make_vm(
         on_panic=config.service.on_panic,
         on_watchdog=config.service.on_watchdog,
     )
+    return vm
 
 
 def _passed_sockets() -> list[tuple[str, int]]:
@@ -187,10 +192,6 @@ def _passed_sockets() -> list[tuple[str, int]]:
     from vmservice.host.listen_fds import take_listen_fds
 
     return take_listen_fds()
-
-
-def _ignore_room(_console: str) -> None:
-    """The event loop offers again what was refused."""
 
 
 def _drop(_data: bytes) -> None:

@@ -25,10 +25,14 @@ _PRESS_PERIOD_SEC = 10.0
 
 
 class GracefulStop:
-    """Presses the power button and waits for the guest, up to `timeout_sec`; `finish` is called once, when the VM is down.
+    """Presses the power button and waits for the guest, up to `timeout_sec`; `finish` is called when the VM is down by then.
 
     The guest's own power-off reaches the service as an event; it must call `cancel` then.
     """
+
+    _DOING = "stopping"
+    _HELD = "the VM is being stopped"
+    _ASKED = "asked the guest to power off"
 
     def __init__(self, vm: Vm, log: Log, notifier: Notifier, timeout_sec: int, finish: Callable[[], None]) -> None:
         self._vm = vm
@@ -39,12 +43,12 @@ class GracefulStop:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._notifier.stopping()
+        self._announce()
         if self._vm.paused_by == LastExit.PANIC:
             self._force("the guest has panicked")
             return
         try:
-            self._vm.hold("the VM is being stopped")
+            self._vm.hold(self._HELD)
         except VmmError as error:
             self._force(f"it cannot go on to power off: {error}")
             return
@@ -53,7 +57,7 @@ class GracefulStop:
         elif self._timeout_sec == 0:
             self._force("shutdown_timeout is 0")
         else:
-            self._log.info(f"asked the guest to power off; it has {self._timeout_sec} seconds")
+            self._log.info(f"{self._ASKED}; it has {self._timeout_sec} seconds")
             self._task = asyncio.get_running_loop().create_task(self._wait())
             self._task.add_done_callback(_show_bug)
 
@@ -72,8 +76,7 @@ class GracefulStop:
             if begin + elapsed >= next_press:
                 self._press()
                 next_press += _PRESS_PERIOD_SEC
-            self._notifier.status(f"stopping: waiting for the guest to power off ({elapsed:.0f} of {self._timeout_sec} s)")
-            self._notifier.extend_timeout(_EXTEND_SEC)
+            self._report(f"{self._DOING}: waiting for the guest to power off ({elapsed:.0f} of {self._timeout_sec} s)")
             await asyncio.sleep(min(_REPORT_PERIOD_SEC, self._timeout_sec - elapsed))
         self._force(f"the guest did not power off within {self._timeout_sec} seconds")
 
@@ -83,11 +86,32 @@ class GracefulStop:
         except VmmError as error:
             self._log.warning(f"the power button cannot be pressed: {error}")
 
+    def _announce(self) -> None:
+        self._notifier.stopping()
+
+    def _report(self, text: str) -> None:
+        self._notifier.status(text)
+        self._notifier.extend_timeout(_EXTEND_SEC)
+
     def _force(self, why: str) -> None:
         self.cancel()
         self._notifier.status(f"forced to stop: {why}")
         self._vm.force_stop(why)
         self._finish()
+
+
+class GracefulReboot(GracefulStop):
+    """As a stop, and the unit stays: `finish` starts the guest again. What machined means by SIGINT (`machinectl reboot`)."""
+
+    _DOING = "rebooting"
+    _HELD = "the VM is being rebooted"
+    _ASKED = "asked the guest to power off, to be started again"
+
+    def _announce(self) -> None:
+        """The unit does not stop."""
+
+    def _report(self, text: str) -> None:
+        self._notifier.status(text)
 
 
 def _show_bug(task: asyncio.Task[None]) -> None:
