@@ -23,7 +23,8 @@ class RecordingGuest:
     def poweroff(self) -> None:
         self.did.append("poweroff")
 
-    def reset(self) -> None:
+    def reset(self, how: str) -> None:
+        assert how
         self.did.append("reset")
 
     def panic(self) -> None:

@@ -60,6 +60,9 @@ class RecordingMachine:
     def silent(self, patience_sec: float) -> list[str]:
         return list(self.not_answering)
 
+    def describe(self) -> list[str]:
+        return ["vCPU 0: RIP 0xfff0"]
+
     def close(self) -> None:
         self._note("close")
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         """Who is told what the guest does to its whole machine. Called with the board's lock held."""
 
         def poweroff(self) -> None: ...
-        def reset(self) -> None: ...
+        def reset(self, how: str) -> None: ...
         def panic(self) -> None: ...
         def watchdog(self) -> None: ...
         def vcpus_changed(self) -> None:
@@ -108,8 +108,10 @@ class Board:
         self.add_ports(layout.GED_PORT, layout.GED_LEN, self.events, self.lock)
         self.add_ports(layout.PVPANIC_PORT, layout.PVPANIC_LEN, self._pvpanic, self.lock)
         self.add_ports(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, self.watchdog, self.lock)
-        self.add_ports(layout.POWER_PORT, layout.POWER_LEN, PowerRegister(guest.poweroff, guest.reset), self.lock)
-        self.add_ports(layout.I8042_BASE, layout.I8042_LEN, I8042(guest.reset), self.lock)
+        power = PowerRegister(guest.poweroff, lambda: guest.reset("it wrote to the reset register of ACPI"))
+        keyboard_controller = I8042(lambda: guest.reset("it pulsed the reset line of the keyboard controller"))
+        self.add_ports(layout.POWER_PORT, layout.POWER_LEN, power, self.lock)
+        self.add_ports(layout.I8042_BASE, layout.I8042_LEN, keyboard_controller, self.lock)
         self.add_ports(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory), self.lock)
 
     def _serial(self, console: Callable[[bytes], None], on_console_room: Callable[[str], None]) -> Serial:

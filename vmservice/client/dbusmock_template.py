@@ -78,6 +78,9 @@ class MockMachine:
     def silent(self, patience_sec: float) -> list[str]:
         return []
 
+    def describe(self) -> list[str]:
+        return []
+
     def close(self) -> None: ...
 
 

@@ -113,16 +113,18 @@ class Log:
             elif before != State.RUNNING:
                 self._transition(vm, INFO, "the VM runs", message_ids.VM_RUNNING)
             elif changes is not None and changes.get("LastExit") == LastExit.RESET:
-                self._starts_anew(vm, NOTICE, "the guest was reset", message_ids.GUEST_RESET)
+                self._starts_anew(vm, NOTICE, _reset(vm), message_ids.GUEST_RESET)
         elif vm.state is before:
             return
         elif vm.state == State.PAUSED:
-            self._transition(vm, INFO, "the VM is paused", message_ids.VM_PAUSED)
+            by_reset = f"{_reset(vm)}; " if vm.paused_by == LastExit.RESET else ""
+            self._transition(vm, INFO, f"{by_reset}the VM is paused", message_ids.VM_PAUSED)
         elif vm.last_exit == LastExit.ERROR:
             detail = f": {vm.last_detail}" if vm.last_detail else ""
             self._transition(vm, ERROR, f"the guest was stopped by an error{detail}", message_ids.GUEST_ERROR)
         else:
-            self._transition(vm, INFO, f"the VM is shut down ({vm.last_exit})", message_ids.VM_SHUTDOWN)
+            by_reset = f"{_reset(vm)}; " if vm.last_exit == LastExit.RESET else ""
+            self._transition(vm, INFO, f"{by_reset}the VM is shut down ({vm.last_exit})", message_ids.VM_SHUTDOWN)
 
     def bus_acquired(self) -> None:
         self.message(INFO, "the VM is on the bus", message_ids.BUS_NAME_ACQUIRED)
@@ -164,7 +166,7 @@ class Log:
             return
         before = f", as {self._unsaid_resets} times before without a line here" if self._unsaid_resets else ""
         self._unsaid_resets = 0
-        self._transition(vm, priority, f"{what} and starts anew{before}", message_id)
+        self._transition(vm, priority, f"{what}; it starts anew{before}", message_id)
 
     def _transition(self, vm: Vm, priority: int, text: str, message_id: str) -> None:
         self.message(priority, text, message_id, VM_STATE=vm.state, VM_LAST_EXIT=vm.last_exit)
@@ -185,6 +187,10 @@ class Log:
         start = f"<{priority}>" if self._is_journal else f"vmservice: {self._vm_name}: {_WORDS.get(priority, '')}"
         lines = [printable(line) for line in text.encode("utf-8", "replace").split(b"\n")]
         _write_without_waiting(self._stderr_fd, "".join(f"{start}{line}\n" for line in lines).encode())
+
+
+def _reset(vm: Vm) -> str:
+    return f"the guest was reset: {vm.last_detail}" if vm.last_detail else "the guest was reset"
 
 
 def _by_systemd(entry: Item) -> None:

@@ -24,6 +24,7 @@ _COM1_END = layout.COM1_BASE + layout.COM1_LEN
 
 _SYSTEM_EVENT_SHUTDOWN = 1  # <linux/kvm.h> KVM_SYSTEM_EVENT_*
 _SYSTEM_EVENT_RESET = 2
+_SYSTEM_EVENT_DATA = 16  # so many values there is room for
 
 
 class ExitHandler:
@@ -42,7 +43,9 @@ class ExitHandler:
         elif reason == abi.KVM_EXIT_IOAPIC_EOI and self._board.ioapic is not None:
             self._board.ioapic.end_of_interrupt(vcpu.page[_EXIT_DATA])
         elif reason == abi.KVM_EXIT_SHUTDOWN:  # a triple fault, which resets a PC
-            self._guest.reset()
+            from vmservice.kvm.describe import where
+
+            self._guest.reset(f"triple fault of vCPU {vcpu.index} {where(vcpu)}")
         elif reason == abi.KVM_EXIT_SYSTEM_EVENT:
             self._handle_system_event(vcpu)
         elif reason != abi.KVM_EXIT_INTR:
@@ -78,10 +81,13 @@ class ExitHandler:
             page[exits.MMIO_DATA : exits.MMIO_DATA + size] = board.mmio.read(address, size)
 
     def _handle_system_event(self, vcpu: KvmVcpu) -> None:
-        (kind,) = struct.unpack_from("<I", vcpu.page, _EXIT_DATA)
+        # type, ndata (u32 each), data (u64 each)
+        kind, count = struct.unpack_from("<II", vcpu.page, _EXIT_DATA)
+        data = struct.unpack_from(f"<{min(count, _SYSTEM_EVENT_DATA)}Q", vcpu.page, _EXIT_DATA + 8)
         if kind == _SYSTEM_EVENT_SHUTDOWN:
             self._guest.poweroff()
         elif kind == _SYSTEM_EVENT_RESET:
-            self._guest.reset()
+            values = f" with {', '.join(f'{value:#x}' for value in data)}" if data else ""
+            self._guest.reset(f"vCPU {vcpu.index} asked KVM for it{values}")
         else:
             self._guest.fault(f"vCPU {vcpu.index}: the guest crashed (KVM system event {kind})")

@@ -27,8 +27,9 @@ class GuestRequests:
     def poweroff(self) -> None:
         self._leave(EventKind.POWEROFF)
 
-    def reset(self) -> None:
-        self._leave(EventKind.RESET)
+    def reset(self, how: str) -> None:
+        """`how` is a clause for the journal: who asked, and by what."""
+        self._leave(EventKind.RESET, how)
 
     def panic(self) -> None:
         """The guest runs on: whether it is to go on later is for the policy to say."""

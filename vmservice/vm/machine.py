@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vmservice.vm.guest_requests import GuestRequests
     from vmservice.vm.vcpus import Vcpus
 
+# How long all vCPUs have to leave their exits, so that they can be looked at.
+_DESCRIBE_TIMEOUT_SEC = 2.0
+
 
 class KvmMachine:
     """Complete, and stopped, from its constructor on: `builder.py` has made all of it.
@@ -155,6 +158,15 @@ class KvmMachine:
         else:
             names.append("the lock of the devices")
         return names
+
+    def describe(self) -> list[str]:
+        from vmservice.kvm.describe import describe
+
+        lines: list[str] = []
+        sights = self.vcpu_set.look(lambda vcpu: describe(vcpu, self.memory.read), _DESCRIBE_TIMEOUT_SEC)
+        for index, said in sights.items():
+            lines += said or [f"vCPU {index}: does not leave its exit; {self.vcpu_set.whereabouts(index)}"]
+        return lines
 
     def close(self) -> None:
         """Stop at once and give everything back to the host. HostError, with the guest going on, when it cannot be stopped."""

@@ -62,5 +62,11 @@ if TYPE_CHECKING:
             For one thread, which need not be the main one.
             """
 
+        def describe(self) -> list[str]:
+            """Where the guest is, for a person: a line or more for each vCPU, which leave the guest for a moment.
+
+            For any thread: it may be the main one that hangs. Waits for two seconds at most.
+            """
+
         def close(self) -> None:
             """Stop at once and give everything back to the host. HostError, and the guest goes on, if a vCPU does not stop."""

@@ -134,6 +134,9 @@ class SimMachine:
         self._lock.release()
         return []
 
+    def describe(self) -> list[str]:
+        return [f"{self.vcpus} simulated vCPUs"]
+
     def close(self) -> None:
         with self._lock:
             self._alive = False

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import sys
 
 from vmservice.errors import VmmError
 from vmservice.host import signals
@@ -121,6 +122,13 @@ class VcpuThread:
                 # While the mutex is held a thread that does not hold cannot come to its end.
                 signals.send_to_thread(self._ident, KICK_SIGNAL)
         return sight
+
+    def whereabouts(self) -> str:
+        """Where in this program the thread is, in words: for one that does not do what it is asked."""
+        frame = sys._current_frames().get(self._ident)
+        if frame is None:
+            return "it has no thread"
+        return f"its thread is in {frame.f_globals.get('__name__')}, {frame.f_code.co_name}(), line {frame.f_lineno}"
 
     def finish(self) -> None:
         """End the thread, which must hold; returns when it has ended."""

@@ -107,6 +107,11 @@ class Vcpus:
         deadline = time.monotonic() + timeout_sec
         return {index: sight.wait(max(deadline - time.monotonic(), 0)) for index, sight in sights}
 
+    def whereabouts(self, index: int) -> str:
+        """Where in this program the thread of that vCPU is: see `VcpuThread.whereabouts`."""
+        thread = self._threads.get(index)
+        return thread.whereabouts() if thread is not None else "it has no thread any more"
+
     def close(self) -> None:
         """Stop and give everything back; HostError, with the vCPUs going on, when one does not stop."""
         self.remove(list(self._threads))

@@ -265,6 +265,11 @@ class Vm:
         machine = self._holder.machine
         return machine.silent(patience_sec) if machine is not None else []
 
+    def describe(self) -> list[str]:
+        """A line or more for each vCPU: see `Machine.describe`. For any thread."""
+        machine = self._holder.machine
+        return machine.describe() if machine is not None else []
+
     def close(self) -> None:
         """Give everything back to the host, whatever the state: the process ends. MachineLost, once, where that cannot be."""
         self._holder.close_for_good()
@@ -285,9 +290,11 @@ class Vm:
         if self._ending:
             raise Busy(f"{verb} is refused because {self._ending}")
 
-    def _pause(self, reason: str | None = None) -> None:
-        """`reason` is the LastExit whose policy it is."""
+    def _pause(self, reason: str | None = None, detail: str = "") -> None:
+        """`reason` is the LastExit whose policy it is, `detail` what more there is to say of that."""
         self._holder.present.pause()
+        if reason is not None:
+            self.last_detail, self.last_failure, self.was_forced = detail, "", False
         self._note_vcpus()
         self._changed(state=State.PAUSED, last_exit=reason, paused_by=reason or "")
         if self._operation is not None:
@@ -325,7 +332,7 @@ class Vm:
             self._end(reason, detail)
         elif policy == "pause":
             try:
-                self._pause(reason)
+                self._pause(reason, detail)
             except HostError as error:
                 raise HostError(f"{EXIT_TEXTS[reason]}; it runs on, as it cannot be paused: {error}") from error
         else:

@@ -37,7 +37,7 @@ class Pipe:
         os.close(self.writer)
 
 
-@pytest.mark.parametrize(("policy", "then"), [("reboot", " and starts anew"), ("pause", "; the VM is paused")])
+@pytest.mark.parametrize(("policy", "then"), [("reboot", "; it starts anew"), ("pause", "; the VM is paused")])
 @pytest.mark.parametrize(
     ("kind", "priority", "what", "message_id"),
     [
@@ -115,7 +115,7 @@ def test_changes_of_state() -> None:
         vm.resume()
         assert said() == (message_ids.VM_RESUMED, "running", "6", "the VM runs on")
         vm.reboot()
-        assert said() == (message_ids.GUEST_RESET, "running", "5", "the guest was reset and starts anew")
+        assert said() == (message_ids.GUEST_RESET, "running", "5", "the guest was reset: Reboot was asked for; it starts anew")
         vm.resize(2)
         vm.shutdown()
         assert said() == (message_ids.VM_SHUTDOWN, "shutdown", "6", "the VM is shut down (shutdown)"), (
