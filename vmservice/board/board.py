@@ -103,8 +103,7 @@ class Board:
             on_watchdog()
             guest.watchdog()
 
-        # CLOCK_MONOTONIC stands still while the host sleeps.
-        self.watchdog = Watchdog(time.monotonic, watchdog_expired, WatchdogState(fired=watchdog_fired))
+        self.watchdog = Watchdog(self.call_later, watchdog_expired, WatchdogState(fired=watchdog_fired))
         self.add_ports(layout.GED_PORT, layout.GED_LEN, self.events, self.lock)
         self.add_ports(layout.PVPANIC_PORT, layout.PVPANIC_LEN, self._pvpanic, self.lock)
         self.add_ports(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, self.watchdog, self.lock)
@@ -155,17 +154,28 @@ class Board:
         """Those are for the next `take_ejected`."""
         self._ejected += vcpus
 
+    def call_later(self, delay_sec: float, callback: Callable[[], None]) -> Timer:
+        """Have `callback` called in that time, in the event loop's thread and with the lock held."""
+        return self._timers.call_later(delay_sec, lambda: self._with_lock(callback))
+
+    def _with_lock(self, callback: Callable[[], None]) -> None:
+        with self.lock:
+            callback()
+
+    def start(self) -> None:
+        """The vCPUs are about to run for the first time."""
+        if self.ioapic is not None:
+            self.ioapic.start()
+        self.watchdog.start()
+
     def pause(self) -> None:
         """Every vCPU holds by now."""
         self.take_coalesced()
+        self.watchdog.stop()
 
     def resume(self) -> None:
-        self.watchdog.skip()
+        self.watchdog.start()
         self._pvpanic.rearm()
-
-    def tick(self) -> None:
-        """Several times a second while the guest may run."""
-        self.watchdog.tick()
 
     # Output of COM1 that KVM gathers
 
@@ -201,6 +211,7 @@ class Board:
         """No timer of the board's is due any more."""
         if self._coalesced_timer is not None:
             self._coalesced_timer.cancel()
+        self.watchdog.stop()
 
     def _update_routes(self) -> None:
         """Tell KVM of the level-triggered pins, whose EOI we must see; edges need no route, they go out as messages."""

@@ -45,6 +45,7 @@ class PciSlots:
         board.add_ports(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_LEN, self.bus.config_ports, self.bus.lock)
         board.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, self.bus.ecam, self.bus.lock)
         self.bus.insert(host_bridge())
+        self.bus.start()
 
     def slot(self, label: str) -> Slot:
         return Slot(label, self._services, self._place)

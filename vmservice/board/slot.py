@@ -108,9 +108,6 @@ class Plugged:
         """The machine is whole: what the driver had asked for before its state was taken goes on."""
         self.transport.start()
 
-    def tick(self) -> None:
-        """Several times a second while the guest may run."""
-
     def reconfigure(self, section: Any) -> None:
         """The section of the configuration has other values than before, of keys that may change while the VM runs."""
 

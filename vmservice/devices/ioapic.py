@@ -106,6 +106,12 @@ class IoApic:
 
     # The host's side
 
+    def start(self) -> None:
+        """Tell of the routes that a state has brought along: without them no EOI of a level interrupt would ever come."""
+        with self.lock:
+            if any(_route(entry) is not None for entry in self.state.redirection):
+                self._on_routes_changed()
+
     def set_line(self, pin: int, level: bool) -> None:
         """An input changes, or is said again to be what it was."""
         state, bit = self.state, 1 << pin

@@ -77,7 +77,10 @@ RESET_DIVISOR = 12
 
 
 class SerialState(DeviceState):
-    """The registers as the chip's reset leaves them (data sheet, table "UART reset configuration")."""
+    """The registers as the chip's reset leaves them (data sheet, table "UART reset configuration").
+
+    `polled`: the guest has read the line status, as a driver does that looks there before each byte.
+    """
 
     __slots__ = (
         "divisor",
@@ -87,6 +90,7 @@ class SerialState(DeviceState):
         "line_errors",
         "mcr",
         "modem_changes",
+        "polled",
         "received",
         "scr",
         "thr_empty_pending",
@@ -100,6 +104,7 @@ class SerialState(DeviceState):
         self.line_errors = 0
         self.mcr = 0
         self.modem_changes = 0
+        self.polled = False
         self.received = bytearray()
         self.scr = 0
         self.thr_empty_pending = False
@@ -110,7 +115,8 @@ class Serial:
 
     MCR's OUT2 does not gate the interrupt, though it does so on a PC's board: Linux sets it anyway, small guests forget it, and
     the UARTs of other VMMs do without. `on_room` is called when the guest has taken or cleared all that was received, or when
-    the receiver is open again after loopback: the moment to offer more. It may call `receive`.
+    the receiver is open again after loopback: the moment to offer more. It may call `receive`. `on_polled` is called once, at
+    the first read of the line status.
     """
 
     def __init__(
@@ -119,12 +125,14 @@ class Serial:
         sink: Callable[[bytes], None],
         state: SerialState | None = None,
         on_room: Callable[[], None] | None = None,
+        on_polled: Callable[[], None] | None = None,
     ) -> None:
         self.state = state or SerialState()
         self._line = line
         self._sink = sink
         self._on_room = on_room
-        self._update_line()
+        self._on_polled = on_polled
+        line.level = self._interrupt_cause() != IIR_NONE  # the interrupt controller's state has it already
 
     # The host's side
 
@@ -141,8 +149,9 @@ class Serial:
     def read(self, offset: int, size: int) -> bytes:
         if size == 1:
             # What nearly every read is: a driver that polls before each byte it transmits.
-            if offset == LSR and not self.state.line_errors:
-                return _READY_WITH_DATA if self.state.received else _READY
+            state = self.state
+            if offset == LSR and state.polled and not state.line_errors:
+                return _READY_WITH_DATA if state.received else _READY
             return bytes((self._read_register(offset),))
         return bytes([self._read_register(register) for register in range(offset, offset + size)])
 
@@ -256,6 +265,10 @@ class Serial:
 
     def _read_line_status(self) -> int:
         state = self.state
+        if not state.polled:
+            state.polled = True
+            if self._on_polled is not None:
+                self._on_polled()
         value = LSR_TRANSMITTER_EMPTY | state.line_errors
         if state.received:
             value |= LSR_DATA_READY

@@ -19,15 +19,5 @@ def open(section: RngDevice, host: Host) -> Backend:
     return NoBackend()
 
 
-class RngPlug(Plugged):
-    def __init__(self, slot: Slot) -> None:
-        self.device = Rng(os.urandom)
-        super().__init__(slot, self.device)
-
-    def tick(self) -> None:
-        with self.lock:
-            self.device.tick()
-
-
 def build(section: RngDevice, backend: Backend, slot: Slot) -> Plugged:
-    return RngPlug(slot)
+    return Plugged(slot, Rng(os.urandom, slot.call_later))

@@ -60,6 +60,8 @@ class KvmMachine:
     def start(self) -> None:
         for device in self._devices:
             device.start()
+        with self.board.lock:
+            self.board.start()
         self.vcpu_set.start(self._exit_handler.handle, self._guest.failed)
 
     def pause(self) -> None:
@@ -142,9 +144,6 @@ class KvmMachine:
             if self._is_paused:
                 return
             self.board.take_coalesced()
-            self.board.tick()
-        for device in self._devices:
-            device.tick()
 
     def reconfigure(self, section: Device) -> None:
         for device in self._devices:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from support.timers import FakeTimers
+
 from vmservice.acpi.wdat import wdat
 from vmservice.devices import watchdog
 from vmservice.devices.watchdog import Watchdog
@@ -61,21 +63,20 @@ def test_no_register_is_the_clocks() -> None:
 
 
 def test_a_driver_works_the_device_by_it() -> None:
-    now, fired = [0.0], []
-    device = Watchdog(lambda: now[0], lambda: fired.append(now[0]))
+    timers, fired = FakeTimers(0.0), []
+    device = Watchdog(timers.call_later, lambda: fired.append(round(timers.time, 3)), now=timers.now)
+    device.start()
     driver = Driver(device)
     assert [driver.run(action) for action in (GET_STATUS, GET_RUNNING, GET_STOPPED)] == [0, 0, 1]
     driver.run(SET_TIMEOUT, 5)
     driver.run(SET_RUNNING)
     assert [driver.run(action) for action in (GET_RUNNING, GET_STOPPED, GET_TIMEOUT, GET_REMAINING)] == [1, 0, 5, 5]
-    now[0] = 0.4
-    device.tick()
+    timers.advance(0.41)
     assert driver.run(GET_REMAINING) == 1
     driver.run(FEED)
     assert driver.run(GET_REMAINING) == 5
-    now[0] = 1.0
-    device.tick()
-    assert (fired, driver.run(GET_STATUS)) == ([1.0], 1)
+    timers.advance(0.6)
+    assert (fired, driver.run(GET_STATUS)) == ([0.91], 1)
     driver.run(SET_STATUS)
     driver.run(SET_STOPPED)
     assert [driver.run(action) for action in (GET_STATUS, GET_RUNNING)] == [0, 0]

@@ -6,7 +6,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from vmservice.devices.bus import Bus
     from vmservice.devices.pci.function import Bar, PciFunction
@@ -35,30 +35,34 @@ class BarMap:
         self._reserved = tuple(reserved)
         self._warn = warn
         self._monotonic = monotonic
-        self._mapped: dict[Bar, int] = {}
+        self._mapped: dict[Bar, tuple[PciFunction, int]] = {}
         self._blocked: dict[Bar, int] = {}
         self._next_warning = monotonic()
         self._unsaid = 0
 
-    def update(self, functions: Iterable[tuple[str, PciFunction]]) -> None:
-        """Bring the bus to what the guest wants of all `functions`, each with its name for messages."""
-        wanted = [(name, bar, function.decoded(bar)) for name, function in functions for bar in function.bars]
+    def answering(self) -> list[tuple[PciFunction, Bar]]:
+        """The BARs that answer, and whose they are."""
+        return [(function, bar) for bar, (function, _) in self._mapped.items()]
+
+    def update(self, bars: Sequence[tuple[str, PciFunction, Bar]]) -> None:
+        """Bring the bus to what the guest wants of all BARs, each with the name of its function for messages."""
+        wanted = [(name, function, bar, function.decoded(bar)) for name, function, bar in bars]
         # First all that go, so that two BARs may change places.
-        for _, bar, base in wanted:
-            if bar in self._mapped and self._mapped[bar] != base:
-                self._mmio.remove(self._mapped.pop(bar))
+        for _, _, bar, base in wanted:
+            if bar in self._mapped and self._mapped[bar][1] != base:
+                self._mmio.remove(self._mapped.pop(bar)[1])
                 bar.on_mapped(None)
-        for name, bar, base in wanted:
+        for name, function, bar, base in wanted:
             if base is None:
                 self._blocked.pop(bar, None)
             elif bar not in self._mapped:
-                self._map(name, bar, base)
+                self._map(name, function, bar, base)
 
-    def _map(self, name: str, bar: Bar, base: int) -> None:
+    def _map(self, name: str, function: PciFunction, bar: Bar, base: int) -> None:
         obstacle = self._obstacle(bar, base)
         if obstacle is None:
             self._blocked.pop(bar, None)
-            self._mapped[bar] = base
+            self._mapped[bar] = (function, base)
             bar.on_mapped(base)
         elif self._blocked.get(bar) != base:
             self._blocked[bar] = base

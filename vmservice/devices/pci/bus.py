@@ -40,11 +40,36 @@ _ECAM_FUNCTION_SIZE = 1 << _ECAM_FUNCTION_SHIFT
 ECAM_SIZE = BUSES << 20
 
 
+class ConfigPortsState(DeviceState):
+    """What was last written to the address port."""
+
+    __slots__ = ("address",)
+
+    def __init__(self) -> None:
+        self.address = 0
+
+
+class PciBusState(DeviceState):
+    """What is the bus's own: each function has a state of its own. `answering`: (slot, BAR) of the BARs that answer, in pairs.
+
+    It does not follow from where they lie: of two on one spot, that one answers which was there first.
+    """
+
+    __slots__ = ("answering", "config_ports")
+    PARTS: dict[str, type[DeviceState]] = {"config_ports": ConfigPortsState}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.answering: list[list[int]] = []
+        self.config_ports = ConfigPortsState()
+
+
 class PciBus:
     """Functions by slot. `mmio` is where their BARs answer, except on `reserved` ranges (base, size in bytes, name).
 
     `config_ports` is the device for eight I/O ports from 0xcf8, `ecam` the one for the ECAM window; `lock` is held during each
     access to them. A function's own lock is taken under it, never the other way round.
+
+    No BAR answers before `start`: a bus that goes on from a `state` needs all its functions for that, each in its slot.
     """
 
     def __init__(
@@ -54,11 +79,15 @@ class PciBus:
         reserved: Sequence[tuple[int, int, str]],
         warn: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
+        state: PciBusState | None = None,
     ) -> None:
+        state = state or PciBusState()
         self.lock = _thread.allocate_lock()
         self.functions: dict[int, PciFunction] = {}
         self._bar_map = BarMap(mmio, reserved, warn, monotonic)
-        self.config_ports = ConfigPorts(self)
+        self._answered_before = state.answering
+        self._started = False
+        self.config_ports = ConfigPorts(self, state.config_ports)
         self.ecam = Ecam(self)
 
     def insert(self, function: PciFunction, slot: int | None = None) -> int:
@@ -75,28 +104,38 @@ class PciBus:
             self._update_bars()
         return slot
 
+    @property
+    def state(self) -> PciBusState:
+        state = PciBusState()
+        slots = {function: slot for slot, function in self.functions.items()}
+        state.answering = [[slots[function], bar.index] for function, bar in self._bar_map.answering()]
+        state.config_ports = self.config_ports.state
+        return state
+
+    def start(self) -> None:
+        """Let BARs answer from now on, where the guest wants them."""
+        with self.lock:
+            self._started = True
+            self._update_bars(first=[(slot, index) for slot, index in self._answered_before])
+
     def function(self, bus: int, devfn: int) -> PciFunction | None:
         """Who answers to the bus number and to `devfn`: five bits of device, three of function."""
         return self.functions.get(devfn >> 3) if bus == 0 and devfn & 7 == 0 else None
 
-    def _update_bars(self) -> None:
-        self._bar_map.update((f"00:{slot:02x}.0", function) for slot, function in sorted(self.functions.items()))
-
-
-class ConfigPortsState(DeviceState):
-    """What was last written to the address port."""
-
-    __slots__ = ("address",)
-
-    def __init__(self) -> None:
-        self.address = 0
+    def _update_bars(self, first: Sequence[tuple[int, int]] = ()) -> None:
+        """BARs named in `first`, by slot and index, go before others."""
+        if not self._started:
+            return
+        bars = [(slot, function, bar) for slot, function in sorted(self.functions.items()) for bar in function.bars]
+        bars.sort(key=lambda item: (item[0], item[2].index) not in first)
+        self._bar_map.update([(f"00:{slot:02x}.0", function, bar) for slot, function, bar in bars])
 
 
 class ConfigPorts:
     """The eight ports from 0xcf8."""
 
-    def __init__(self, bus: PciBus, state: ConfigPortsState | None = None) -> None:
-        self.state = state or ConfigPortsState()
+    def __init__(self, bus: PciBus, state: ConfigPortsState) -> None:
+        self.state = state
         self._bus = bus
 
     def read(self, offset: int, size: int) -> bytes:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from vmservice.devices.pci.function import Identity, PciFunction
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.devices.pci.config_space import ConfigSpaceState
+
 VENDOR_INTEL = 0x8086
 DEVICE_VIRTUAL_HOST_BRIDGE = 0x0D57
 CLASS_HOST_BRIDGE = 0x06_00_00
 
 
-def host_bridge() -> PciFunction:
-    return PciFunction(Identity(VENDOR_INTEL, DEVICE_VIRTUAL_HOST_BRIDGE, CLASS_HOST_BRIDGE))
+def host_bridge(state: ConfigSpaceState | None = None) -> PciFunction:
+    identity = Identity(VENDOR_INTEL, DEVICE_VIRTUAL_HOST_BRIDGE, CLASS_HOST_BRIDGE)
+    return PciFunction(identity, config_state=state)

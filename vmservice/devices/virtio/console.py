@@ -84,7 +84,7 @@ class Port:
 
 
 class ConsoleState(DeviceState):
-    """By port: the terminal's (columns, rows), whether the driver knows it, who has it open. `control`: messages that wait."""
+    """By port: the terminal's columns and rows, whether the driver knows it, who has it open. `control`: messages that wait."""
 
     __slots__ = ("control", "guest_open", "host_open", "introduced", "sizes")
 
@@ -93,7 +93,7 @@ class ConsoleState(DeviceState):
         self.guest_open = [False] * ports
         self.host_open = [True] * ports
         self.introduced = [False] * ports
-        self.sizes = [(0, 0)] * ports
+        self.sizes = [[0, 0] for _ in range(ports)]
 
 
 class Console:
@@ -144,9 +144,9 @@ class Console:
         """The terminal at `port` has another size, each of 16 bits; 0 by 0 is unknown. The configuration shows port 0's."""
         if not (0 <= columns <= 0xFFFF and 0 <= rows <= 0xFFFF):
             raise ValueError(f"a terminal of {columns} columns and {rows} rows; each is at most 65535")
-        if self.state.sizes[port] == (columns, rows):
+        if self.state.sizes[port] == [columns, rows]:
             return
-        self.state.sizes[port] = (columns, rows)
+        self.state.sizes[port] = [columns, rows]
         if self._interrupt is None:
             return
         if port == 0:
@@ -230,7 +230,7 @@ class Console:
         host_side = self.ports[port]
         if host_side.is_console:
             self._send(port, CONSOLE_PORT, 1)
-            if self.state.sizes[port] != (0, 0):
+            if self.state.sizes[port] != [0, 0]:
                 self._send(port, RESIZE, 0, _SIZE.pack(*self.state.sizes[port]))
         if host_side.name:
             self._send(port, PORT_NAME, 1, host_side.name.encode())

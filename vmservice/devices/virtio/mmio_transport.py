@@ -76,6 +76,7 @@ class MmioState(DeviceState):
     """`interrupt_status` of the window, and what the transports share."""
 
     __slots__ = ("interrupt_status", "transport")
+    PARTS: dict[str, type[DeviceState]] = {"transport": TransportState}  # noqa: RUF012
 
     def __init__(self, queue_max_sizes: tuple[int, ...]) -> None:
         self.interrupt_status = 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import _thread
 import struct
 
+from vmservice.devices.pci.config_space import ConfigSpaceState
 from vmservice.devices.pci.function import Identity, PciFunction
 from vmservice.devices.pci.msix import Msix, MsixState
 from vmservice.devices.state import DeviceState
@@ -25,7 +26,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.devices.pci.config_space import ConfigSpaceState
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.devices.virtio.queue import Dma
 
@@ -89,6 +89,12 @@ class PciState(DeviceState):
     """A whole function: its configuration space, MSI-X, the registers, and what the driver told the transport."""
 
     __slots__ = ("config_space", "msix", "registers", "transport")
+    PARTS: dict[str, type[DeviceState]] = {  # noqa: RUF012
+        "config_space": ConfigSpaceState,
+        "msix": MsixState,
+        "registers": RegistersState,
+        "transport": TransportState,
+    }
 
     def __init__(
         self, config_space: ConfigSpaceState, msix: MsixState, registers: RegistersState, transport: TransportState

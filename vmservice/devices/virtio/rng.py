@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.ids import TYPE_ENTROPY
 from vmservice.errors import GuestError
 
@@ -11,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmservice.devices.timer import CallLater, Timer
     from vmservice.devices.virtio.device import DriverPort
     from vmservice.devices.virtio.queue import Chain, Queue
 
@@ -24,10 +26,23 @@ DEFAULT_BYTES_PER_SEC = 1 << 20
 MAX_REQUEST_BYTES = 64 * 1024
 
 
+# How long a request waits that found nothing left to give.
+_HELD_BACK_SEC = 0.1
+
+
+class RngState(DeviceState):
+    """How many bytes may be given away at once."""
+
+    __slots__ = ("allowance",)
+
+    def __init__(self, allowance: float) -> None:
+        self.allowance = allowance
+
+
 class Rng:
     """`source(size)` gives that many random bytes. No more than `bytes_per_sec` are given away, nor saved up.
 
-    Requests past that stay in the virtqueue until `tick`, which is to be called several times a second.
+    Requests past that stay in the virtqueue, and a timer is set for them.
     """
 
     device_type = TYPE_ENTROPY
@@ -37,19 +52,21 @@ class Rng:
     def __init__(
         self,
         source: Callable[[int], bytes],
+        call_later: CallLater,
+        state: RngState | None = None,
         *,
         bytes_per_sec: int = DEFAULT_BYTES_PER_SEC,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.state = state or RngState(float(bytes_per_sec))
         self._source = source
+        self._call_later = call_later
+        self._timer: Timer | None = None
         self._bytes_per_sec = bytes_per_sec
         self._clock = clock
-        self._allowance = float(bytes_per_sec)
         self._allowance_at = clock()
         self._queue: Queue | None = None
         self._interrupt: DriverPort | None = None
-
-    # The device has neither a configuration nor, beside its virtqueue, a state
 
     def read_config(self, offset: int, size: int) -> bytes:
         return bytes(size)
@@ -62,6 +79,9 @@ class Rng:
 
     def reset(self) -> None:
         self._queue = self._interrupt = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def notify(self, index: int) -> None:
         queue, interrupt = self._queue, self._interrupt
@@ -71,8 +91,8 @@ class Rng:
         if queue.drain(self._give):
             interrupt.interrupt_queue(0)
 
-    def tick(self) -> None:
-        """Go on with the requests that came too fast; from the host's side."""
+    def _go_on(self) -> None:
+        self._timer = None
         try:
             self.notify(0)
         except GuestError as error:
@@ -82,14 +102,16 @@ class Rng:
     def _give(self, chain: Chain) -> int | None:
         if chain.readable or not chain.writable:
             raise GuestError("a request for entropy has something to read, or nowhere to write")
-        size_bytes = min(chain.writable_bytes, MAX_REQUEST_BYTES, int(self._allowance))
+        size_bytes = min(chain.writable_bytes, MAX_REQUEST_BYTES, int(self.state.allowance))
         if not size_bytes:
+            if self._timer is None:
+                self._timer = self._call_later(_HELD_BACK_SEC, self._go_on)
             return None
-        self._allowance -= size_bytes
+        self.state.allowance -= size_bytes
         return chain.write(self._source(size_bytes))
 
     def _refill(self) -> None:
         now = self._clock()
         gained = (now - self._allowance_at) * self._bytes_per_sec
-        self._allowance = min(self._allowance + gained, float(self._bytes_per_sec))
+        self.state.allowance = min(self.state.allowance + gained, float(self._bytes_per_sec))
         self._allowance_at = now

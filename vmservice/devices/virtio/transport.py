@@ -58,6 +58,8 @@ class TransportState(DeviceState):
         "status",
     )
 
+    PARTS: dict[str, type[DeviceState]] = {"queues": QueueState}  # noqa: RUF012
+
     def __init__(self, queue_max_sizes: tuple[int, ...], config: bytes = b"") -> None:
         self.config = bytearray(config)
         self.device_features_select = 0

@@ -44,6 +44,7 @@ class Machine:
         self.mmio = Bus()
         self.mmio.insert(IOAPIC, 0x1000, IoApicStandIn(0xAA), _thread.allocate_lock())
         self.bus = PciBus(self.mmio, reserved=[RAM, LAPIC], warn=self.warnings.append, monotonic=lambda: self.now)
+        self.bus.start()
         self.functions: list[PciFunction] = []
         self.bars: list[Bar] = []
         for number in range(functions):

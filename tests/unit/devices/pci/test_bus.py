@@ -27,6 +27,7 @@ class Machine:
         self.pio.insert(0xCF8, 8, self.pci.config_ports, self.pci.lock)
         self.mmio.insert(ECAM, 256 << 20, self.pci.ecam, self.pci.lock)
         self.pci.insert(host_bridge())
+        self.pci.start()
         self.function = PciFunction(Identity(0x1AF4, 0x1044, 0x00_FF_00), config_size=4096)
         self.function.config.preset(0x40, int.from_bytes(bytes(range(0x40, 0x100)), "little"), 0xC0)
         self.function.config.allow(0x80, (1 << 128) - 1, 16)

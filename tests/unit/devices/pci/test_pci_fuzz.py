@@ -7,6 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guest_ram import guest_ram
+from support.timers import FakeTimers
 
 from vmservice.devices.bus import Bus
 from vmservice.devices.pci.bus import PciBus
@@ -50,10 +51,11 @@ class Machine:
         self.mmio.insert(ECAM, 256 << 20, self.pci.ecam, self.pci.lock)
         self.mmio.insert(IOAPIC, 0x1000, Marker(), self.pci.lock)
         self.pci.insert(host_bridge())
+        self.pci.start()
         self.functions: list[PciTransport] = []
         for number in range(3):
             function = PciTransport(
-                Rng(bytes),
+                Rng(bytes, FakeTimers().call_later),
                 memory,
                 signal=self.signal,
                 on_route_changed=self.route,

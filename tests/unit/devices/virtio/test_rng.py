@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from support.timers import FakeTimers
 from support.virtqueue import Driver
 
-from vmservice.devices.virtio.rng import MAX_REQUEST_BYTES, QUEUE_SIZE, Rng
+from vmservice.devices.virtio.rng import MAX_REQUEST_BYTES, QUEUE_SIZE, Rng, RngState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,27 +22,19 @@ class Source:
         return bytes(range(1, 1 + min(size, 255))).ljust(size, b"\xee")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def source() -> Source:
     return Source()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def timers() -> FakeTimers:
+    return FakeTimers()
 
 
 @pytest.fixture
-def driver(source: Source, clock: Clock, make_driver: MakeDriver) -> Driver:
-    return make_driver(Rng(source, bytes_per_sec=1000, clock=clock))
+def driver(source: Source, timers: FakeTimers, make_driver: MakeDriver) -> Driver:
+    return make_driver(Rng(source, timers.call_later, bytes_per_sec=1000, clock=timers.now))
 
 
 def test_what_it_is(driver: Driver) -> None:
@@ -67,33 +60,32 @@ def test_one_interrupt_for_all_that_is_there(driver: Driver) -> None:
     assert driver.interrupt.take() == [0]
 
 
-def test_more_than_the_rate_waits(driver: Driver, clock: Clock, source: Source) -> None:
-    device = driver.device
-    assert isinstance(device, Rng)
+def test_more_than_the_rate_waits(driver: Driver, timers: FakeTimers, source: Source) -> None:
     (queue,) = driver.start()
     for _ in range(4):
         queue.add(writable=[400])
     driver.kick()
     assert [written for _, written, _ in queue.take_used()] == [400, 400, 200]
-    device.tick()
-    assert queue.take_used() == []
-    clock.now += 0.25
-    device.tick()
-    assert [written for _, written, _ in queue.take_used()] == [250]
-    assert sum(source.asked) == 1250
+    assert timers.pending == 1
+    driver.kick()
+    assert (queue.take_used(), timers.pending) == ([], 1)
+    timers.advance(0.25)
+    assert [written for _, written, _ in queue.take_used()] == [100]
+    assert sum(source.asked) == 1100
     assert driver.interrupt.take() == [0, 0]
+    assert timers.pending == 0
 
 
-def test_what_is_not_used_is_not_saved_up(driver: Driver, clock: Clock) -> None:
+def test_what_is_not_used_is_not_saved_up(driver: Driver, timers: FakeTimers) -> None:
     (queue,) = driver.start()
-    clock.now += 1_000_000
+    timers.advance(1_000_000)
     queue.add(writable=[5000])
     driver.kick()
     assert [written for _, written, _ in queue.take_used()] == [1000]
 
 
-def test_one_request_is_bounded(source: Source, make_driver: MakeDriver) -> None:
-    driver = make_driver(Rng(source, bytes_per_sec=1 << 30))
+def test_one_request_is_bounded(source: Source, timers: FakeTimers, make_driver: MakeDriver) -> None:
+    driver = make_driver(Rng(source, timers.call_later, bytes_per_sec=1 << 30))
     (queue,) = driver.start()
     queue.describe(0, 0x100000, 4 << 20, 2)
     queue.make_available(0)
@@ -101,16 +93,14 @@ def test_one_request_is_bounded(source: Source, make_driver: MakeDriver) -> None
     assert source.asked == [MAX_REQUEST_BYTES]
 
 
-def test_a_reset_drops_what_waits(driver: Driver, clock: Clock) -> None:
-    device = driver.device
-    assert isinstance(device, Rng)
+def test_a_reset_drops_what_waits(driver: Driver, timers: FakeTimers) -> None:
     (queue,) = driver.start()
     queue.add(writable=[1000])
     queue.add(writable=[10])
     driver.kick()
+    assert timers.pending == 1
     driver.transport.write_status(0)
-    clock.now += 1
-    device.tick()
+    assert timers.pending == 0
     assert len(queue.take_used()) == 1
 
 
@@ -123,16 +113,33 @@ def test_a_request_with_something_to_read_is_refused(driver: Driver, source: Sou
     assert source.asked == []
 
 
-def test_a_lie_that_a_tick_comes_upon(driver: Driver) -> None:
-    device = driver.device
-    assert isinstance(device, Rng)
+def test_a_lie_that_the_timer_comes_upon(driver: Driver, timers: FakeTimers) -> None:
     (queue,) = driver.start()
+    queue.add(writable=[1000])
+    queue.add(writable=[10])
+    driver.kick()
     queue.set_available_index(5000)
-    device.tick()
+    timers.advance(0.1)
     assert driver.is_broken
     assert driver.interrupt.configs == 1
-    device.tick()
+    assert timers.pending == 0
     (queue,) = driver.start()
     queue.add(writable=[1])
     driver.kick()
     assert len(queue.take_used()) == 1
+
+
+def test_one_that_goes_on_from_a_state_has_no_more_to_give_than_it_had(
+    driver: Driver, source: Source, timers: FakeTimers, make_driver: MakeDriver
+) -> None:
+    (queue,) = driver.start()
+    queue.add(writable=[600])
+    driver.kick()
+    assert isinstance(driver.device, Rng)
+    state = RngState.from_values(driver.device.state.values())
+    timers.advance(3600)
+    other = make_driver(Rng(source, timers.call_later, state, bytes_per_sec=1000, clock=timers.now))
+    (queue,) = other.start()
+    queue.add(writable=[600])
+    other.kick()
+    assert [written for _, written, _ in queue.take_used()] == [400]

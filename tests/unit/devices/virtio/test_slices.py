@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support.guest_ram import MIB, guest_ram
+from support.timers import FakeTimers
 from support.virtqueue import WRITE, Driver, DriverQueue
 
 from vmservice.devices.virtio.balloon import DISCARD_BYTES, Balloon
@@ -169,7 +170,7 @@ def test_entropy_in_the_largest_requests(memory: GuestMemory) -> None:
             pass
         return bytes(size)
 
-    driver = Driver(Rng(source, bytes_per_sec=64 * MAX_REQUEST_BYTES), memory)
+    driver = Driver(Rng(source, FakeTimers().call_later, bytes_per_sec=64 * MAX_REQUEST_BYTES), memory)
     queue = driver.start()[0]
     fill(queue, BUFFERS, MAX_REQUEST_BYTES, WRITE)
     clocked = Clocked(driver)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guest_ram import MIB, guest_ram
+from support.timers import FakeTimers
 from support.virtqueue import QUEUE_STRIDE, QUEUES_GPA, WRITE, Driver
 
 from vmservice.devices.irq import IrqLine
@@ -45,8 +46,9 @@ def console(memory: GuestMemory) -> Case:
 
 
 def entropy(memory: GuestMemory) -> Case:
-    device = Rng(bytes, clock=lambda: 0.0)
-    return device, lambda rng: device.tick()
+    timers = FakeTimers()
+    device = Rng(bytes, timers.call_later, bytes_per_sec=1000, clock=timers.now)
+    return device, lambda rng: timers.advance(rng.choice((0.01, 0.1)))
 
 
 def balloon(memory: GuestMemory) -> Case:
