@@ -299,11 +299,11 @@ class Service:
             asyncio.get_running_loop().call_soon(self._boot_anew, boot)
 
     def _boot_anew(self, boot: bool) -> None:
-        if self._reboot is None:  # a stop came in between, or it is done
+        if self._reboot is None or self._exit.done():  # a stop came in between, or it is done, or the machine is lost
             return
         self._reboot = None
         self._said = ""  # the reboot has said other things since
-        self._vm.hold("")
+        self._vm.let_go()
         try:
             if boot:
                 self._vm.boot()

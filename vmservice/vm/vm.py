@@ -216,6 +216,10 @@ class Vm:
         if self.state == State.PAUSED:
             self._resume()
 
+    def let_go(self) -> None:
+        """What `hold` was for is over: every verb is allowed again."""
+        self._stopping = ""
+
     def refuse_all(self, reason: str) -> None:
         """Refuse every verb from now on: the process has decided to end. The first reason stays."""
         self._ending = self._ending or reason

@@ -164,6 +164,18 @@ def test_while_held_only_the_way_down_is_open(state: str, verb: str) -> None:
     assert bench.vm.last_exit == LastExit.SHUTDOWN
 
 
+def test_what_is_let_go_may_do_everything_again() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    bench.vm.hold("the VM is being rebooted")
+    bench.vm.let_go()
+    bench.vm.pause()
+    bench.vm.let_go()
+    assert bench.vm.state == State.PAUSED
+    bench.event(EventKind.RESET)
+    bench.vm.resume()
+    assert bench.vm.state == State.RUNNING, "it was reset in place"
+
+
 def test_a_guest_that_cannot_go_on_is_held_all_the_same() -> None:
     bench = Bench().bring_to(State.PAUSED)
     bench.machines[0].refuse.add("resume")
