@@ -94,7 +94,7 @@ def _boot(scratch: Path, release: str, *, install: bool, bus: str = "dbus.servic
     try:
         container.start()
         shutil.copy(debian_package(), container.shared / "vmservice.deb")
-        for script in ("journal_wait.py", "bus_flood.py", "wedged.py"):
+        for script in ("journal_wait.py", "bus_flood.py", "wedged.py", "slow_memory.py"):
             shutil.copy(_SUPPORT / script, container.shared)
         for variant in ("beat", "busy", "idle"):
             shutil.copy(payload.build(variant, scratch), container.shared / f"{variant}.bin")

@@ -13,11 +13,11 @@ import os
 import stat
 
 from vmservice.errors import ConfigError, HostError
-from vmservice.memory.guest_memory import GuestMemory, Region
+from vmservice.memory.guest_memory import GuestMemory, Region, pieces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     Ranges = Sequence[tuple[int, int]]
 
@@ -33,7 +33,6 @@ _HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 _MEMFD_NAME = "vmservice-guest"
 _MFD_HUGE_2MB = os.MFD_HUGETLB | os.MFD_HUGE_2MB
 
-_PIECE_BYTES = 256 << 20
 
 _HUGETLBFS_MAGIC = 0x958458F6  # <linux/magic.h>
 _STATFS_BYTES = 120  # struct statfs <asm/statfs.h>: f_type and f_bsize are its first two longs
@@ -166,7 +165,7 @@ def _from_file(ranges: Ranges, path: str, progress: Callable[[], None] | None) -
         if size_before:
             _clear(mappings, path)
         if not huge_page_bytes:  # hugetlbfs has reserved its pages with the mapping
-            for start, size in _pieces(total_bytes):
+            for start, size in pieces(total_bytes):
                 os.posix_fallocate(fd, start, size)
                 if progress is not None:
                     progress()
@@ -181,11 +180,6 @@ def _from_file(ranges: Ranges, path: str, progress: Callable[[], None] | None) -
         raise
     # Its room is reserved, for a full file system would end the VMM by SIGBUS: none of it is ever given back.
     return _memory(ranges, mappings, None, fd)
-
-
-def _pieces(total_bytes: int) -> Iterator[tuple[int, int]]:
-    """(start, size) of pieces that the host makes in a second or so."""
-    return ((start, min(_PIECE_BYTES, total_bytes - start)) for start in range(0, total_bytes, _PIECE_BYTES))
 
 
 def _open_backing(path: str) -> int:
@@ -276,7 +270,7 @@ def _make_mergeable(mapping: mmap.mmap, is_private: bool, warn: Callable[[str], 
 
 def _prefault(mapping: mmap.mmap, progress: Callable[[], None] | None) -> None:
     try:
-        for start, size in _pieces(len(mapping)):
+        for start, size in pieces(len(mapping)):
             mapping.madvise(_MADV_POPULATE_WRITE, start, size)
             if progress is not None:
                 progress()

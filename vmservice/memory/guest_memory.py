@@ -9,7 +9,7 @@ from vmservice.errors import OutOfGuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol
 
     Buffer = bytes | bytearray | memoryview
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
         def region_removed(self, region: Region) -> None:
             """When no device can reach it any more."""
+
+
+_PIECE_BYTES = 256 << 20
 
 
 class Region:
@@ -148,12 +151,28 @@ class GuestMemory:
         """Whether the file behind it has lost some of the guest's pages, which KVM then cannot reach."""
         return self.fd >= 0 and os.fstat(self.fd).st_size < self.size_bytes
 
-    def close(self) -> None:
-        """Give the mappings back; the memory is empty afterwards."""
+    def close(self, progress: Callable[[], None] | None = None) -> None:
+        """Give the mappings back; the memory is empty afterwards. Pages go in pieces, `progress` is called after each."""
         regions, self.regions = self.regions, ()
         for region in regions:
+            if progress is not None and region.discard_advice is not None:
+                _give_back(region.mapping, region.discard_advice, progress)
             region.view.release()
             region.mapping.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def pieces(total_bytes: int) -> Iterator[tuple[int, int]]:
+    """(start, size) of pieces that the host makes, or takes back, in a second or so."""
+    return ((start, min(_PIECE_BYTES, total_bytes - start)) for start in range(0, total_bytes, _PIECE_BYTES))
+
+
+def _give_back(mapping: mmap.mmap, advice: int, progress: Callable[[], None]) -> None:
+    for start, size in pieces(len(mapping)):
+        try:
+            mapping.madvise(advice, start, size)
+        except OSError:  # pinned or locked pages go with the mapping
+            return
+        progress()

@@ -19,6 +19,7 @@ from vmservice.host import landlock, run_lock, signals
 from vmservice.plug.backend import Backends, Host
 from vmservice.service.journal import Log
 from vmservice.service.outbox import Outbox
+from vmservice.service.progress import Progress
 from vmservice.service.sd_notify import Notifier
 from vmservice.vm.events import EventQueue
 from vmservice.vm.vm import Vm
@@ -97,11 +98,13 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
         closers.append(timers.close)
         backends = Backends(config, Host(config.name, log, _passed_sockets()))
         closers.append(backends.close)
-        vm = _make_vm(options, config, events, timers, backends, log, closers)
+        progress = Progress(notifier, outbox)
+        vm = _make_vm(options, config, events, timers, backends, log, progress, closers)
         closers.append(vm.close)
         stopping = signals.stopping(managed=notifier.active)
         if options.boot and not signals.any_pending(*stopping):
             vm.boot()
+            progress.status = ""
             time.sleep(_HEAD_START_SEC)
         if signals.any_pending(*stopping):
             # A guest of a few milliseconds has nothing to lose, and no driver for a power button; it would be waited for.
@@ -132,6 +135,7 @@ def _make_vm(
     timers: Timers,
     backends: Backends,
     log: Log,
+    progress: Progress,
     closers: list[Callable[[], None]],
 ) -> Vm:
     if options.simulate:
@@ -164,6 +168,7 @@ def _make_vm(
             info=log.info,
             warn=log.warning,
         )
+        host.progress = progress
 
         def build(vcpus: int) -> Machine:
             return build_machine(config, host, vcpus)

@@ -68,7 +68,7 @@ def _build(config: Config, host: HostServices, vcpus: int, closers: Closers) -> 
     cpuid = kvm.supported_cpuid()
     _check_limits(config, kvm, cpuid)
     memory = _allocate_memory(config, host)
-    closers.add(memory.close)
+    closers.add(lambda: memory.close(host.progress))
     vm = kvm.create_vm()
     closers.add(vm.close)
     _show_memory(vm, memory)

@@ -19,7 +19,7 @@ from support.process import CHECKOUT
 from support.skips import HUGE_PAGES
 
 from vmservice.errors import ConfigError, HostError
-from vmservice.memory import backing
+from vmservice.memory import backing, guest_memory
 from vmservice.memory.guest_memory import GuestMemory
 
 PAGE = mmap.PAGESIZE
@@ -142,7 +142,7 @@ def test_its_room_is_kept_whatever_the_guest_lends_back(file: Path) -> None:
 
 
 def test_what_takes_long_tells_of_its_progress(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backing, "_PIECE_BYTES", MIB)
+    monkeypatch.setattr(guest_memory, "_PIECE_BYTES", MIB)
     told: list[str] = []
     backing.allocate([(0, 4 * MIB + PAGE)], file=str(file), progress=lambda: told.append("room")).close()
     assert told == ["room"] * 5
@@ -245,7 +245,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from vmservice.memory.guest_memory import GuestMemory
 from vmservice.errors import VmmError
-from vmservice.memory import backing
+from vmservice.memory import backing, guest_memory
 
 small = sys.argv[2]
 def attempt(size, file):
