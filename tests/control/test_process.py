@@ -485,7 +485,7 @@ def test_a_bug_in_a_task_ends_the_vm_and_is_told_to_the_journal_only(
     (tmp_path / "sitecustomize.py").write_text(
         "from vmservice.host.consoles import stream\n"
         "def fail(self): raise ValueError('a bug')\n"
-        "stream.StreamConsole.flush = fail\n"
+        "stream.StreamConsole.move = fail\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = start("--bus", "none")

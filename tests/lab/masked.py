@@ -15,6 +15,7 @@ sys.path.append("/usr/lib/python3/dist-packages")
 
 from vmservice.board.timers import Timers
 from vmservice.config.load import load_config
+from vmservice.host.consoles.mover import Mover
 from vmservice.kvm import abi
 from vmservice.kvm.system import Kvm
 from vmservice.plug.backend import Backends, Host
@@ -42,7 +43,8 @@ def main(path: str, timeout_sec: float, capabilities: list[str]) -> int:
     events = EventQueue()
     timers = Timers()
     kvm = Kvm(masked=tuple(getattr(abi, f"KVM_CAP_{name}") for name in capabilities))
-    backends = Backends(config, Host("masked", Log(), []))
+    mover = Mover()
+    backends = Backends(config, Host("masked", Log(), mover, []))
     host = HostServices(kvm, events, timers, backends, on_input_room=say, info=say, warn=say)
     machine = build(config, host, config.cpus.boot)
     try:
@@ -51,6 +53,7 @@ def main(path: str, timeout_sec: float, capabilities: list[str]) -> int:
     finally:
         machine.close()
         backends.close()
+        mover.close()
     say(f"{'our IOAPIC' if machine.board.ioapic is not None else 'the IOAPIC of KVM'}; ended by {event}")
     return 0 if event == EventKind.POWEROFF else 1
 

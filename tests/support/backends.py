@@ -24,9 +24,6 @@ class SinkConsole(OutputConsole):
     def write(self, data: bytes) -> None:
         self._write(data)
 
-    def flush(self) -> None:
-        """Nothing waits."""
-
     def close(self) -> None:
         """Nothing is held."""
 

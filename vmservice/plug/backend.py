@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vmservice.config.load import Config, Device
     from vmservice.host.consoles.base import Console, Log
+    from vmservice.host.consoles.mover import Mover
 
     class Backend(Protocol):
         """The host's end of one device section."""
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 class Host:
     """What `open` of a plug may use. `passed` are sockets that systemd gave to the process: (name, descriptor)."""
 
-    def __init__(self, vm_name: str, log: Log, passed: list[tuple[str, int]]) -> None:
+    def __init__(self, vm_name: str, log: Log, mover: Mover, passed: list[tuple[str, int]]) -> None:
         self.vm_name = vm_name
         self.log = log
+        self.mover = mover
         self._passed = passed
 
     def open_console(self, label: str, mode: str, path: str | None, *, is_stream: bool = False) -> Console:
@@ -39,7 +41,9 @@ class Host:
         from vmservice.host.consoles.open import open_console
 
         passed_fd = self._take_passed(label) if mode == "socket" else -1
-        return open_console(mode, path, self.vm_name, self.log, label, is_stream=is_stream, passed_fd=passed_fd)
+        return open_console(
+            mode, path, self.vm_name, self.log, label, mover=self.mover, is_stream=is_stream, passed_fd=passed_fd
+        )
 
     def _take_passed(self, label: str) -> int:
         for number, (name, fd) in enumerate(self._passed):
@@ -89,6 +93,7 @@ class Backends:
     """
 
     def __init__(self, config: Config, host: Host) -> None:
+        self.mover = host.mover
         self.serial: Console | None = None
         self._opened: dict[str, Backend] = {}
         try:

@@ -26,6 +26,7 @@ class ConsolePlug(Plugged):
         self.inputs[slot.label] = self._input
         self._follow_size()
         host_console.on_resized = partial(slot.post, self._follow_size)
+        host_console.follow_size()
 
     def _feed(self) -> None:
         self._input.feed()

@@ -23,7 +23,9 @@ _TIOCGPTN = 0x80045430  # <asm-generic/ioctls.h>
 
 class Keyboard:
     """Reads `fd` while the event loop runs. `on_input` takes bytes and answers how many it took; `on_escape` is the way out.
-    `read` answers up to so many bytes when `fd` is readable; os.read(fd, …) unless given.
+    `read` answers up to so many bytes when `fd` is readable; os.read(fd, …) unless given. `visit` answers another number for
+    each client that comes and goes there: what one has typed, and the guest not taken, is nothing of the next one's, and
+    `forget` has the guest's end of it forgotten.
 
     A terminal is raw from `start` to `close`, but not while the process is stopped (SIGTSTP) or another job has the terminal;
     SIGCONT has us look again. The controlling side of a pseudoterminal is read as a pipe is. What cannot be read (a file,
@@ -36,6 +38,9 @@ class Keyboard:
         on_input: Callable[[bytes], int],
         on_escape: Callable[[], None],
         read: Callable[[int], bytes] | None = None,
+        *,
+        visit: Callable[[], int] | None = None,
+        forget: Callable[[], None] | None = None,
     ) -> None:
         self._fd = fd
         self._read_some = read if read is not None else partial(os.read, fd)
@@ -45,6 +50,9 @@ class Keyboard:
         self._reading = False
         self._waiting = b""
         self._keys = EscapeKeys()
+        self._visit_now = visit if visit is not None else lambda: 0
+        self._visit = self._visit_now()
+        self._forget = forget if forget is not None else lambda: None
 
     def start(self) -> None:
         if not _is_readable(self._fd):
@@ -59,11 +67,11 @@ class Keyboard:
         self._take_terminal()
 
     def retry(self) -> None:
-        """Offer again what the guest did not take; reading goes on when all is taken."""
+        """The guest has room again, or may have: offer it what it did not take. Reading goes on when all is taken."""
         if self._waiting:
-            self._waiting = self._waiting[self._on_input(self._waiting) :]
-            if not self._waiting and self._reading:
-                asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+            self._follow_visit()
+            self._waiting = self._waiting[self._on_input(self._waiting) :] if self._waiting else b""
+            self._read_on()
 
     def close(self) -> None:
         self._leave()
@@ -118,11 +126,24 @@ class Keyboard:
             self._stop_reading()
             self._reading = False
             return
+        self._follow_visit()
         self._waiting = data[self._on_input(data) :]
         if self._waiting:
             self._stop_reading()
         if self._terminal is not None and self._keys.feed(data):
             self._on_escape()
+
+    def _follow_visit(self) -> None:
+        """Is there another client than before? Then what waits of the last one's is gone."""
+        visit = self._visit_now()
+        if visit != self._visit:
+            self._visit = visit
+            self._waiting = b""
+            self._forget()
+
+    def _read_on(self) -> None:
+        if not self._waiting and self._reading:
+            asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
     def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmservice.board.timers import Timers
     from vmservice.config.load import Config
     from vmservice.control.bus import BusConnection
+    from vmservice.host.consoles.base import Console
     from vmservice.plug.backend import Backends
     from vmservice.service.journal import Log
     from vmservice.service.outbox import Outbox
@@ -95,11 +96,8 @@ class Service:
         self._stop: GracefulStop | None = None
         self._reboot: GracefulReboot | None = None
         self._reload = Reload(vm, config, log, notifier, self._status)
-        self._keyboards = [
-            Keyboard(console.input_fd, partial(vm.console_input, console=console.label), self._on_stop_signal, console.read)
-            for console in backends.consoles
-            if console.input_fd >= 0
-        ]
+        self._keyboards = {console.label: self._keyboard(console) for console in backends.consoles if console.input_fd >= 0}
+        vm.on_input_room = self._on_input_room
         timeout_sec = watchdog_sec()
         self._watchdog = Watchdog(vm, log, notifier, timeout_sec, self._tell_status) if timeout_sec is not None else None
         self._exit: asyncio.Future[int]
@@ -108,7 +106,8 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_bug)
         self._exit = loop.create_future()
-        self._outbox.on_bug(lambda error: self._on_outbox_bug(loop, error))
+        self._outbox.on_bug(lambda error: self._on_thread_bug(loop, "the outbox failed", error))
+        self._backends.mover.on_bug(lambda error: self._on_thread_bug(loop, "the consoles' thread failed", error))
         self._outbox.start()
         self._log.state(self._vm)
         self._vm.subscribe(self._on_change)
@@ -124,8 +123,9 @@ class Service:
         elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) wants it ignored
             loop.add_signal_handler(signals.SIGHUP, self._on_hangup)
         signals.unblock(*signals.STOP_SIGNALS, signals.SIGHUP)
-        for keyboard in self._keyboards:
+        for keyboard in self._keyboards.values():
             keyboard.start()
+        loop.add_signal_handler(signal.SIGWINCH, self._on_window_change)
         connection = self._join_bus()
         tasks = [loop.create_task(self._move_console())]
         if self._watchdog is not None:
@@ -145,7 +145,7 @@ class Service:
 
     async def _leave(self, tasks: list[asyncio.Task[None]], connection: BusConnection | None) -> None:
         """Let replies go out, give the terminal back, and leave nothing running."""
-        for keyboard in self._keyboards:
+        for keyboard in self._keyboards.values():
             keyboard.close()
         for waiting in (self._stop, self._reboot):
             if waiting is not None:
@@ -162,7 +162,6 @@ class Service:
         loop.remove_reader(self._timers.fd)
         if self._next_timer is not None:
             self._next_timer.cancel()
-        self._flush_consoles()
 
     def _finish(self, status: int, why: str = "") -> None:
         """End the process with `status`; `why` is a sentence, by default what became of the guest. The first call counts."""
@@ -332,22 +331,34 @@ class Service:
         while True:
             await asyncio.sleep(_CONSOLE_PERIOD_SEC)
             self._vm.tick()
-            self._flush_consoles()
-            for keyboard in self._keyboards:
-                keyboard.retry()
 
-    def _flush_consoles(self) -> None:
+    def _keyboard(self, console: Console) -> Keyboard:
+        label = console.label
+        return Keyboard(
+            console.input_fd,
+            partial(self._vm.console_input, console=label),
+            self._on_stop_signal,
+            console.read,
+            visit=lambda: console.visit,
+            forget=lambda: self._vm.forget_input(label),
+        )
+
+    def _on_input_room(self, label: str) -> None:
+        if label in self._keyboards:
+            self._keyboards[label].retry()
+
+    def _on_window_change(self) -> None:
         for console in self._backends.consoles:
-            console.flush()
+            console.look_at_size()
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         """A task that fails would otherwise be missed by nobody until the VM ends."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_bug(task.get_loop(), {"exception": error, "message": "a task failed"})
 
-    def _on_outbox_bug(self, loop: asyncio.AbstractEventLoop, error: Exception) -> None:
-        """In the outbox's thread."""
-        loop.call_soon_threadsafe(self._on_bug, loop, {"exception": error, "message": "the outbox failed"})
+    def _on_thread_bug(self, loop: asyncio.AbstractEventLoop, what: str, error: Exception) -> None:
+        """In that thread."""
+        loop.call_soon_threadsafe(self._on_bug, loop, {"exception": error, "message": what})
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody caught is our bug: the journal gets it whole, and the VM ends rather than limp on."""

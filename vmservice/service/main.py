@@ -16,6 +16,7 @@ from vmservice.config.load import check_files, load_config
 from vmservice.config.names import check_name, config_path
 from vmservice.errors import VmmError
 from vmservice.host import landlock, run_lock, signals
+from vmservice.host.consoles.mover import Mover
 from vmservice.plug.backend import Backends, Host
 from vmservice.service.journal import Log
 from vmservice.service.outbox import Outbox
@@ -96,7 +97,9 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
         closers.append(events.close)
         timers = Timers()
         closers.append(timers.close)
-        backends = Backends(config, Host(config.name, log, _passed_sockets()))
+        mover = Mover()
+        closers.append(mover.close)
+        backends = Backends(config, Host(config.name, log, mover, _passed_sockets()))
         closers.append(backends.close)
         progress = Progress(notifier, outbox)
         vm = _make_vm(options, config, events, timers, backends, log, progress, closers)
@@ -138,6 +141,9 @@ def _make_vm(
     progress: Progress,
     closers: list[Callable[[], None]],
 ) -> Vm:
+    def tell_room(console: str) -> None:
+        vm.on_input_room(console)
+
     if options.simulate:
         from vmservice.vm.sim import SimMachine
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.movers import MoveNow
 from support.process import CHECKOUT
 
 from vmservice.client import console as consoles
@@ -45,7 +46,7 @@ class Log:
 
 @pytest.fixture
 def console(tmp_path: Path) -> Iterator[PtyConsole]:
-    console = PtyConsole(Log(), "serial", str(tmp_path))
+    console = PtyConsole(Log(), MoveNow(), "serial", str(tmp_path))
     yield console
     console.close()
 
@@ -220,7 +221,7 @@ class Served:
     """A console at a socket, with what the event loop does for it until it is closed."""
 
     def __init__(self, directory: Path, label: str = "serial") -> None:
-        self.console = open_socket_console(Log(), label, directory=str(directory), passed_fd=-1, is_stream=False)
+        self.console = open_socket_console(Log(), MoveNow(), label, directory=str(directory), passed_fd=-1, is_stream=False)
         self.typed = b""
         self._done, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._serve)

@@ -21,6 +21,7 @@ from vmservice.config.load import load_config
 from vmservice.config.sections.console import ConsoleDevice
 from vmservice.config.sections.port import PortConfig, PortsDevice
 from vmservice.host.consoles.base import NullConsole
+from vmservice.host.consoles.mover import Mover
 from vmservice.plug import console, port
 from vmservice.plug.backend import Backends, ConsolesBackend, Host
 from vmservice.plug.console import ConsolePlug
@@ -152,7 +153,8 @@ def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(tmp_p
     )
     said: list[str] = []
     log = SimpleNamespace(info=said.append, warning=said.append)
-    backends = Backends(load_config("demo", str(tmp_path / "demo.toml")), Host("demo", log, list(passed)))
+    mover = Mover()
+    backends = Backends(load_config("demo", str(tmp_path / "demo.toml")), Host("demo", log, mover, list(passed)))
     assert said == [
         f"the serial console is at the socket {tmp_path}/2",
         f"the agent console is at the socket {tmp_path}/0",
@@ -163,5 +165,6 @@ def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(tmp_p
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(passed[1][1])
     backends.close()
+    mover.close()
     for listener in listeners:
         listener.close()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 import pytest
+from support.movers import MoveNow
 from support.process import CHECKOUT
 
 from vmservice.host.consoles.socket import open_socket_console
@@ -208,7 +209,7 @@ def test_who_comes_and_goes_at_a_socket_is_read_in_turn(tmp_path: Path) -> None:
 
     async def check() -> None:
         typed = Typed()
-        console = open_socket_console(Log(), "serial", directory=str(tmp_path), passed_fd=-1, is_stream=False)
+        console = open_socket_console(Log(), MoveNow(), "serial", directory=str(tmp_path), passed_fd=-1, is_stream=False)
         keyboard = Keyboard(console.input_fd, typed.take, typed.escape, console.read)
         keyboard.start()
         for visit in (b"one", b"two"):

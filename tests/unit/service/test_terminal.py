@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.movers import MoveNow
 from support.process import CHECKOUT, SIM_CONFIG
 
 from vmservice.host.consoles.pty import PtyConsole
@@ -189,7 +190,7 @@ def test_a_person_at_a_console_who_is_stopped_and_continued(tmp_path: Path) -> N
 
         def warning(self, text: str) -> None: ...
 
-    console = PtyConsole(Log(), "serial", str(tmp_path))
+    console = PtyConsole(Log(), MoveNow(), "serial", str(tmp_path))
     attach = "import sys; from vmservice.client.console import attach; attach('demo', sys.argv[1])"
     job = Job(tmp_path, ["-c", attach], [str(tmp_path)])
     for number, mode in ((signal.SIGTSTP, "cooked"), (signal.SIGSTOP, "raw"), (signal.SIGTSTP, "cooked")):

@@ -1,7 +1,7 @@
 """What every end of a guest's console, or port, on the host's side has in common.
 
-Every kind has `write`, for the vCPU threads: it neither waits nor raises; `flush`, for the event loop, several times a second;
-`input_fd`, readable when a person has typed, -1 where nobody can, and `read`; `size`; and `close`.
+Every kind has `write`, for the vCPU threads: it neither waits nor raises, and what it cannot pass on at once is moved by the
+process's mover (mover.py); `input_fd`, readable when a person has typed, -1 where nobody can, and `read`; `size`; and `close`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,15 @@ if TYPE_CHECKING:
         def write(self, data: bytes) -> None:
             """What the guest printed; from any thread."""
 
-        def flush(self) -> None:
-            """Move on what waits."""
+        def follow_size(self) -> None:
+            """`on_resized` is of interest from now on."""
+
+        def look_at_size(self) -> None:
+            """Our own terminal may have another size now (SIGWINCH)."""
+
+        @property
+        def visit(self) -> int:
+            """Another number for each client: what one of before has typed, and the guest not taken, is gone with it."""
 
         def size(self) -> tuple[int, int]:
             """Columns and rows of the terminal now; 0 and 0 where there is none."""
@@ -56,6 +63,10 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 4096
 WAITING_LIMIT_BYTES = 64 * 1024
+# What may wait for the mover where each line counts; what a guest prints faster is lost, and said.
+PENDING_LIMIT_BYTES = 1 << 20
+# How long a line, such as a prompt, is waited for to end.
+PARTIAL_LINE_SEC = 0.25
 
 
 class OutputConsole:
@@ -66,6 +77,7 @@ class OutputConsole:
     on_attached: Callable[[], None] | None = None
     on_room: Callable[[], None] | None = None
     on_resized: Callable[[], None] | None = None
+    visit = 0
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -82,13 +94,16 @@ class OutputConsole:
     def size(self) -> tuple[int, int]:
         return 0, 0
 
+    def follow_size(self) -> None:
+        """It has none."""
+
+    def look_at_size(self) -> None:
+        """It has none."""
+
 
 class NullConsole(OutputConsole):
     def write(self, data: bytes) -> None:
         """Nobody wants it."""
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import _thread
 import os
 import stat
+import time
 
 from vmservice.errors import ConfigError
-from vmservice.host.consoles.base import CHUNK_BYTES, OutputConsole
+from vmservice.host.consoles.base import CHUNK_BYTES, PARTIAL_LINE_SEC, PENDING_LIMIT_BYTES, OutputConsole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.host.consoles.base import Log
+    from vmservice.host.consoles.mover import Waits, Wakes
 
 FILE_LIMIT_BYTES = 1 << 30
 
@@ -22,15 +24,20 @@ class FileConsole(OutputConsole):
     What a full disk or the limit keeps out is lost, and said once. A log rotation that truncates the file makes room again.
     """
 
-    def __init__(self, path: str, log: Log, label: str = "serial", limit_bytes: int = FILE_LIMIT_BYTES) -> None:
+    def __init__(
+        self, path: str, log: Log, mover: Wakes, label: str = "serial", *, limit_bytes: int = FILE_LIMIT_BYTES
+    ) -> None:
         super().__init__(label)
         self._path = path
         self._log = log
+        self._mover = mover
         self._limit_bytes = limit_bytes
-        self._lock = _thread.allocate_lock()
+        self._lock = _thread.allocate_lock()  # for `_pending`, never held during a write
         self._pending = bytearray()
+        self._pending_since = 0.0
+        self._lost_bytes = 0
         self._trouble = ""
-        self._told = False
+        self._told = ""
         # O_NOFOLLOW, in a folder that others write to: the last part of the path is never somebody's link to another file.
         # O_NONBLOCK: opening a FIFO must not wait for its reader.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
@@ -44,42 +51,72 @@ class FileConsole(OutputConsole):
             os.close(self._fd)
             raise ConfigError(f"the console file {path} is not a regular file")
         self._size_bytes = status.st_size
+        mover.add(self)
 
     def write(self, data: bytes) -> None:
         with self._lock:
-            self._pending += data
-            if b"\n" in data or len(self._pending) >= CHUNK_BYTES:
-                self._write_pending()
-
-    def flush(self) -> None:
-        with self._lock:
-            self._write_pending()
-            trouble, told, self._told = self._trouble, self._told, bool(self._trouble)
-        if trouble and not told:
-            self._log.warning(f"console output is lost: {self._path}: {trouble}")
+            pending = self._pending
+            if not pending:
+                self._pending_since = time.monotonic()
+            # A disk that does not keep up loses the newest.
+            room = max(0, PENDING_LIMIT_BYTES - len(pending))
+            self._lost_bytes += max(0, len(data) - room)
+            needs_move = not pending or b"\n" in data or len(pending) + len(data) >= CHUNK_BYTES
+            pending += data[:room]
+        if needs_move:
+            self._mover.wake(self)
 
     def fds(self) -> dict[str, int]:
         return {"file": self._fd}
 
-    def close(self) -> None:
-        self.flush()
+    def move(self) -> Waits:
+        """One host write for all lines that are there; what has no end yet gets a moment for it."""
+        now = time.monotonic()
         with self._lock:
-            fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+            end = self._pending.rfind(b"\n") + 1
+            if len(self._pending) - end >= CHUNK_BYTES or now - self._pending_since >= PARTIAL_LINE_SEC:
+                end = len(self._pending)
+            data = bytes(self._pending[:end])
+            del self._pending[:end]
+            if end:
+                self._pending_since = now
+            due = self._pending_since + PARTIAL_LINE_SEC if self._pending else None
+        self._move_out(data)
+        return [], due
 
-    def _write_pending(self) -> None:
-        if not self._pending or self._fd < 0:
-            return
-        pending, self._pending = self._pending, bytearray()
+    def close(self) -> None:
+        self._mover.remove(self)
+        with self._lock:
+            data, self._pending = bytes(self._pending), bytearray()
+        if self._fd >= 0:
+            self._move_out(data)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _move_out(self, data: bytes) -> None:
+        if data:
+            self._write(data)
+        with self._lock:
+            lost_bytes, self._lost_bytes = self._lost_bytes, 0
+        if lost_bytes:
+            self._trouble = f"it does not keep up; {lost_bytes} bytes are missing"
+        self._say_trouble()
+
+    def _write(self, data: bytes) -> None:
         try:
-            if self._size_bytes + len(pending) > self._limit_bytes:
+            if self._size_bytes + len(data) > self._limit_bytes:
                 self._size_bytes = os.fstat(self._fd).st_size
-            if self._size_bytes + len(pending) > self._limit_bytes:
+            if self._size_bytes + len(data) > self._limit_bytes:
                 self._trouble = f"it has reached its limit of {self._limit_bytes} bytes"
                 return
-            written = os.write(self._fd, pending)
+            written = os.write(self._fd, data)
             self._size_bytes += written
-            self._trouble = "" if written == len(pending) else "only a part of the last line could be written"
+            self._trouble = "" if written == len(data) else "only a part of the last line could be written"
         except OSError as error:
             self._trouble = os.strerror(error.errno or 0)
+
+    def _say_trouble(self) -> None:
+        """Once, until all is well again."""
+        if self._trouble and not self._told:
+            self._log.warning(f"console output is lost: {self._path}: {self._trouble}")
+        self._told = self._trouble

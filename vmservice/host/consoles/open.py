@@ -10,6 +10,7 @@ from vmservice.host.consoles.base import NullConsole
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.host.consoles.base import Console, Log
+    from vmservice.host.consoles.mover import Wakes
 
 
 def open_console(
@@ -19,6 +20,7 @@ def open_console(
     log: Log,
     label: str = "serial",
     *,
+    mover: Wakes,
     is_stream: bool = False,
     passed_fd: int = -1,
 ) -> Console:
@@ -30,27 +32,29 @@ def open_console(
     if mode == "journal":
         from vmservice.host.consoles.journal import JournalConsole
 
-        return JournalConsole(vm_name, label=label)
+        return JournalConsole(vm_name, mover, label=label)
     if mode == "file":
         if path is None:
             raise ConfigError(f'{label}: mode "file" needs a path')
         from vmservice.host.consoles.file import FileConsole
 
-        return FileConsole(path, log, label)
+        return FileConsole(path, log, mover, label)
     if mode == "tty":
         from vmservice.host.consoles.stream import StreamConsole, own_description
 
-        return StreamConsole(label, own_description(1), 0)
+        console = StreamConsole(label, mover, own_description(1), 0)
+        mover.add(console)
+        return console
     if mode == "pty":
         from vmservice.host.consoles.pty import PtyConsole
 
         # systemd gives the unit one (RuntimeDirectory=).
-        return PtyConsole(log, label, os.environ.get("RUNTIME_DIRECTORY"))
+        return PtyConsole(log, mover, label, os.environ.get("RUNTIME_DIRECTORY"))
     if mode == "socket":
         from vmservice.host.consoles.socket import open_socket_console
 
         directory = os.environ.get("RUNTIME_DIRECTORY")
-        return open_socket_console(log, label, directory=directory, passed_fd=passed_fd, is_stream=is_stream)
+        return open_socket_console(log, mover, label, directory=directory, passed_fd=passed_fd, is_stream=is_stream)
     if mode in ("null", "off"):
         return NullConsole(label)
     raise ConfigError(f'{label}: mode "{mode}" is unknown; it can be journal, tty, file, pty, socket, null or off')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import select
 import stat
 
 from vmservice.errors import HostError
@@ -13,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmservice.host.consoles.mover import Waits, Wakes
+
 
 class StreamConsole:
     """A terminal, or whatever standard output is: bytes pass through as they are. Owns `output_fd`, not `input_fd`.
@@ -20,18 +23,25 @@ class StreamConsole:
     While the other side does not read, the last WAITING_LIMIT_BYTES wait for it; what was before is lost.
     """
 
-    is_attached = True
+    visit = 0
 
-    def __init__(self, label: str, output_fd: int, input_fd: int) -> None:
+    def __init__(self, label: str, mover: Wakes, output_fd: int, input_fd: int) -> None:
         self.label = label
         self.on_attached: Callable[[], None] | None = None
         self.on_room: Callable[[], None] | None = None
         self.on_resized: Callable[[], None] | None = None
-        self._told_size = (0, 0)
         self.input_fd = input_fd
+        self._mover = mover
         self._fd = output_fd
+        # A descriptor that makes us wait (a file, another user's terminal) is written to by the mover only.
+        self._may_block = output_fd >= 0 and os.get_blocking(output_fd)
         self._lock = _thread.allocate_lock()
         self._waiting = bytearray()
+        self._told_size = self.size()
+
+    @property
+    def is_attached(self) -> bool:
+        return True
 
     def read(self, size_bytes: int) -> bytes:
         return os.read(self.input_fd, size_bytes)
@@ -41,21 +51,38 @@ class StreamConsole:
 
     def write(self, data: bytes) -> None:
         with self._lock:
-            self._waiting += data
-            self._pass_on()
-            if len(self._waiting) > WAITING_LIMIT_BYTES:
-                del self._waiting[:-WAITING_LIMIT_BYTES]
+            waiting = self._waiting
+            waiting += data
+            if not self._may_block:
+                self._pass_on()
+            self._forget_oldest()
+        if waiting:
+            self._mover.wake(self)
 
-    def flush(self) -> None:
+    def move(self) -> Waits:
+        if self._may_block:
+            with self._lock:
+                data, self._waiting = self._waiting, bytearray()
+            self._write_out(data)
+            return [], None
         with self._lock:
             had_room = self.has_room()
             self._pass_on()
-        if self.on_room is not None and self.has_room() and not had_room:
+            fd = self._fd if self._waiting else -1
+            has_room = self.has_room()
+        if has_room and not had_room and self.on_room is not None:
             self.on_room()
+        return [(fd, select.POLLOUT)] if fd >= 0 else [], None
+
+    def follow_size(self) -> None:
+        """Our own terminal: the kernel sends SIGWINCH, and the service calls `look_at_size`."""
+
+    def look_at_size(self) -> None:
         size = self.size()
-        if size != self._told_size and self.on_resized is not None:
+        if size != self._told_size:
             self._told_size = size
-            self.on_resized()
+            if self.on_resized is not None:
+                self.on_resized()
 
     def fds(self) -> dict[str, int]:
         return {"output": self._fd}
@@ -67,6 +94,7 @@ class StreamConsole:
             return 0, 0
 
     def close(self) -> None:
+        self._mover.remove(self)
         with self._lock:
             self._pass_on()
             fd, self._fd = self._fd, -1
@@ -74,15 +102,30 @@ class StreamConsole:
             os.close(fd)
 
     def _pass_on(self) -> None:
+        """With the lock held."""
         while self._waiting and self._fd >= 0:
             try:
                 written = os.write(self._fd, self._waiting)
             except BlockingIOError:
                 return
             except OSError:  # the reader is gone: EPIPE, EIO
-                self._waiting.clear()
+                self._reader_gone()
                 return
             del self._waiting[:written]
+
+    def _forget_oldest(self) -> None:
+        if len(self._waiting) > WAITING_LIMIT_BYTES:
+            del self._waiting[:-WAITING_LIMIT_BYTES]
+
+    def _reader_gone(self) -> None:
+        self._waiting.clear()
+
+    def _write_out(self, data: bytearray) -> None:
+        try:
+            while data and self._fd >= 0:
+                del data[: os.write(self._fd, data)]
+        except OSError:
+            return
 
 
 def own_description(fd: int) -> int:

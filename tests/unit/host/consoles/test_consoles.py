@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support.movers import MoveNow
 
 from vmservice.errors import ConfigError
-from vmservice.host.consoles.base import WAITING_LIMIT_BYTES, NullConsole
+from vmservice.host.consoles.base import PARTIAL_LINE_SEC, WAITING_LIMIT_BYTES, NullConsole
 from vmservice.host.consoles.file import FileConsole
 from vmservice.host.consoles.open import open_console
 from vmservice.host.consoles.pty import PtyConsole
@@ -34,7 +35,7 @@ class Warnings:
 def test_a_file_is_appended_to_and_private(tmp_path: Path) -> None:
     path = tmp_path / "vm.log"
     for run in ("one", "two"):
-        console = open_console("file", str(path), "demo", Warnings())
+        console = open_console("file", str(path), "demo", Warnings(), mover=MoveNow())
         console.write(f"{run}\r\n\x1b[0mraw ".encode())
         console.write(b"rest")
         assert console.input_fd == -1
@@ -45,7 +46,7 @@ def test_a_file_is_appended_to_and_private(tmp_path: Path) -> None:
 
 
 def test_one_host_write_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    console = FileConsole(str(tmp_path / "vm.log"), Warnings())
+    console = FileConsole(str(tmp_path / "vm.log"), Warnings(), MoveNow())
     writes: list[bytes] = []
 
     def write(fd: int, data: bytes) -> int:
@@ -56,9 +57,12 @@ def test_one_host_write_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for byte in b"hello\n" + b"x" * 5000:
         console.write(bytes((byte,)))
     assert [len(data) for data in writes] == [6, 4096]
-    console.flush()
+    console.move()
+    assert len(writes) == 2, "the line may end yet"
+    console._pending_since -= PARTIAL_LINE_SEC
+    console.move()
     assert len(writes[2]) == 904
-    console.flush()
+    console.move()
     assert len(writes) == 3
     monkeypatch.undo()
     console.close()
@@ -76,23 +80,23 @@ def test_refused_files(tmp_path: Path) -> None:
         ("fifo", "cannot be opened for writing"),
     ):
         with pytest.raises(ConfigError, match=words):
-            open_console("file", str(tmp_path / name), "demo", Warnings())
+            open_console("file", str(tmp_path / name), "demo", Warnings(), mover=MoveNow())
     with pytest.raises(ConfigError, match="is not a regular file"):
-        open_console("file", "/dev/zero", "demo", Warnings())
+        open_console("file", "/dev/zero", "demo", Warnings(), mover=MoveNow())
     with pytest.raises(ConfigError, match=r"needs a path"):
-        open_console("file", None, "demo", Warnings())
+        open_console("file", None, "demo", Warnings(), mover=MoveNow())
     with pytest.raises(ConfigError, match="it can be journal, tty, file"):
-        open_console("printer", None, "demo", Warnings())
+        open_console("printer", None, "demo", Warnings(), mover=MoveNow())
     assert target.read_text() == "precious"
 
 
 def test_a_file_has_a_limit_and_a_rotation_makes_room(tmp_path: Path) -> None:
     path, log = tmp_path / "vm.log", Warnings()
-    console = FileConsole(str(path), log, limit_bytes=10)
+    console = FileConsole(str(path), log, MoveNow(), limit_bytes=10)
     for _ in range(5):
         console.write(b"1234\n")
-    console.flush()
-    console.flush()
+    console.move()
+    console.move()
     assert path.read_bytes() == b"1234\n1234\n"
     assert log.texts == [f"console output is lost: {path}: it has reached its limit of 10 bytes"]
     os.truncate(path, 0)
@@ -104,13 +108,13 @@ def test_a_file_has_a_limit_and_a_rotation_makes_room(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
     log = Warnings()
-    console = FileConsole(str(tmp_path / "vm.log"), log)
+    console = FileConsole(str(tmp_path / "vm.log"), log, MoveNow())
     fd = os.open("/dev/full", os.O_WRONLY)
     os.dup2(fd, console._fd)
     os.close(fd)
     for _ in range(3):
         console.write(b"lost\n")
-        console.flush()
+        console.move()
     assert len(log.texts) == 1
     assert log.texts[0].endswith("No space left on device")
     console.close()
@@ -119,7 +123,7 @@ def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
 def test_a_reader_that_does_not_read(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    console = StreamConsole("serial", writer, -1)
+    console = StreamConsole("serial", MoveNow(), writer, -1)
     begin = time.monotonic()
     for _ in range(100):
         console.write(b"x" * 4096)
@@ -127,7 +131,7 @@ def test_a_reader_that_does_not_read(tmp_path: Path) -> None:
     received = 0
     while select.select([reader], [], [], 0)[0]:
         received += len(os.read(reader, 1 << 20))
-        console.flush()
+        console.move()
     assert WAITING_LIMIT_BYTES < received < 100 * 4096
     os.close(reader)
     console.write(b"nobody there\n")
@@ -146,11 +150,11 @@ def test_standard_output(tmp_path: Path) -> None:
             file.write(b"before ")
             file.flush()
             os.dup2(file.fileno(), 1)
-            console = open_console("tty", None, "demo", Warnings())
+            console = open_console("tty", None, "demo", Warnings(), mover=MoveNow())
             console.write(b"guest")
             console.close()
         os.dup2(writer, 1)
-        console = open_console("tty", None, "demo", Warnings())
+        console = open_console("tty", None, "demo", Warnings(), mover=MoveNow())
         console.write(b"guest")
         assert os.get_blocking(1)
         assert console.input_fd == 0
@@ -166,7 +170,7 @@ def test_standard_output(tmp_path: Path) -> None:
 
 def test_pseudoterminal() -> None:
     log = Warnings()
-    console = open_console("pty", None, "demo", log)
+    console = open_console("pty", None, "demo", log, mover=MoveNow())
     assert isinstance(console, PtyConsole)
     assert (log.messages, log.texts) == ([f"the serial console is at {console.path}"], [])
     for _ in range(2):  # a person comes, goes, and comes again
@@ -185,7 +189,7 @@ def test_pseudoterminal() -> None:
 
 
 def test_nobody_at_a_pseudoterminal_holds_the_guest_and_whoever_comes_sees_the_end() -> None:
-    console = PtyConsole(Warnings())
+    console = PtyConsole(Warnings(), MoveNow())
     begin = time.monotonic()
     for number in range(20_000):
         console.write(b"line %d\r\n" % number)
@@ -195,7 +199,7 @@ def test_nobody_at_a_pseudoterminal_holds_the_guest_and_whoever_comes_sees_the_e
     while not seen.endswith(b"line 19999\r\n"):
         assert select.select([person], [], [], 10)[0], seen[-100:]
         seen += os.read(person, 4096)
-        console.flush()
+        console.move()
     assert WAITING_LIMIT_BYTES < len(seen) < 3 * WAITING_LIMIT_BYTES
     assert seen.startswith(b"line 0\r\n")
     os.close(person)
@@ -204,19 +208,19 @@ def test_nobody_at_a_pseudoterminal_holds_the_guest_and_whoever_comes_sees_the_e
 
 def test_a_link_to_the_pseudoterminal(tmp_path: Path) -> None:
     (tmp_path / "hvc").symlink_to("/nowhere")  # of a process that was killed
-    console = PtyConsole(Warnings(), "hvc", str(tmp_path))
+    console = PtyConsole(Warnings(), MoveNow(), "hvc", str(tmp_path))
     assert os.readlink(tmp_path / "hvc") == console.path
     console.close()
     assert os.listdir(tmp_path) == []
     log = Warnings()
-    PtyConsole(log, "hvc", str(tmp_path / "gone")).close()
+    PtyConsole(log, MoveNow(), "hvc", str(tmp_path / "gone")).close()
     assert log.texts == [
         f"cannot make {tmp_path}/gone/hvc, by which `vmservice console` would find the console: No such file or directory"
     ]
 
 
 def test_size() -> None:
-    console = PtyConsole(Warnings())
+    console = PtyConsole(Warnings(), MoveNow())
     assert console.size() == (0, 0)
     person = os.open(console.path, os.O_RDWR | os.O_NOCTTY)
     termios.tcsetwinsize(person, (43, 132))
@@ -225,7 +229,7 @@ def test_size() -> None:
     console.close()
     assert console.size() == (0, 0)
     reader, writer = os.pipe()
-    console_in_pipe = StreamConsole("serial", writer, -1)
+    console_in_pipe = StreamConsole("serial", MoveNow(), writer, -1)
     assert console_in_pipe.size() == (0, 0)
     console_in_pipe.close()
     os.close(reader)
@@ -234,9 +238,8 @@ def test_size() -> None:
 
 @pytest.mark.parametrize("mode", ["null", "off"])
 def test_nowhere(mode: str) -> None:
-    console = open_console(mode, None, "demo", Warnings())
+    console = open_console(mode, None, "demo", Warnings(), mover=MoveNow())
     assert isinstance(console, NullConsole)
     console.write(b"x")
-    console.flush()
     console.close()
     assert console.input_fd == -1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.datagrams import Listener
+from support.movers import MoveNow
 
 from vmservice.host.consoles import journal as console_journal
 from vmservice.host.consoles.journal import BURST_LINES, LINE_LIMIT_BYTES, LINES_PER_SEC, JournalConsole
@@ -52,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 def test_over_a_socket() -> None:
     with Listener() as journal:
-        console = JournalConsole("web-1", JournalSocket(journal.path))
+        console = JournalConsole("web-1", MoveNow(), JournalSocket(journal.path))
         console.write(b"[    0.0] Linux version 6.12\r\n")
         assert journal.entry() == {
             "PRIORITY": "6",
@@ -66,7 +67,7 @@ def test_over_a_socket() -> None:
 
 def test_lines(clock: Clock) -> None:
     sent = Sent()
-    console = JournalConsole("demo", sent)
+    console = JournalConsole("demo", MoveNow(), sent)
     for byte in b"one\r\ntw":
         console.write(bytes((byte,)))
     assert sent.messages == ["one"]
@@ -81,15 +82,15 @@ def test_lines(clock: Clock) -> None:
 
 def test_a_prompt_waits_a_moment(clock: Clock) -> None:
     sent = Sent()
-    console = JournalConsole("demo", sent)
+    console = JournalConsole("demo", MoveNow(), sent)
     console.write(b"login: ")
-    console.flush()
+    console.move()
     assert sent.entries == []
     clock.now += 1
-    console.flush()
+    console.move()
     assert sent.messages == ["login: "]
     assert sent.entries[0]["VM_LINE_BREAK"] == "timeout"
-    console.flush()
+    console.move()
     assert len(sent.entries) == 1
     console.write(b"root\n")
     assert sent.messages[1:] == ["root"]
@@ -97,7 +98,7 @@ def test_a_prompt_waits_a_moment(clock: Clock) -> None:
 
 def test_a_long_line_comes_in_pieces(clock: Clock) -> None:
     sent = Sent()
-    console = JournalConsole("demo", sent)
+    console = JournalConsole("demo", MoveNow(), sent)
     for _ in range(5):
         console.write(b"x" * 1000)
     assert [len(message) for message in sent.messages] == [LINE_LIMIT_BYTES, LINE_LIMIT_BYTES]
@@ -112,7 +113,7 @@ def test_a_long_line_comes_in_pieces(clock: Clock) -> None:
 
 def test_a_guest_that_prints_without_end(clock: Clock) -> None:
     sent = Sent()
-    console = JournalConsole("demo", sent)
+    console = JournalConsole("demo", MoveNow(), sent)
     extra = 5000
     for _ in range(BURST_LINES + extra):
         console.write(b"spam\n")
@@ -131,7 +132,7 @@ def test_a_guest_that_prints_without_end(clock: Clock) -> None:
 
 def test_a_deaf_journal(clock: Clock) -> None:
     sent = Sent()
-    console = JournalConsole("demo", sent)
+    console = JournalConsole("demo", MoveNow(), sent)
     sent.deaf = True
     console.write(b"lost\nlost\n")
     sent.deaf = False
@@ -142,9 +143,9 @@ def test_a_deaf_journal(clock: Clock) -> None:
 
 def test_an_absent_journal_costs_nothing_but_the_lines() -> None:
     journal = JournalSocket("/run/vmservice-nowhere/socket")
-    console = JournalConsole("demo", journal)
+    console = JournalConsole("demo", MoveNow(), journal)
     console.write(b"one\ntwo\n")
-    console.flush()
+    console.move()
     console.close()
     assert journal.lost > 0
 
@@ -152,7 +153,7 @@ def test_an_absent_journal_costs_nothing_but_the_lines() -> None:
 def test_a_full_socket_does_not_block() -> None:
     with Listener() as listener:
         journal = JournalSocket(listener.path)
-        console = JournalConsole("demo", journal)
+        console = JournalConsole("demo", MoveNow(), journal)
         begin = time.monotonic()
         for _ in range(5000):
             console.write(b"x" * 100 + b"\n")

@@ -6,10 +6,12 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.movers import MoveNow
 
 from vmservice.errors import ConfigError, HostError
 from vmservice.host.consoles import socket as console_socket
@@ -47,7 +49,7 @@ def make(tmp_path: Path, log: Log) -> Iterator[Make]:
     consoles: list[SocketConsole] = []
 
     def make(label: str = "serial", *, is_stream: bool = False) -> SocketConsole:
-        consoles.append(open_socket_console(log, label, directory=str(tmp_path), passed_fd=-1, is_stream=is_stream))
+        consoles.append(open_socket_console(log, MoveNow(), label, directory=str(tmp_path), passed_fd=-1, is_stream=is_stream))
         return consoles[-1]
 
     yield make
@@ -182,7 +184,7 @@ def test_a_client_who_does_not_read_loses_the_oldest(make: Make, connect: Callab
     seen = b""
     while not seen.endswith(b"line 39999\r\n"):
         seen += client.recv(MIB)
-        console.flush()
+        console.move()
     assert seen.startswith(b"line 00000\r\n")
     assert len(seen) < 40_000 * 12
     assert console.has_room()
@@ -201,7 +203,7 @@ def test_a_stream_loses_nothing_and_says_when_it_is_full(make: Make, connect: Ca
     seen = b""
     while len(seen) < len(sent):
         seen += client.recv(MIB)
-        console.flush()
+        console.move()
     assert seen == sent
     assert console.has_room()
 
@@ -227,11 +229,11 @@ def test_a_guest_that_takes_nothing_keeps_nobody_from_the_console(make: Make, co
     take(console)
     first.sendall(b"never read")
     second = connect()
-    console.flush()
+    console.move()
     assert second.recv(100) == BUSY
     first.close()
     third = connect()
-    console.flush()
+    console.move()
     console.write(b"hello")
     assert third.recv(100) == b"hello"
     third.sendall(b"me")
@@ -257,7 +259,11 @@ def test_a_host_without_descriptors_is_said_once_and_not_spun_on(
     assert is_quiet(console)
     assert log.warnings == ["nobody can come to the serial console now: Too many open files"]
     monkeypatch.setattr(console, "_listener", listener)
-    console.flush()
+    watches, due = console.move()
+    assert due is not None and due > time.monotonic(), "not at once again"
+    assert all(fd != listener.fileno() for fd, _events in watches)
+    console._listens_again_at = time.monotonic()
+    console.move()
     console.write(b"now")
     assert client.recv(100) == b"now"
 
@@ -279,7 +285,7 @@ def test_a_path_that_is_too_long_for_an_address(tmp_path: Path, log: Log) -> Non
     directory = tmp_path / ("d" * 64)
     directory.mkdir()
     label = "l" * 64
-    console = open_socket_console(log, label, directory=str(directory), passed_fd=-1, is_stream=False)
+    console = open_socket_console(log, MoveNow(), label, directory=str(directory), passed_fd=-1, is_stream=False)
     assert os.listdir(directory) == [f"{label}.sock"]
     console.close()
     assert os.listdir(directory) == []
@@ -288,10 +294,10 @@ def test_a_path_that_is_too_long_for_an_address(tmp_path: Path, log: Log) -> Non
 def test_without_a_directory(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     with pytest.raises(ConfigError, match=r'^hvc: mode "socket" needs a directory for the socket'):
-        open_console("socket", None, "demo", log, "hvc")
+        open_console("socket", None, "demo", log, "hvc", mover=MoveNow())
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/nowhere")
     with pytest.raises(HostError, match=r"^cannot listen at /nowhere/hvc\.sock for the hvc console: No such file"):
-        open_console("socket", None, "demo", log, "hvc")
+        open_console("socket", None, "demo", log, "hvc", mover=MoveNow())
 
 
 # Passed by systemd
@@ -301,7 +307,7 @@ def test_a_socket_of_systemds_is_used_and_stays(tmp_path: Path, log: Log) -> Non
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
-        console = open_console("socket", None, "demo", log, passed_fd=os.dup(listener.fileno()))
+        console = open_console("socket", None, "demo", log, mover=MoveNow(), passed_fd=os.dup(listener.fileno()))
         assert log.messages == [f"the serial console is at the socket {tmp_path}/s"]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(TIMEOUT_SEC)
