@@ -42,7 +42,7 @@ class Bus:
     def __init__(self) -> None:
         self._changing = _thread.allocate_lock()
         self._claims: tuple[Claim, ...] = ()
-        self._short: dict[int, Claim] = {}
+        self.by_address: dict[int, Claim] = {}  # of short ranges; never changed, but replaced
         self._long: tuple[Claim, ...] = ()
 
     def insert(self, base: int, length: int, device: Device, lock: _thread.LockType) -> None:
@@ -70,12 +70,12 @@ class Bus:
     def _replace(self, claims: tuple[Claim, ...]) -> None:
         # One store each: whoever looks up meanwhile finds every device that stays.
         self._claims = claims
-        self._short = dict(_by_address(claim for claim in claims if _is_short(claim)))
+        self.by_address = dict(_by_address(claim for claim in claims if _is_short(claim)))
         self._long = tuple(claim for claim in claims if not _is_short(claim))
 
     def find(self, address: int) -> Claim | None:
         """Whose range has `address`."""
-        claim = self._short.get(address)
+        claim = self.by_address.get(address)
         if claim is None:
             for claim in self._long:
                 if claim[1] <= address < claim[2]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import struct
@@ -15,6 +14,11 @@ _U32 = struct.Struct("<I")
 _RING_INDEXES = struct.Struct("<II")
 _RING_ENTRY = struct.Struct("<QII8s")
 _RING_CAPACITY = (mmap.PAGESIZE - abi.COALESCED_HEAD_BYTES) // abi.COALESCED_ENTRY_BYTES
+
+# Looked up at each exit: globals of this module are one step nearer than those of another.
+_bare_ioctl = ioctl.bare
+_KVM_RUN = abi.KVM_RUN
+_EXIT_REASON = abi.RUN_EXIT_REASON
 
 # What `run` answers when KVM_RUN came back without an exit to handle: a kick, or a vCPU that is not started yet.
 INTERRUPTED = -1
@@ -35,13 +39,14 @@ class KvmVcpu:
 
     def run(self) -> int:
         """Run the guest; the exit reason (KVM_EXIT_*), or INTERRUPTED."""
-        if ioctl.ioctl(self.fd, abi.KVM_RUN, 0) == 0:
-            # Reasons fit a byte; one index is quicker than unpacking the u32.
-            return self.page[abi.RUN_EXIT_REASON]
-        result = -ioctl.get_errno()
-        if result in (-errno.EINTR, -errno.EAGAIN):  # EAGAIN: an application processor that still waits for SIPI
+        try:
+            _bare_ioctl(self.fd, _KVM_RUN)
+        except (InterruptedError, BlockingIOError):  # the latter: an application processor that still waits for SIPI
             return INTERRUPTED
-        raise KvmError.from_os(f"KVM_RUN failed for vCPU {self.index}", OSError(-result, ""))
+        except OSError as error:
+            raise KvmError.from_os(f"KVM_RUN failed for vCPU {self.index}", error) from error
+        # Reasons fit a byte; one index is quicker than unpacking the u32.
+        return self.page[_EXIT_REASON]
 
     def set_immediate_exit(self, value: int) -> None:
         """1 makes the next KVM_RUN return at once; a signal makes the present one return."""

@@ -10,6 +10,8 @@ from vmservice.vm.vcpu import unhandled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from vmservice.board.board import Board
     from vmservice.kvm.vcpu import KvmVcpu
     from vmservice.vm.guest_requests import GuestRequests
@@ -32,12 +34,27 @@ class ExitHandler:
 
     def __init__(self, board: Board, guest: GuestRequests) -> None:
         self._board = board
+        self._pio = board.pio
         self._guest = guest
 
     def handle(self, vcpu: KvmVcpu, reason: int) -> bool:
         """One exit; False when the guest is to run no further."""
         if reason == _EXIT_IO:
-            self._handle_pio(vcpu)
+            # The path of nearly every exit: kept short rather than split up.
+            page = vcpu.page
+            direction, size, port, count, offset = _unpack_pio(page, _EXIT_DATA)
+            if self._board.is_coalescing:
+                self._take_coalesced(port)
+            claim = self._pio.by_address.get(port)
+            if claim is not None and count == 1 and port + size <= claim[2]:
+                device, base, _, lock = claim
+                with lock:
+                    if direction:  # KVM_EXIT_IO_OUT
+                        device.write(port - base, page[offset : offset + size])
+                    else:
+                        page[offset : offset + size] = device.read(port - base, size)
+            else:
+                self._handle_any_pio(page, direction, size, port, count, offset)
         elif reason == abi.KVM_EXIT_MMIO:
             self._handle_mmio(vcpu)
         elif reason == abi.KVM_EXIT_IOAPIC_EOI and self._board.ioapic is not None:
@@ -52,21 +69,20 @@ class ExitHandler:
             self._guest.fault(unhandled(vcpu, reason))
         return not self._guest.has_left
 
-    def _handle_pio(self, vcpu: KvmVcpu) -> None:
-        """The path of nearly every exit: kept short rather than split up."""
-        page = vcpu.page
-        direction, size, port, count, offset = _unpack_pio(page, _EXIT_DATA)
-        board = self._board
-        if board.is_coalescing:
-            with board.lock:
-                board.take_coalesced()
-                if _COM1 <= port < _COM1_END:
-                    board.expect_coalesced()
+    def _handle_any_pio(self, page: mmap, direction: int, size: int, port: int, count: int, offset: int) -> None:
+        """String instructions, and ports that are nobody's or, in part, another device's."""
         for start in range(offset, offset + size * count, size):
-            if direction:  # KVM_EXIT_IO_OUT
-                board.pio.write(port, page[start : start + size])
+            if direction:
+                self._pio.write(port, page[start : start + size])
             else:
-                page[start : start + size] = board.pio.read(port, size)
+                page[start : start + size] = self._pio.read(port, size)
+
+    def _take_coalesced(self, port: int) -> None:
+        board = self._board
+        with board.lock:
+            board.take_coalesced()
+            if _COM1 <= port < _COM1_END:
+                board.expect_coalesced()
 
     def _handle_mmio(self, vcpu: KvmVcpu) -> None:
         page = vcpu.page
