@@ -446,6 +446,20 @@ def test_without_a_manager_a_hangup_is_a_stop(start: Start) -> None:
     assert "asked the guest to power off" in process.messages
 
 
+def test_sigquit_writes_where_the_vcpus_are(start: Start, manager: Manager, bus: PrivateBus) -> None:
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    process.send(signal.SIGQUIT)
+    process.wait_for("the vCPUs, asked for by SIGQUIT:")
+    process.send(signal.SIGQUIT)
+    call(bus.address, "Shutdown")
+    assert state(bus.address) == "shutdown"
+    process.send(signal.SIGQUIT)
+    process.wait_for("there is no guest")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
 def test_a_manager_that_is_gone_does_not_matter(start: Start, manager: Manager, bus: PrivateBus) -> None:
     process = start("--bus", bus.address)
     manager.wait_for("READY", "1")

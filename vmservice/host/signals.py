@@ -12,6 +12,7 @@ SIGHUP: int = _signal.SIGHUP
 SIGTERM: int = _signal.SIGTERM
 SIGINT: int = _signal.SIGINT
 SIGRTMIN: int = _signal.SIGRTMIN
+SIGQUIT: int = _signal.SIGQUIT
 SIGALRM: int = _signal.SIGALRM
 
 # To be held back until somebody acts on them.

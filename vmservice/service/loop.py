@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmservice.errors import MachineLost, VmmError
 from vmservice.host import signals
+from vmservice.service.dump import Dump
 from vmservice.service.keyboard import Keyboard
 from vmservice.service.reload import Reload
 from vmservice.service.sd_notify import watchdog_sec
@@ -98,8 +99,11 @@ class Service:
         self._reload = Reload(vm, config, log, notifier, self._status)
         self._keyboards = {console.label: self._keyboard(console) for console in backends.consoles if console.input_fd >= 0}
         vm.on_input_room = self._on_input_room
+        self._dump = Dump(vm, log)
         timeout_sec = watchdog_sec()
-        self._watchdog = Watchdog(vm, log, notifier, timeout_sec, self._tell_status) if timeout_sec is not None else None
+        self._watchdog = (
+            Watchdog(vm, log, notifier, timeout_sec, self._tell_status, self._dump.soon) if timeout_sec is not None else None
+        )
         self._exit: asyncio.Future[int]
 
     async def serve(self) -> int:
@@ -122,7 +126,8 @@ class Service:
             loop.add_signal_handler(signals.SIGHUP, self._on_reload_signal)
         elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) wants it ignored
             loop.add_signal_handler(signals.SIGHUP, self._on_hangup)
-        signals.unblock(*signals.STOP_SIGNALS, signals.SIGHUP)
+        loop.add_signal_handler(signals.SIGQUIT, self._dump.ask)
+        signals.unblock(*signals.STOP_SIGNALS, signals.SIGHUP, signals.SIGQUIT)
         for keyboard in self._keyboards.values():
             keyboard.start()
         loop.add_signal_handler(signal.SIGWINCH, self._on_window_change)
@@ -152,6 +157,7 @@ class Service:
                 waiting.cancel()
         if self._watchdog is not None:
             self._watchdog.stop()
+        self._dump.wait()
         if connection is not None:
             await connection.close()
         for task in tasks:
@@ -237,6 +243,8 @@ class Service:
 
     def _on_guest_events(self) -> None:
         for event in self._events.drain():
+            if event.kind == EventKind.WATCHDOG and self._vm.state == State.RUNNING:
+                self._dump.now("as the guest did not feed its watchdog")  # what follows may be a reset
             self._vm.on_guest_event(event)
 
     def _on_trouble(self, error: VmmError) -> None:

@@ -67,7 +67,7 @@ def run(options: RunOptions) -> int:
     log = Log(options.name, outbox)
     notifier = Notifier(log.warning, outbox)
     # The manager's word for a reload; from a terminal it is the end of the session, which stops the VM as SIGTERM does.
-    signals.block(signals.SIGHUP)
+    signals.block(signals.SIGHUP, signals.SIGQUIT)
     try:
         return _run(options, log, notifier, outbox)
     except VmmError as error:

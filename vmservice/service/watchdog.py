@@ -27,15 +27,25 @@ class Watchdog:
     """Tells the manager, which kills the VM when it has heard nothing for `timeout_sec`, that `vm` and the loop are well.
 
     `trouble` is what is not well, as words for `systemctl status`, or empty; `on_well` is called in the loop when it is over.
+    `dump` writes where the vCPUs are, when trouble begins.
     """
 
-    def __init__(self, vm: Vm, log: Log, notifier: Notifier, timeout_sec: float, on_well: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        log: Log,
+        notifier: Notifier,
+        timeout_sec: float,
+        on_well: Callable[[], None],
+        dump: Callable[[str], None],
+    ) -> None:
         self.trouble = ""
         self._vm = vm
         self._log = log
         self._notifier = notifier
         self._period_sec = timeout_sec / _PERIODS
         self._on_well = on_well
+        self._dump = dump
         self._loop: asyncio.AbstractEventLoop
         self._loop_asked = False
         self._stop = _thread.allocate_lock()  # released to end the thread
@@ -80,6 +90,7 @@ class Watchdog:
             lasting = f"for {self._period_sec:.3g} seconds; if that lasts, the service manager's watchdog ends the VM"
             self._log.error(f"{trouble} {lasting}")
             self._notifier.status(trouble)
+            self._dump(f"as there is {trouble}")
         else:
             self._log.info("everything answers again")
             self._loop.call_soon_threadsafe(self._on_well)

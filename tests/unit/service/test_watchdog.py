@@ -51,10 +51,11 @@ class Setup:
         self.vm.boot()
         self.log = Recorded()
         self.well = threading.Event()
+        self.dumped: list[str] = []
         self.outbox = Outbox()
         self.notifier = Notifier(self.log.warning, self.outbox, manager.path, deliver_to(manager.path, notification))
         self.outbox.start()
-        self.watchdog = Watchdog(self.vm, self.log, self.notifier, 4 * PERIOD_SEC, self.well.set)
+        self.watchdog = Watchdog(self.vm, self.log, self.notifier, 4 * PERIOD_SEC, self.well.set, self.dumped.append)
 
     def wait(self, wanted: Callable[[bytes], bool]) -> bytes:
         """The next datagram that is wanted, blocking the loop: from now on it does not answer."""
