@@ -108,7 +108,7 @@ class PciBus:
     def state(self) -> PciBusState:
         state = PciBusState()
         slots = {function: slot for slot, function in self.functions.items()}
-        state.answering = [[slots[function], bar.index] for function, bar in self._bar_map.answering()]
+        state.answering = sorted([slots[function], bar.index] for function, bar in self._bar_map.answering())
         state.config_ports = self.config_ports.state
         return state
 

@@ -8,7 +8,7 @@ import pytest
 
 from vmservice.devices.bus import Bus
 from vmservice.devices.pci.bar_map import WARNING_INTERVAL_SEC
-from vmservice.devices.pci.bus import PciBus
+from vmservice.devices.pci.bus import PciBus, PciBusState
 from vmservice.devices.pci.function import Bar, Identity, PciFunction
 
 RAM = (0, 0xC0000000, "RAM")
@@ -181,3 +181,21 @@ def test_a_disabled_bar_that_is_enabled_in_the_same_bad_place_is_told_of_again()
     machine.now += WARNING_INTERVAL_SEC
     machine.move(1, HOME)  # another's move tries it again, and says nothing new
     assert len(machine.warnings) == 2
+
+
+def test_of_two_bars_on_one_spot_the_same_one_answers_in_a_bus_built_from_the_state() -> None:
+    """Function 1 was at the spot first; where they lie does not tell."""
+    machine = Machine()
+    machine.move(0, HOME + SIZE)
+    assert machine.at(HOME + SIZE) == 0x11
+    state = PciBusState.from_values(machine.bus.state.values())
+    mmio = Bus()
+    other = PciBus(mmio, reserved=[RAM, LAPIC], warn=machine.warnings.append, state=state)
+    for number, old in enumerate(machine.functions):
+        function = PciFunction(Identity(0x1AF4, 0x1040 + number, 0x00_FF_00), config_state=old.config.state)
+        function.add_bar(0, SIZE, Fill(0x10 + number), is_64bit=True)
+        other.insert(function)
+    assert mmio.find(HOME + SIZE) is None
+    other.start()
+    assert mmio.read(HOME + SIZE, 1) == b"\x11"
+    assert other.state == machine.bus.state

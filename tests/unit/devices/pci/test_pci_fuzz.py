@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 from hypothesis import given, settings
@@ -10,11 +11,14 @@ from support.guest_ram import guest_ram
 from support.timers import FakeTimers
 
 from vmservice.devices.bus import Bus
-from vmservice.devices.pci.bus import PciBus
+from vmservice.devices.pci.bus import PciBus, PciBusState
+from vmservice.devices.pci.config_space import ConfigSpaceState
 from vmservice.devices.pci.host_bridge import host_bridge
-from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciTransport
+from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciState, PciTransport
 from vmservice.devices.virtio.rng import Rng
 from vmservice.memory.guest_memory import GuestMemory
+
+Values = dict[str, object]
 
 EXAMPLES = 20
 ACCESSES_EACH = 1000
@@ -40,20 +44,24 @@ class Marker:
 class Machine:
     """A host bridge and three virtio devices, all buses, and where each BAR is by its own account."""
 
-    def __init__(self, memory: GuestMemory, rng: random.Random) -> None:
+    def __init__(self, memory: GuestMemory, rng: random.Random, values: list[Values] | None = None) -> None:
         self.rng = rng
+        self.memory = memory
         self.pio, self.mmio = Bus(), Bus()
         self.bases: dict[int, int] = {}
         self.signals = 0
+        self.answers: list[object] = []
         self.warnings = 0
-        self.pci = PciBus(self.mmio, reserved=RESERVED, warn=self.warn, monotonic=lambda: 0.0)
+        states = [PciState.from_values(item) for item in values[2:]] if values is not None else [None] * 3
+        bus = PciBusState.from_values(values[0]) if values is not None else None
+        self.pci = PciBus(self.mmio, reserved=RESERVED, warn=self.warn, monotonic=lambda: 0.0, state=bus)
         self.pio.insert(0xCF8, 8, self.pci.config_ports, self.pci.lock)
         self.mmio.insert(ECAM, 256 << 20, self.pci.ecam, self.pci.lock)
         self.mmio.insert(IOAPIC, 0x1000, Marker(), self.pci.lock)
-        self.pci.insert(host_bridge())
-        self.pci.start()
+        self.bridge = host_bridge(ConfigSpaceState.from_values(values[1]) if values is not None else None)
+        self.pci.insert(self.bridge)
         self.functions: list[PciTransport] = []
-        for number in range(3):
+        for number, state in enumerate(states):
             function = PciTransport(
                 Rng(bytes, FakeTimers().call_later),
                 memory,
@@ -62,18 +70,37 @@ class Machine:
                 warn=self.warn,
                 post=lambda callback: None,
                 is_64bit=number != 1,
+                state=state,
             )
-            function.start()
             function.bar.on_mapped = lambda base, number=number: self.mapped(number, base)  # type: ignore[misc]
             function.place_bar(function.bar, HOME + number * BAR_SIZE)
             self.pci.insert(function)
             self.functions.append(function)
+
+    def start(self) -> None:
+        """BARs answer, and devices serve their drivers."""
+        self.pci.start()
+        for function in self.functions:
+            function.start()
+
+    def collect(self) -> list[Values]:
+        """All states, as they are when the machine is paused."""
+        for function in self.functions:
+            function.stop()
+        states = [self.pci.state, self.bridge.config.state, *(function.state for function in self.functions)]
+        return [state.values() for state in states]
+
+    def close(self) -> None:
+        for function in self.functions:
+            function.close()
+        self.memory.close()
 
     def warn(self, text: str) -> None:
         self.warnings += 1
 
     def signal(self, vector: int) -> None:
         assert vector in (0, 1)
+        self.answers.append(vector)
         self.signals += 1
 
     def route(self, vector: int, address: int, data: int, masked: bool) -> None:
@@ -115,14 +142,14 @@ class Machine:
                 function.virtio.interrupt_config()
             case 7:
                 for base in list(self.bases.values()):
-                    self.start(base)
+                    self.bring_up(base)
             case _:
                 for base in list(self.bases.values()):
                     self.poke(
                         self.mmio, base + rng.choice((0, 0x1000, 0x2000, 0x3000, 0x4000, 0x6000)) + rng.randrange(0x40), size
                     )
 
-    def start(self, base: int) -> None:
+    def bring_up(self, base: int) -> None:
         """What a driver does, with now and then a step left out."""
         control = ECAM + (self.rng.randrange(1, 4) << 15) + 0x42
         steps = [(control, b"\x00\x80"), (base + 0x4000, bytes(16)), (base + 0x4010, bytes(16)), (base + 0x14, b"\x00")]
@@ -136,7 +163,9 @@ class Machine:
 
     def poke(self, bus: Bus, address: int, size: int) -> None:
         if self.rng.random() < 0.4:
-            assert len(bus.read(address, size)) == size
+            data = bus.read(address, size)
+            assert len(data) == size
+            self.answers.append(data)
         else:
             bus.write(
                 address, self.rng.choice((self.rng.randbytes(size), bytes(size), b"\xff" * size, b"\x01" + bytes(size - 1)))
@@ -166,18 +195,50 @@ class Machine:
 def test_random_accesses_do_no_harm(seed: int) -> None:
     memory = guest_ram()
     machine = Machine(memory, random.Random(seed))
+    machine.start()
     for _ in range(ACCESSES_EACH):
         machine.access()
         machine.check()
-    for function in machine.functions:
-        function.virtio.close()
-    memory.close()
+    machine.close()
+
+
+@settings(derandomize=True, max_examples=EXAMPLES, deadline=None, database=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_bus_built_from_its_states_goes_on_like_the_first(seed: int) -> None:
+    first = Machine(guest_ram(), random.Random(seed))
+    first.start()
+    for _ in range(first.rng.randrange(100, ACCESSES_EACH)):
+        first.access()
+    values: list[Values] = json.loads(json.dumps(first.collect()))
+    memory = guest_ram()
+    memory.write(0, first.memory.read(0, memory.size_bytes))
+    second = Machine(memory, random.Random(), values)
+    assert (second.bases, second.answers) == ({}, [])
+    machines = [first, second]
+    for machine in machines:
+        machine.start()
+        machine.answers.clear()
+    assert first.bases == second.bases
+    assert json.loads(json.dumps(second.collect())) == json.loads(json.dumps(first.collect()))
+    for machine in machines:
+        machine.start()
+        machine.answers.clear()
+        machine.rng = random.Random(seed + 1)
+        for _ in range(2 * ACCESSES_EACH):
+            machine.access()
+        machine.check()
+    assert len(set(first.answers)) > 30
+    assert first.answers == second.answers
+    assert first.collect() == second.collect()
+    for machine in machines:
+        machine.close()
 
 
 def test_the_fuzz_reaches_what_it_is_about() -> None:
     """BARs that answer in several places, blocked ones, devices at work: else the test above shows nothing."""
     memory = guest_ram()
     machine = Machine(memory, random.Random(1))
+    machine.start()
     places: set[int] = set()
     statuses: set[int] = set()
     for _ in range(3000):
@@ -188,6 +249,4 @@ def test_the_fuzz_reaches_what_it_is_about() -> None:
     assert machine.warnings > 0
     assert machine.signals > 10
     assert statuses >= {0x00, 0x0B, 0x0F}
-    for function in machine.functions:
-        function.virtio.close()
-    memory.close()
+    machine.close()

@@ -133,7 +133,7 @@ def test_every_port_of_a_console_at_once(memory: GuestMemory) -> None:
 
 
 def test_a_port_that_is_opened_over_and_over(memory: GuestMemory) -> None:
-    """Each time the host is told that there is room, in a turn of its own and once for all."""
+    """The host is told that there is room in a turn of its own, and once for all messages of a slice."""
     rooms = 0
 
     def on_room() -> None:
@@ -147,7 +147,7 @@ def test_a_port_that_is_opened_over_and_over(memory: GuestMemory) -> None:
     driver.kick(3)
     assert rooms == 0
     driver.run_posted()
-    assert rooms == 1
+    assert 1 <= rooms < 10  # on a busy host the messages take more than one slice
     driver.transport.close()
 
 
@@ -155,10 +155,13 @@ def test_what_the_host_types_into_buffers_of_a_byte(memory: GuestMemory) -> None
     driver = Driver(Console([Port(lambda data: None)]), memory)
     queue = driver.start()[0]
     fill(queue, BUFFERS, 1, WRITE)
-    assert isinstance(driver.device, Console)
-    assert driver.device.receive(0, bytes(4096)) == 64
+    clocked = Clocked(driver)
+    taken: list[int] = []
+    while sum(taken) < 64:
+        clocked.run(lambda: taken.append(driver.device.receive(0, bytes(4096))))  # type: ignore[attr-defined]
+        assert taken[-1]
     assert done(queue) == 64
-    assert driver.posted == []
+    assert clocked.longest_sec < LOCK_HELD_MAX_SEC
     driver.transport.close()
 
 

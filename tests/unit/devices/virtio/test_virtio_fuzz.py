@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from collections.abc import Callable
@@ -10,63 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guest_ram import MIB, guest_ram
-from support.timers import FakeTimers
+from support.virtio_cases import CASES
 from support.virtqueue import QUEUE_STRIDE, QUEUES_GPA, WRITE, Driver
 
 from vmservice.devices.irq import IrqLine
-from vmservice.devices.virtio.balloon import Balloon
-from vmservice.devices.virtio.console import Console, Port
-from vmservice.devices.virtio.mmio_transport import MmioTransport
-from vmservice.devices.virtio.rng import Rng
+from vmservice.devices.virtio.mmio_transport import MmioState, MmioTransport
 from vmservice.memory.guest_memory import GuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.state import DeviceState
     from vmservice.devices.virtio.transport import TransportState
-
-    Poke = Callable[[random.Random], object]
-    Case = tuple[VirtioDevice, Poke]
 
 EXAMPLES = 20
 ACCESSES_EACH = 1000
+ROUNDS_AFTER = 2000
 RAM_BYTES = 2 * MIB
 
-
-def console(memory: GuestMemory) -> Case:
-    device = Console([Port(lambda data: None, name="a"), Port(lambda data: None, is_console=False)])
-
-    def poke(rng: random.Random) -> None:
-        port = rng.randrange(2)
-        assert 0 <= device.receive(port, rng.randbytes(rng.randrange(40))) <= 40
-        device.resize(rng.randrange(1 << 16), rng.randrange(1 << 16), port)
-        device.set_open(port, rng.random() < 0.5)
-
-    return device, poke
-
-
-def entropy(memory: GuestMemory) -> Case:
-    timers = FakeTimers()
-    device = Rng(bytes, timers.call_later, bytes_per_sec=1000, clock=timers.now)
-    return device, lambda rng: timers.advance(rng.choice((0.01, 0.1)))
-
-
-def balloon(memory: GuestMemory) -> Case:
-    def discard(gpa: int, size_bytes: int) -> None:
-        assert memory.contains(gpa, size_bytes)
-        assert size_bytes
-        assert not gpa % 4096 and not size_bytes % 4096
-
-    device = Balloon(memory, discard)
-
-    def poke(rng: random.Random) -> None:
-        device.set_target_bytes(rng.randrange(RAM_BYTES))
-        device.request_statistics()
-
-    return device, poke
-
-
-CASES = {"console": console, "entropy": entropy, "balloon": balloon}
 
 # Registers with the values that get a driver on, in their order: not every access shall end at the first check.
 RINGS = [(0x80, 0x1000), (0x90, 0x2000), (0xA0, 0x3000)]
@@ -81,49 +42,113 @@ def start_steps(features: int) -> list[tuple[int, int]]:
 NOTIFY = [(0x50, index) for index in range(7)]
 
 
+class Window:
+    """A device behind its registers, in memory of its own. `levels` are the changes of its line."""
+
+    def __init__(self, name: str, image: bytes = b"", device: DeviceState | None = None, mmio: MmioState | None = None) -> None:
+        self.memory = guest_ram((0, RAM_BYTES))
+        self.memory.write(0, image)
+        self.rig = CASES[name](self.memory, device)
+        self.levels: list[bool] = []
+        self.posted: list[Callable[[], None]] = []
+        self.line = IrqLine(self.levels.append)
+        self.mmio = MmioTransport(
+            self.rig.device, self.memory, self.line, warn=lambda text: None, post=self.posted.append, state=mmio
+        )
+        self.start_steps = start_steps(self.rig.device.features)
+
+    def put(self, register: int, value: int) -> None:
+        self.mmio.write(register, value.to_bytes(4, "little"))
+
+    def step(self, rng: random.Random) -> bytes:
+        """Anything that a guest or the host may do; what the guest read, if it read."""
+        what, start = rng.random(), self.start_steps
+        if what < 0.04:
+            # One step too few now and then. The rings lie on each other, and are first empty, then soon not.
+            left_out = rng.randrange(3 * len(start))
+            self.memory.write(0x1000, bytes(0x4000))
+            for number, (register, value) in enumerate(start):
+                if number != left_out:
+                    self.put(register, value)
+        elif what < 0.3:
+            self.put(*rng.choice(NOTIFY if rng.random() < 0.8 else start))
+        elif what < 0.35:
+            self.memory.write(rng.randrange(0x1000, 0x3010), rng.randbytes(rng.choice((1, 2, 8))))
+        elif what < 0.5:
+            self.put(0x50, offer(self.mmio.state.transport, self.memory, rng))
+        elif what < 0.75:
+            offset, size = rng.choice((rng.randrange(0x120), rng.randrange(0x1008))), rng.choice((1, 2, 3, 4, 8))
+            data = self.mmio.read(offset, size)
+            assert len(data) == size
+            return data
+        elif what < 0.9:
+            offset = rng.choice((4 * rng.randrange(0x48), rng.randrange(0x1008)))
+            self.mmio.write(offset, rng.randbytes(rng.choice((1, 2, 4, 8))))
+        else:
+            self.rig.poke(rng)
+        if self.posted and rng.random() < 0.5:
+            assert len(self.posted) == 1
+            self.posted.pop()()
+        return b""
+
+    def close(self) -> None:
+        self.mmio.close()
+        self.memory.close()
+
+
 @pytest.mark.parametrize("name", CASES)
 @settings(derandomize=True, max_examples=EXAMPLES, deadline=None, database=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_accesses_to_the_window_raise_nothing(name: str, seed: int) -> None:
-    rng, memory = random.Random(seed), guest_ram((0, RAM_BYTES))
-    device, poke = CASES[name](memory)
-    posted: list[Callable[[], None]] = []
-    mmio = MmioTransport(device, memory, IrqLine(lambda level: None), warn=lambda text: None, post=posted.append)
-    mmio.start()
-    active, answered, start = 0, Answered(), start_steps(device.features)
+    rng, window = random.Random(seed), Window(name)
+    window.mmio.start()
+    active, answered = 0, Answered()
     for _ in range(ACCESSES_EACH):
-        what = rng.random()
-        if what < 0.04:
-            # One step too few now and then. The rings lie on each other, and are first empty, then soon not.
-            left_out = rng.randrange(3 * len(start))
-            memory.write(0x1000, bytes(0x4000))
-            for number, (register, value) in enumerate(start):
-                if number != left_out:
-                    mmio.write(register, value.to_bytes(4, "little"))
-        elif what < 0.3:
-            register, value = rng.choice(NOTIFY if rng.random() < 0.8 else start)
-            mmio.write(register, value.to_bytes(4, "little"))
-        elif what < 0.35:
-            memory.write(rng.randrange(0x1000, 0x3010), rng.randbytes(rng.choice((1, 2, 8))))
-        elif what < 0.5:
-            index = offer(mmio.state.transport, memory, rng)
-            mmio.write(0x50, index.to_bytes(4, "little"))
-        elif what < 0.75:
-            offset, size = rng.choice((rng.randrange(0x120), rng.randrange(0x1008))), rng.choice((1, 2, 3, 4, 8))
-            assert len(mmio.read(offset, size)) == size
-        elif what < 0.9:
-            mmio.write(rng.choice((4 * rng.randrange(0x48), rng.randrange(0x1008))), rng.randbytes(rng.choice((1, 2, 4, 8))))
-        else:
-            poke(rng)
-        if posted and rng.random() < 0.5:
-            assert len(posted) == 1
-            posted.pop()()
-        active += mmio.state.transport.status == 0x0F
-        answered.look(mmio.state.transport)
+        window.step(rng)
+        active += window.mmio.state.transport.status == 0x0F
+        answered.look(window.mmio.state.transport)
     assert active > 50
     assert answered.chains > 3
-    mmio.close()
-    memory.close()
+    assert window.rig.said
+    window.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(derandomize=True, max_examples=EXAMPLES, deadline=None, database=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_window_built_from_a_state_goes_on_like_the_first(name: str, seed: int) -> None:
+    rng, first = random.Random(seed), Window(name)
+    first.mmio.start()
+    for _ in range(rng.randrange(100, ACCESSES_EACH)):
+        first.step(rng)
+    first.mmio.stop()
+    values = json.loads(json.dumps([first.rig.device.state.values(), first.mmio.state.values()]))
+    second = Window(
+        name, first.memory.read(0, RAM_BYTES), first.rig.state_class.from_values(values[0]), MmioState.from_values(values[1])
+    )
+    assert (second.levels, second.rig.said, second.posted) == ([], [], [])
+    assert second.line.level == first.line.level
+    assert second.mmio.state == first.mmio.state
+    assert second.rig.device.state == first.rig.device.state
+    windows = [first, second]
+    for window in windows:
+        window.levels.clear()
+        window.rig.said.clear()
+        window.posted.clear()
+        window.mmio.start()
+        window.rig.settle()
+        while window.posted:
+            window.posted.pop()()
+    one, other = random.Random(seed + 1), random.Random(seed + 1)
+    for _ in range(ROUNDS_AFTER):
+        assert first.step(one) == second.step(other)
+    assert first.rig.said == second.rig.said
+    assert first.levels == second.levels
+    assert first.mmio.state == second.mmio.state
+    assert first.rig.device.state == second.rig.device.state
+    assert first.memory.read(0, RAM_BYTES) == second.memory.read(0, RAM_BYTES)
+    for window in windows:
+        window.close()
 
 
 def offer(state: TransportState, memory: GuestMemory, rng: random.Random) -> int:
@@ -185,7 +210,8 @@ def scribble(driver: Driver, rng: random.Random) -> None:
 @given(seed=st.integers(0, 2**32))
 def test_random_rings_raise_nothing(name: str, seed: int) -> None:
     rng, memory = random.Random(seed), guest_ram((0, RAM_BYTES))
-    device, poke = CASES[name](memory)
+    rig = CASES[name](memory)
+    device = rig.device
     assert QUEUES_GPA + len(device.queue_max_sizes) * QUEUE_STRIDE <= RAM_BYTES
     driver = Driver(device, memory)
     driver.start()
@@ -195,7 +221,7 @@ def test_random_rings_raise_nothing(name: str, seed: int) -> None:
         if rng.random() < 0.5:
             driver.kick(rng.randrange(len(driver.queues)))
         else:
-            poke(rng)
+            rig.poke(rng)
         assert len(driver.posted) <= 1
         if rng.random() < 0.5:
             driver.run_posted()
