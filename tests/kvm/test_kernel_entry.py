@@ -59,7 +59,7 @@ def test_mode_and_registers_at_the_entry(tmp_path: Path, image: bytes, letter: b
     path.write_bytes(image)
     with running_guest(path, is_kernel=True) as guest:
         assert guest.next_event().kind == EventKind.POWEROFF
-        guest.vm.tick()
+        guest.take_gathered()
         assert guest.output.data == letter
         assert guest.messages == [f"booting {path} by the {protocol} boot protocol"]
 
@@ -83,7 +83,7 @@ def test_no_interrupt_comes_from_a_pic_that_nobody_has_programmed(tmp_path: Path
     path.write_bytes(elf([segment(0x200000, bytes(program)), note_segment(pvh_note(0x200000))], entry=0x200000))
     with running_guest(path, is_kernel=True, masked=masked) as guest:
         assert guest.next_event().kind == EventKind.POWEROFF
-        guest.vm.tick()
+        guest.take_gathered()
         assert guest.output.data == b"-"
 
 

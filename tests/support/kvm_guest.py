@@ -105,6 +105,12 @@ class Guest:
     def tell(self, data: bytes) -> None:
         assert self.vm.console_input(data) == len(data)
 
+    def take_gathered(self) -> None:
+        """What the guest has written and KVM still keeps in its ring goes to the console."""
+        board = self.machines[-1].board
+        with board.lock:
+            board.take_coalesced()
+
     def next_event(self) -> GuestEvent:
         """What the guest does to the machine next; the caller hands it to `vm.on_guest_event`, as the service's loop would."""
         return wait_until(lambda: next(iter(self.events.drain()), None), "the guest did nothing to its machine")

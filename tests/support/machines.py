@@ -51,9 +51,6 @@ class RecordingMachine:
     def forget_input(self, console: str) -> None:
         self._note(f"forget_input {console}")
 
-    def drain(self) -> None:
-        self._note("drain")
-
     def reconfigure(self, device: Device) -> None:
         self._note(f"reconfigure {device.name}")
 

@@ -13,7 +13,7 @@ sys.path.append("/usr/lib/python3/dist-packages")
 
 from vmservice.cli import main
 from vmservice.devices.serial import Serial
-from vmservice.vm.vm import Vm
+from vmservice.service.watchdog import Watchdog
 
 WEDGE = f"{os.environ['STATE_DIRECTORY']}/wedge"
 
@@ -40,12 +40,13 @@ def write(serial: Serial, offset: int, data: bytes, write=Serial.write) -> None:
     write(serial, offset, data)
 
 
-def tick(vm: Vm, tick=Vm.tick) -> None:  # type: ignore[no-untyped-def]
+def answer(watchdog: Watchdog, answer=Watchdog._loop_answers) -> None:  # type: ignore[no-untyped-def]
+    """What the loop does when it is asked for a sign of life."""
     if is_due("loop"):
         hang()
-    tick(vm)
+    answer(watchdog)
 
 
 Serial.write = write  # type: ignore[assignment,method-assign]
-Vm.tick = tick  # type: ignore[assignment,method-assign]
+Watchdog._loop_answers = answer  # type: ignore[assignment,method-assign]
 sys.exit(main())

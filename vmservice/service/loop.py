@@ -44,9 +44,6 @@ EXIT_GUEST_LOST = 134
 # What systemd does after most failures, with the settings of the unit as it is shipped.
 _STARTS_ANEW = "the unit starts it anew, until its start limit is reached (StartLimitBurst=)"
 
-# How often output that the guest left in KVM's ring, or in a line without an end, is moved on.
-_CONSOLE_PERIOD_SEC = 0.1
-
 # How long readiness waits for a bus that is not there before the VM is called ready without it.
 _BUS_PATIENCE_SEC = 5.0
 
@@ -132,7 +129,7 @@ class Service:
             keyboard.start()
         loop.add_signal_handler(signal.SIGWINCH, self._on_window_change)
         connection = self._join_bus()
-        tasks = [loop.create_task(self._move_console())]
+        tasks: list[asyncio.Task[None]] = []
         if self._watchdog is not None:
             faulthandler.enable()  # the manager's SIGABRT then leaves every thread's stack in the journal
             self._watchdog.start()
@@ -334,11 +331,6 @@ class Service:
         if self._next_timer is not None:
             self._next_timer.cancel()
         self._next_timer = asyncio.get_running_loop().call_at(due, self._run_timers) if due is not None else None
-
-    async def _move_console(self) -> None:
-        while True:
-            await asyncio.sleep(_CONSOLE_PERIOD_SEC)
-            self._vm.tick()
 
     def _keyboard(self, console: Console) -> Keyboard:
         label = console.label

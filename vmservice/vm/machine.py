@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from vmservice.devices.ged import CPU, POWER_BUTTON
 from vmservice.errors import HostError, NotSupported
 
@@ -138,13 +140,6 @@ class KvmMachine:
         if console in self._inputs:
             self._inputs[console].forget()
 
-    def drain(self) -> None:
-        """Pass on output that waits in KVM's ring because the guest has had no other exit since, and requests that wait."""
-        with self.board.lock:
-            if self._is_paused:
-                return
-            self.board.take_coalesced()
-
     def reconfigure(self, section: Device) -> None:
         for device in self._devices:
             if device.label == section.name:
@@ -152,10 +147,13 @@ class KvmMachine:
 
     def silent(self, patience_sec: float) -> list[str]:
         names = self.vcpu_set.silent()
-        if self.board.lock.acquire(timeout=patience_sec):
-            self.board.lock.release()
-        else:
-            names.append("the lock of the devices")
+        deadline = time.monotonic() + patience_sec
+        locks = [("the devices", self.board.lock), *((f"device {device.label}", device.lock) for device in self._devices)]
+        for name, lock in locks:
+            if lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+                lock.release()
+            else:
+                names.append(f"the lock of {name}")
         return names
 
     def describe(self) -> list[str]:

@@ -53,9 +53,6 @@ if TYPE_CHECKING:
         def forget_input(self, console: str) -> None:
             """Whoever typed at `console` is gone, and what the guest has not taken with them."""
 
-        def drain(self) -> None:
-            """Move on what waits somewhere: console output, requests; called several times a second."""
-
         def silent(self, patience_sec: float) -> list[str]:
             """What has given no sign of life since the last call, by name; asks for the next. Waits for `patience_sec` at most.
 

@@ -122,9 +122,6 @@ class SimMachine:
     def forget_input(self, console: str) -> None:
         """It keeps nothing."""
 
-    def drain(self) -> None:
-        """Nothing waits anywhere: each line goes to the console at once."""
-
     def reconfigure(self, device: Device) -> None:
         """The simulated machine has no devices beside its console."""
 

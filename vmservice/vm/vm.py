@@ -259,11 +259,6 @@ class Vm:
         """Whoever typed at `console` is gone, and what the guest has not taken with them."""
         self._holder.forget_input(console)
 
-    def tick(self) -> None:
-        """Several times a second: move on what waits."""
-        if self._holder.machine is not None:
-            self._holder.machine.drain()
-
     def silent(self, patience_sec: float) -> list[str]:
         """What of the machine gives no sign of life: see `Machine.silent`. Unlike the rest not for the main thread only."""
         machine = self._holder.machine

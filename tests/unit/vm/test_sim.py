@@ -137,7 +137,6 @@ def test_typing_is_echoed() -> None:
         assert it.line() == b"hello"
         it.machine.pause()
         assert it.machine.console_input(b"hello") == 0
-        it.machine.drain()
 
 
 def test_close_from_every_condition_and_twice() -> None:

@@ -199,14 +199,12 @@ def test_on_the_way_out_everything_is_refused(state: str, verb: str) -> None:
     assert bench.changes == []
 
 
-def test_console_and_drain_reach_the_machine_if_there_is_one() -> None:
+def test_what_is_typed_reaches_the_machine_if_there_is_one() -> None:
     bench = Bench()
     assert bench.vm.console_input(b"x") == 0
-    bench.vm.tick()
     bench.bring_to(State.RUNNING)
     assert bench.vm.console_input(b"ls\n") == 3
-    bench.vm.tick()
-    assert bench.machines[0].calls == ["start", "console_input", "drain"]
+    assert bench.machines[0].calls == ["start", "console_input"]
 
 
 def test_close_from_every_state_and_twice() -> None:
