@@ -18,10 +18,14 @@ class MoveNow:
     def add(self, console: Movable) -> None:
         """It has nothing to be waited for here."""
 
-    def remove(self, console: Movable) -> None:
-        """It is not moved by anybody else."""
+    def apart(self, gather_sec: float = 0.0) -> MoveNow:
+        return self
 
-    def wake(self, console: Movable) -> None:
+    def remove(self, console: Movable) -> bool:
+        """It is not moved by anybody else."""
+        return True
+
+    def wake(self, console: Movable, *, at_once: bool = False) -> None:
         console.move()
 
 

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from vmservice.host.consoles.mover import Waits, Wakes
 
 FILE_LIMIT_BYTES = 1 << 30
+# One host write for the lines of so long, unless so much has come before.
+_GATHER_SEC = 0.01
+_GATHER_BYTES = 128 * 1024
 
 
 class FileConsole(OutputConsole):
-    """Appends what the guest prints, as it is, to a regular file of mode 0600, up to FILE_LIMIT_BYTES; one host write a line.
+    """Appends what the guest prints, as it is, to a regular file of mode 0600, up to FILE_LIMIT_BYTES.
 
     What a full disk or the limit keeps out is lost, and said once. A log rotation that truncates the file makes room again.
     """
@@ -30,7 +33,7 @@ class FileConsole(OutputConsole):
         super().__init__(label)
         self._path = path
         self._log = log
-        self._mover = mover
+        self._mover = mover.apart(_GATHER_SEC)
         self._limit_bytes = limit_bytes
         self._lock = _thread.allocate_lock()  # for `_pending`, never held during a write
         self._pending = bytearray()
@@ -51,7 +54,7 @@ class FileConsole(OutputConsole):
             os.close(self._fd)
             raise ConfigError(f"the console file {path} is not a regular file")
         self._size_bytes = status.st_size
-        mover.add(self)
+        self._mover.add(self)
 
     def write(self, data: bytes) -> None:
         with self._lock:
@@ -62,9 +65,10 @@ class FileConsole(OutputConsole):
             room = max(0, PENDING_LIMIT_BYTES - len(pending))
             self._lost_bytes += max(0, len(data) - room)
             needs_move = not pending or b"\n" in data or len(pending) + len(data) >= CHUNK_BYTES
+            is_much = len(pending) // _GATHER_BYTES != (len(pending) + len(data)) // _GATHER_BYTES
             pending += data[:room]
         if needs_move:
-            self._mover.wake(self)
+            self._mover.wake(self, at_once=is_much)
 
     def fds(self) -> dict[str, int]:
         return {"file": self._fd}
@@ -85,7 +89,9 @@ class FileConsole(OutputConsole):
         return [], due
 
     def close(self) -> None:
-        self._mover.remove(self)
+        if not self._mover.remove(self):
+            self._log.warning(f"console output is lost: {self._path}: the disk does not take it")
+            return
         with self._lock:
             data, self._pending = bytes(self._pending), bytearray()
         if self._fd >= 0:
@@ -106,12 +112,13 @@ class FileConsole(OutputConsole):
         try:
             if self._size_bytes + len(data) > self._limit_bytes:
                 self._size_bytes = os.fstat(self._fd).st_size
+            trouble = ""
             if self._size_bytes + len(data) > self._limit_bytes:
-                self._trouble = f"it has reached its limit of {self._limit_bytes} bytes"
-                return
-            written = os.write(self._fd, data)
+                trouble = f"it has reached its limit of {self._limit_bytes} bytes"
+                data = data[: data.rfind(b"\n", 0, max(0, self._limit_bytes - self._size_bytes)) + 1]
+            written = os.write(self._fd, data) if data else 0
             self._size_bytes += written
-            self._trouble = "" if written == len(data) else "only a part of the last line could be written"
+            self._trouble = trouble if written == len(data) else "only a part of the last line could be written"
         except OSError as error:
             self._trouble = os.strerror(error.errno or 0)
 

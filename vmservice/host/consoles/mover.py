@@ -25,20 +25,29 @@ if TYPE_CHECKING:
     class Wakes(Protocol):
         """What a console needs of a mover."""
 
+        def apart(self, gather_sec: float = 0.0) -> Wakes:
+            """One with a thread of its own, for a console whose `move` may wait for the host: others go on meanwhile. It moves
+            what comes within `gather_sec` after a move at once, so that a burst does not cost a wake-up a line."""
+
         def add(self, console: Movable) -> None:
             """Look after `console` from now on."""
 
-        def remove(self, console: Movable) -> None:
-            """Returns when `console` is not being moved, and will not be any more."""
+        def remove(self, console: Movable) -> bool:
+            """Have `console` not moved any more. False: it is being moved still, since the host keeps it waiting."""
 
-        def wake(self, console: Movable) -> None:
-            """There is something to move at `console`; from any thread, and quick."""
+        def wake(self, console: Movable, *, at_once: bool = False) -> None:
+            """There is something to move at `console`, or much of it; from any thread, and quick."""
+
+
+# How long the end waits for a disk or terminal that does not take what is written to it.
+_PATIENCE_SEC = 5.0
 
 
 class Mover:
-    """One for a process. The thread is started by the first console that needs it."""
+    """One for a process, and those `apart` from it. The thread is started by the first console that needs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, gather_sec: float = 0.0) -> None:
+        self._gather_sec = gather_sec
         self._on_bug: Callable[[Exception], None] | None = None
         self._bug: Exception | None = None
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -48,25 +57,40 @@ class Mover:
         self._is_running = False
         self._is_closing = False
         self._ended = _thread.allocate_lock()
+        self._others: list[Mover] = []
+
+    def apart(self, gather_sec: float = 0.0) -> Mover:
+        other = Mover(gather_sec)
+        if self._on_bug is not None:
+            other.on_bug(self._on_bug)
+        self._others.append(other)
+        return other
 
     def on_bug(self, report: Callable[[Exception], None]) -> None:
         """`report` is told, in the mover's thread or here, of the exception in a console that has ended the thread."""
         self._on_bug = report
         if self._bug is not None:
             report(self._bug)
+        for other in self._others:
+            other.on_bug(report)
 
     def add(self, console: Movable) -> None:
         with self._lock:
             self._consoles.append(console)
         self.wake(console)
 
-    def remove(self, console: Movable) -> None:
-        with self._lock:
+    def remove(self, console: Movable) -> bool:
+        if not self._lock.acquire(timeout=_PATIENCE_SEC):
+            return False
+        try:
             if console in self._consoles:
                 self._consoles.remove(console)
+        finally:
+            self._lock.release()
+        return True
 
-    def wake(self, console: Movable) -> None:
-        if self._is_awake:
+    def wake(self, console: Movable, *, at_once: bool = False) -> None:
+        if self._is_awake and not at_once:
             return
         self._is_awake = True
         if not self._is_running:
@@ -74,11 +98,14 @@ class Mover:
         os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
-        """When every console has been removed."""
+        """When every console has been removed. A thread that the host keeps waiting is left to the end of the process."""
+        while self._others:
+            self._others.pop().close()
         self._is_closing = True
         if self._is_running:
             os.eventfd_write(self._fd, 1)
-            self._ended.acquire()
+            if not self._ended.acquire(timeout=_PATIENCE_SEC):
+                return
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -94,12 +121,21 @@ class Mover:
         try:
             timeout_ms: float | None = 0
             poll = select.poll()
+            woken = select.poll()
+            woken.register(self._fd, select.POLLIN)
+            looked_at = 0.0
             while not self._is_closing:
                 poll.poll(timeout_ms)
-                # Before the look: who leaves something behind it wakes us again.
-                self._is_awake = False
+                rest_sec = looked_at + self._gather_sec - time.monotonic()
+                if rest_sec > 0:
+                    _drain(self._fd)
+                    woken.poll(rest_sec * 1000)
+                # In this order, and before the look: who leaves something behind it wakes us again. One that was told that
+                # we are awake before `_drain` has left it already; one that wakes us behind it is not taken back.
                 _drain(self._fd)
+                self._is_awake = False
                 poll, timeout_ms = self._look()
+                looked_at = time.monotonic()
         except Exception as error:  # a thread's top: our bug, which ends the process as soon as somebody listens
             self._bug = error
             if self._on_bug is not None:

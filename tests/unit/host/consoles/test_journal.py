@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from support.datagrams import Listener
 from support.movers import MoveNow
 
 from vmservice.host.consoles import journal as console_journal
-from vmservice.host.consoles.journal import BURST_LINES, LINE_LIMIT_BYTES, LINES_PER_SEC, JournalConsole
+from vmservice.host.consoles.base import PENDING_LIMIT_BYTES
+from vmservice.host.consoles.journal import BURST_LINES, LINE_LIMIT_BYTES, LINES_PER_SEC, SLICE_LINES, JournalConsole
 from vmservice.host.journal_socket import JournalSocket
+
+if TYPE_CHECKING:
+    from vmservice.host.consoles.mover import Movable
 
 
 class Clock:
@@ -118,16 +124,90 @@ def test_a_guest_that_prints_without_end(clock: Clock) -> None:
     for _ in range(BURST_LINES + extra):
         console.write(b"spam\n")
     assert sent.messages == ["spam"] * BURST_LINES
+    console.move()
     clock.now += 1
+    assert console.move() == ([], None)
     for _ in range(LINES_PER_SEC + 7):
         console.write(b"more\n")
     assert sent.messages[BURST_LINES].startswith(f"{extra} lines of the console are missing here")
     assert sent.entries[BURST_LINES]["PRIORITY"] == "4"
     assert sent.messages[BURST_LINES + 1 :] == ["more"] * LINES_PER_SEC
+    console.move()
     clock.now += 3600
+    console.move()
     console.write(b"quiet\n")
     assert sent.messages[-2].startswith("7 lines")
     assert sent.messages[-1] == "quiet"
+
+
+def test_a_flood_is_counted_and_not_cut(clock: Clock) -> None:
+    """A mebibyte of newlines became a million objects at once: 74 MiB, and 0.2 s in which no other thread ran."""
+    sent = Sent()
+    console = JournalConsole("demo", MoveNow(), sent)
+    console.write(b"\n" * BURST_LINES)
+    for _ in range(BURST_LINES // SLICE_LINES):
+        console.move()
+    begin = time.thread_time()
+    tracemalloc.start()
+    try:
+        for _ in range(8):
+            console.write(b"\n" * PENDING_LIMIT_BYTES)
+            console.move()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * PENDING_LIMIT_BYTES
+    assert time.thread_time() - begin < 1
+    clock.now += 1
+    console.move()
+    assert sent.messages[-1].startswith(f"{8 * PENDING_LIMIT_BYTES} lines of the console are missing here")
+
+
+def test_a_guest_past_its_rate_is_looked_after_ten_times_a_second(clock: Clock) -> None:
+    class Counting(MoveNow):
+        wakes = 0
+
+        def wake(self, console: Movable, *, at_once: bool = False) -> None:
+            self.wakes += 1
+            super().wake(console)
+
+    mover, sent = Counting(), Sent()
+    console = JournalConsole("demo", mover, sent)
+    console.write(b"\n" * (BURST_LINES + 1))
+    while (due := console.move()[1]) is not None and due <= clock.now:
+        pass
+    assert due == pytest.approx(clock.now + 0.1)
+    wakes = mover.wakes
+    for _ in range(1000):
+        console.write(b"spam\n" * 10)
+    assert mover.wakes == wakes
+    clock.now += 0.1
+    console.move()
+    assert sent.messages[-100:] == ["spam"] * 100
+    assert sent.messages[-101].startswith("1 lines")
+
+
+def test_what_did_not_fit_is_missing_where_it_was(clock: Clock) -> None:
+    sent = Sent()
+    console = JournalConsole("demo", Never(), sent)
+    console.write(b"first\nsecond begins")
+    console.write(b"x" * PENDING_LIMIT_BYTES)
+    console.write(b"lost\nlost\n")
+    console._printed[:] = b"first\nsecond begins"
+    console.move()
+    console.write(b"third\n")
+    clock.now += 1
+    console.move()
+    assert sent.messages[:2] == ["first", "second begins"]
+    assert sent.entries[1]["VM_LINE_BREAK"] == "line-max"
+    assert sent.messages[2].startswith("3 lines of the console are missing here")
+    assert sent.messages[3:] == ["third"]
+
+
+class Never(MoveNow):
+    """Nothing is moved but by the test."""
+
+    def wake(self, console: Movable, *, at_once: bool = False) -> None: ...
 
 
 def test_a_deaf_journal(clock: Clock) -> None:

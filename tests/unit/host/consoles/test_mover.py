@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.movers import running_mover
 
+from vmservice.host.consoles import mover as mover_module
 from vmservice.host.consoles.base import PENDING_LIMIT_BYTES
 from vmservice.host.consoles.file import FileConsole
 from vmservice.host.consoles.journal import JournalConsole
@@ -84,6 +85,114 @@ def test_it_sleeps_while_there_is_nothing_to_move() -> None:
         before = console.count
         time.sleep(0.3)
         assert console.count == before
+
+
+def test_no_wake_up_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that came while the last was being taken back left the mover asleep for ever, since everybody took it for awake."""
+    real_drain = mover_module._drain
+    with running_mover() as mover:
+        console = Noting()
+
+        def drain(fd: int) -> None:
+            mover.wake(console)  # as another thread may in that moment
+            real_drain(fd)
+
+        mover.add(console)
+        assert console.moves.acquire(timeout=TIMEOUT_SEC)
+        time.sleep(0.02)
+        monkeypatch.setattr(mover_module, "_drain", drain)
+        mover.wake(console)
+        assert console.moves.acquire(timeout=TIMEOUT_SEC)
+        time.sleep(0.02)
+        monkeypatch.undo()
+        while console.moves.acquire(blocking=False):
+            pass
+        mover.wake(console)
+        assert console.moves.acquire(timeout=1)
+        mover.remove(console)
+
+
+def test_every_byte_of_four_threads_is_moved() -> None:
+    class Counting(Noting):
+        left = 0
+        moved = 0
+
+        def move(self) -> Waits:
+            self.moved = self.left
+            return [], None
+
+    with running_mover() as mover:
+        consoles = [Counting() for _ in range(4)]
+        for console in consoles:
+            mover.add(console)
+
+        def leave(console: Counting) -> None:
+            for _ in range(20_000):
+                console.left += 1
+                mover.wake(console)
+
+        threads = [threading.Thread(target=leave, args=(console,)) for console in consoles]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        deadline = time.monotonic() + TIMEOUT_SEC
+        while any(console.moved < console.left for console in consoles) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [console.moved for console in consoles] == [20_000] * 4
+
+
+def test_a_disk_that_takes_nothing_holds_no_other_console_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover_module, "_PATIENCE_SEC", 0.1)
+    log, stuck, may_write = Log(), threading.Event(), threading.Event()
+
+    class Stuck(FileConsole):
+        def _write(self, data: bytes) -> None:
+            stuck.set()
+            may_write.wait(TIMEOUT_SEC)
+
+    mover = Mover()
+    file = Stuck(str(tmp_path / "vm.log"), log, mover)
+    other = Noting()
+    mover.add(other)
+    assert other.moves.acquire(timeout=TIMEOUT_SEC)
+    file.write(b"line\n")
+    assert stuck.wait(TIMEOUT_SEC)
+    mover.wake(other)
+    assert other.moves.acquire(timeout=1), "another console waits for the disk"
+    mover.remove(other)
+    begin = time.monotonic()
+    file.close()
+    mover.close()
+    assert time.monotonic() - begin < 2
+    assert log.warnings == [f"console output is lost: {tmp_path}/vm.log: the disk does not take it"]
+    may_write.set()
+    assert file._mover._ended.acquire(timeout=TIMEOUT_SEC)  # type: ignore[attr-defined]
+    os.close(file._fd)
+    os.close(file._mover._fd)  # type: ignore[attr-defined]
+
+
+def test_a_burst_of_lines_into_a_file_is_a_few_host_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cost a wake-up and a write."""
+    with running_mover() as mover:
+        console = FileConsole(str(tmp_path / "vm.log"), Log(), mover)
+        writes: list[int] = []
+        real_write = console._write
+
+        def write(data: bytes) -> None:
+            writes.append(len(data))
+            real_write(data)
+
+        monkeypatch.setattr(console, "_write", write)
+        begin = time.monotonic()
+        for number in range(3000):
+            console.write(b"%05d\n" % number)
+        elapsed_sec = time.monotonic() - begin
+        console.close()
+    assert (tmp_path / "vm.log").read_bytes() == b"".join(b"%05d\n" % number for number in range(3000))
+    assert len(writes) <= 3 + elapsed_sec / 0.01
 
 
 def test_without_a_console_there_is_no_thread() -> None:
