@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.images import elf, note_segment, pvh_note, segment
-from support.kvm_guest import needs_kvm, running_guest
+from support.kvm_guest import needs_kvm, running_guest, wait_until
 
 from vmservice.arch.x86_64 import gdt
 from vmservice.kvm import abi
@@ -59,7 +59,6 @@ def test_mode_and_registers_at_the_entry(tmp_path: Path, image: bytes, letter: b
     path.write_bytes(image)
     with running_guest(path, is_kernel=True) as guest:
         assert guest.next_event().kind == EventKind.POWEROFF
-        guest.take_gathered()
         assert guest.output.data == letter
         assert guest.messages == [f"booting {path} by the {protocol} boot protocol"]
 
@@ -83,7 +82,6 @@ def test_no_interrupt_comes_from_a_pic_that_nobody_has_programmed(tmp_path: Path
     path.write_bytes(elf([segment(0x200000, bytes(program)), note_segment(pvh_note(0x200000))], entry=0x200000))
     with running_guest(path, is_kernel=True, masked=masked) as guest:
         assert guest.next_event().kind == EventKind.POWEROFF
-        guest.take_gathered()
         assert guest.output.data == b"-"
 
 
@@ -94,3 +92,28 @@ def test_a_64_bit_kernel_finds_its_caches_on(tmp_path: Path) -> None:
     with running_guest(path, is_kernel=True) as guest:
         guest.next_event()
         assert guest.machines[-1].vcpu_set.first.sregs().cr0 & (1 << 30 | 1 << 29) == 0
+
+
+# mov dx, 0x3f8; mov al, "!"; out dx, al; cli; hlt; jmp: never looks at the line status, and leaves no more exits.
+PRINT_AND_HALT = bytes.fromhex("66baf803 b021 ee fa f4 ebfd")
+# mov dx, 0x3fd; in al, dx: from then on KVM gathers what it writes.
+LOOK = bytes.fromhex("66bafd03 ec")
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_the_last_byte_is_heard_though_nothing_comes_after_it(tmp_path: Path, looks: bool) -> None:
+    """A byte that KVM gathers waits for the next exit, which may never come: a timer looks for it. Before the guest has looked
+    whether it may write, KVM gathers nothing."""
+    path = tmp_path / "vmlinux"
+    program = (LOOK if looks else b"") + PRINT_AND_HALT
+    path.write_bytes(elf([segment(0x200000, program), note_segment(pvh_note(0x200000))], entry=0x200000))
+    with running_guest(path, is_kernel=True) as guest:
+        if not looks:
+            guest.output.wait_for(b"!")
+
+        def heard() -> bytes | None:
+            guest.timers.run_due()
+            return guest.output.data or None
+
+        assert wait_until(heard, "the guest was not heard") == b"!"
+        wait_until(lambda: guest.timers.run_due() is None or None, "a timer of an idle machine goes on")

@@ -117,7 +117,7 @@ class Board:
         def has_room() -> None:
             typed.feed()
 
-        serial = Serial(self.line(layout.COM1_GSI), console, on_room=has_room)
+        serial = Serial(self.line(layout.COM1_GSI), console, on_room=has_room, on_polled=self._coalesce)
         typed = self.inputs["serial"] = ConsoleInput(self.lock, serial.receive, lambda: on_console_room("serial"))
         self.add_ports(layout.COM1_BASE, layout.COM1_LEN, serial, self.lock)
         return serial
@@ -182,12 +182,20 @@ class Board:
     def coalesce_console(self, vcpu: KvmVcpu) -> None:
         """Let KVM gather the bytes that the guest writes to COM1, and hand them over with the next exit.
 
-        A kernel's 8250 console reads a status register for each byte that it writes: the write waits for that read. All vCPUs
-        share one ring, which is read through `vcpu`.
+        A kernel's 8250 console reads a status register for each byte that it writes: the write waits for that read. A guest
+        that never reads it would be heard by chance only, so KVM gathers from the first such read on. All vCPUs share one
+        ring, which is read through `vcpu`.
         """
-        self._vm.coalesce_pio(layout.COM1_BASE, 1)
         self._ring = vcpu
-        self.is_coalescing = True
+        if self.serial is not None and self.serial.state.polled:
+            self._coalesce()
+
+    def _coalesce(self) -> None:
+        """The guest reads the line status: in a vCPU's thread, with the lock held."""
+        if self._ring is not None and not self.is_coalescing:
+            self._vm.coalesce_pio(layout.COM1_BASE, 1)
+            self.is_coalescing = True
+            self.expect_coalesced()
 
     def take_coalesced(self) -> bool:
         """Do the writes that KVM gathered, in the order of the guest: all of them to COM1; whether there were any."""
