@@ -8,28 +8,37 @@ import time
 from vmservice.arch.x86_64 import layout
 from vmservice.board.input import ConsoleInput
 from vmservice.devices.bus import Bus
-from vmservice.devices.ged import GenericEvents
-from vmservice.devices.i8042 import I8042
-from vmservice.devices.ioapic import IoApic
+from vmservice.devices.ged import GenericEvents, GenericEventsState
+from vmservice.devices.i8042 import I8042, I8042State
+from vmservice.devices.ioapic import IoApic, IoApicState
 from vmservice.devices.irq import IrqLine
 from vmservice.devices.power import PowerRegister
-from vmservice.devices.pvpanic import PvPanic
-from vmservice.devices.rtc import Rtc
-from vmservice.devices.serial import Serial
+from vmservice.devices.pvpanic import PvPanic, PvPanicState
+from vmservice.devices.rtc import Rtc, RtcState
+from vmservice.devices.serial import Serial, SerialState
 from vmservice.devices.watchdog import Watchdog, WatchdogState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Any, Protocol, TypeVar
 
     from vmservice.board.resources import Resources
     from vmservice.board.timers import Timer, Timers
     from vmservice.devices.bus import Device
     from vmservice.devices.cpu_hotplug import CpuHotplug
+    from vmservice.devices.state import DeviceState
     from vmservice.kvm.vcpu import KvmVcpu
     from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
+
+    S = TypeVar("S", bound=DeviceState)
+    # Plain values as JSON has them, by the name of a device.
+    Tree = dict[str, Any]
+
+    class Stateful(Protocol):
+        @property
+        def state(self) -> DeviceState: ...
 
     class Guest(Protocol):
         """Who is told what the guest does to its whole machine. Called with the board's lock held."""
@@ -71,7 +80,10 @@ class Board:
         watchdog_fired: bool,
         on_watchdog: Callable[[], None],
         warn: Callable[[str], None],
+        tree: Tree | None = None,
     ) -> None:
+        """`tree` is what `collect` of another board has said: this one goes on from there."""
+        tree = tree or {}
         self.lock = _thread.allocate_lock()
         self.resources = resources
         self.pio = Bus()
@@ -83,53 +95,65 @@ class Board:
         self._ring: KvmVcpu | None = None  # the vCPU through which that ring is read
         self._coalesced_timer: Timer | None = None
         self._level_routes: list[tuple[int, int] | None] = []
-        self._ejected: list[int] = []
+        self._ejected: list[int] = list(tree.get("ejected", ()))
         self.ioapic: IoApic | None = None
         if split_irqchip:
-            self.ioapic = IoApic(vm.signal_msi, on_routes_changed=self._update_routes)
+            # Before all that have a line to it: a line that is high is so for both.
+            self.ioapic = IoApic(vm.signal_msi, state_of(tree, "ioapic", IoApicState), self._update_routes)
             self.mmio.insert(layout.IOAPIC_BASE, layout.IOAPIC_LEN, self.ioapic, self.ioapic.lock)
         resources.pins.reserve(layout.COM1_GSI, 1, "COM1")
         resources.pins.reserve(layout.GED_GSI, 1, "the generic event device")
-        self.serial = self._serial(console, on_console_room) if console is not None else None
-        self.events = GenericEvents(self.line(layout.GED_GSI))
-        self.cpu_hotplug = self._cpu_hotplug(guest, vcpus, max_vcpus) if max_vcpus > 1 else None
+        self.serial = self._serial(console, on_console_room, tree) if console is not None else None
+        self.events = GenericEvents(self.line(layout.GED_GSI), state_of(tree, "events", GenericEventsState))
+        self.cpu_hotplug = self._cpu_hotplug(guest, vcpus, max_vcpus, tree) if max_vcpus > 1 else None
         self._pvpanic = PvPanic(
             on_panic=guest.panic,
             on_crash_loaded=lambda: warn("the guest panicked, and goes on with its crash kernel"),
             on_shutdown=guest.poweroff,
+            state=state_of(tree, "pvpanic", PvPanicState),
         )
 
         def watchdog_expired() -> None:
             on_watchdog()
             guest.watchdog()
 
-        self.watchdog = Watchdog(self.call_later, watchdog_expired, WatchdogState(fired=watchdog_fired))
+        watchdog_state = state_of(tree, "watchdog", WatchdogState) or WatchdogState(fired=watchdog_fired)
+        self.watchdog = Watchdog(self.call_later, watchdog_expired, watchdog_state)
         self.add_ports(layout.GED_PORT, layout.GED_LEN, self.events, self.lock)
         self.add_ports(layout.PVPANIC_PORT, layout.PVPANIC_LEN, self._pvpanic, self.lock)
         self.add_ports(layout.WATCHDOG_BASE, layout.WATCHDOG_LEN, self.watchdog, self.lock)
         power = PowerRegister(guest.poweroff, lambda: guest.reset("it wrote to the reset register of ACPI"))
-        keyboard_controller = I8042(lambda: guest.reset("it pulsed the reset line of the keyboard controller"))
+        self._keyboard_controller = I8042(
+            lambda: guest.reset("it pulsed the reset line of the keyboard controller"), state_of(tree, "i8042", I8042State)
+        )
+        self._rtc = _rtc(memory, state_of(tree, "rtc", RtcState))
         self.add_ports(layout.POWER_PORT, layout.POWER_LEN, power, self.lock)
-        self.add_ports(layout.I8042_BASE, layout.I8042_LEN, keyboard_controller, self.lock)
-        self.add_ports(layout.CMOS_BASE, layout.CMOS_LEN, _rtc(memory), self.lock)
+        self.add_ports(layout.I8042_BASE, layout.I8042_LEN, self._keyboard_controller, self.lock)
+        self.add_ports(layout.CMOS_BASE, layout.CMOS_LEN, self._rtc, self.lock)
 
-    def _serial(self, console: Callable[[bytes], None], on_console_room: Callable[[str], None]) -> Serial:
+    def _serial(self, console: Callable[[bytes], None], on_console_room: Callable[[str], None], tree: Tree) -> Serial:
         def has_room() -> None:
             typed.feed()
 
-        serial = Serial(self.line(layout.COM1_GSI), console, on_room=has_room, on_polled=self._coalesce)
-        typed = self.inputs["serial"] = ConsoleInput(self.lock, serial.receive, lambda: on_console_room("serial"))
+        serial = Serial(self.line(layout.COM1_GSI), console, state_of(tree, "serial", SerialState), has_room, self._coalesce)
+        typed = self.inputs["serial"] = ConsoleInput(
+            self.lock,
+            serial.receive,
+            lambda: on_console_room("serial"),
+            waiting=bytes.fromhex(tree.get("typed", "")),
+        )
         self.add_ports(layout.COM1_BASE, layout.COM1_LEN, serial, self.lock)
         return serial
 
-    def _cpu_hotplug(self, guest: Guest, vcpus: int, max_vcpus: int) -> CpuHotplug:
+    def _cpu_hotplug(self, guest: Guest, vcpus: int, max_vcpus: int, tree: Tree) -> CpuHotplug:
         from vmservice.devices.cpu_hotplug import CpuHotplug, CpuHotplugState
 
         def ejected(index: int) -> None:
             self._ejected.append(index)
             guest.vcpus_changed()
 
-        hotplug = CpuHotplug(CpuHotplugState(vcpus, max_vcpus), lambda _index: guest.vcpus_changed(), ejected)
+        state = state_of(tree, "cpu_hotplug", CpuHotplugState) or CpuHotplugState(vcpus, max_vcpus)
+        hotplug = CpuHotplug(state, lambda _index: guest.vcpus_changed(), ejected)
         self.add_ports(layout.CPU_HOTPLUG_BASE, layout.CPU_HOTPLUG_LEN, hotplug, self.lock)
         return hotplug
 
@@ -137,6 +161,24 @@ class Board:
         """`device` answers at these ports, each time with `lock` held; RangeOverlap when another one has some of them."""
         self.resources.pio.reserve(base, length, type(device).__name__)
         self.pio.insert(base, length, device, lock)
+
+    def collect(self) -> Tree:
+        """The whole state of these devices as plain values, and what waits beside them. No vCPU runs, and the lock is held."""
+        devices: dict[str, Stateful | None] = {
+            "ioapic": self.ioapic,
+            "serial": self.serial,
+            "events": self.events,
+            "cpu_hotplug": self.cpu_hotplug,
+            "pvpanic": self._pvpanic,
+            "watchdog": self.watchdog,
+            "i8042": self._keyboard_controller,
+            "rtc": self._rtc,
+        }
+        tree: Tree = {name: device.state.values() for name, device in devices.items() if device is not None}
+        tree["ejected"] = list(self._ejected)
+        if "serial" in self.inputs:
+            tree["typed"] = self.inputs["serial"].waiting.hex()
+        return tree
 
     def line(self, gsi: int) -> IrqLine:
         """A wire to the interrupt controller's input `gsi`."""
@@ -230,6 +272,11 @@ class Board:
         self._level_routes = routes
 
 
-def _rtc(memory: GuestMemory) -> Rtc:
+def state_of(tree: Tree, name: str, kind: type[S]) -> S | None:
+    """The state called `name` in a tree that has one; ValueError when it is not one of that kind."""
+    return kind.from_values(tree[name]) if name in tree else None
+
+
+def _rtc(memory: GuestMemory, state: RtcState | None) -> Rtc:
     below = sum(region.size_bytes for region in memory.regions if region.gpa < layout.RAM_64BIT_START)
-    return Rtc(time.time, below, memory.size_bytes - below)
+    return Rtc(time.time, below, memory.size_bytes - below, state)

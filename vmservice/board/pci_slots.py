@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from vmservice.acpi import devices_aml, tables
 from vmservice.arch.x86_64 import layout
+from vmservice.board.board import state_of
 from vmservice.board.message_interrupts import MessageInterrupts
 from vmservice.board.slot import Slot
 from vmservice.devices.pci import bus as pci_bus
+from vmservice.devices.pci.config_space import ConfigSpaceState
 from vmservice.devices.pci.host_bridge import host_bridge
-from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciTransport
+from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciState, PciTransport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.board.board import Board
+    from vmservice.board.board import Board, Tree
     from vmservice.board.slot import Services
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.kvm.vm import KvmVm
@@ -27,7 +29,8 @@ class PciSlots:
     `irqfd` says whether KVM routes message-signalled interrupts from eventfds.
     """
 
-    def __init__(self, board: Board, services: Services, vm: KvmVm, *, irqfd: bool) -> None:
+    def __init__(self, board: Board, services: Services, vm: KvmVm, *, irqfd: bool, tree: Tree | None = None) -> None:
+        tree = tree or {}
         self._board = board
         self._services = services
         self._vm = vm
@@ -41,14 +44,29 @@ class PciSlots:
             (layout.IDENTITY_MAP_ADDRESS, layout.KVM_PAGES_SIZE, "pages of KVM's own"),
             (layout.FIRMWARE_END - layout.FIRMWARE_MAX_SIZE, layout.FIRMWARE_MAX_SIZE, "the firmware"),
         ]
-        self.bus = pci_bus.PciBus(board.mmio, reserved=reserved, warn=services.warn)
+        self.bus = pci_bus.PciBus(
+            board.mmio, reserved=reserved, warn=services.warn, state=state_of(tree, "bus", pci_bus.PciBusState)
+        )
         board.add_ports(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_LEN, self.bus.config_ports, self.bus.lock)
         board.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, self.bus.ecam, self.bus.lock)
-        self.bus.insert(host_bridge())
+        self._host_bridge = host_bridge(state_of(tree, "host_bridge", ConfigSpaceState))
+        self.bus.insert(self._host_bridge)
+        self._numbers: dict[str, int] = dict(tree.get("slots", {}))
+
+    def slot(self, label: str, tree: Tree | None = None) -> Slot:
+        return Slot(label, self._services, self._place, tree)
+
+    def start(self) -> None:
+        """Every device is in its slot."""
         self.bus.start()
 
-    def slot(self, label: str) -> Slot:
-        return Slot(label, self._services, self._place)
+    def collect(self) -> Tree:
+        """What is the bus's own: which device is in which slot, and which BARs answer."""
+        return {
+            "bus": self.bus.state.values(),
+            "host_bridge": self._host_bridge.config.state.values(),
+            "slots": dict(self._numbers),
+        }
 
     def aml(self) -> list[bytes]:
         r"""Objects for \_SB in the DSDT."""
@@ -87,8 +105,11 @@ class PciSlots:
             post=self._services.post,
             lock=slot.lock,
             is_64bit=wide,
+            state=state_of(slot.tree, "transport", PciState),
         )
         area = resources.mmio64 if wide else resources.mmio32
-        function.place_bar(function.bar, area.allocate(BAR_SIZE, slot.label, alignment=BAR_SIZE))
-        self.bus.insert(function)
+        base = area.allocate(BAR_SIZE, slot.label, alignment=BAR_SIZE)
+        if not slot.tree:  # else it is where the guest has it
+            function.place_bar(function.bar, base)
+        self._numbers[slot.label] = self.bus.insert(function, self._numbers.get(slot.label))
         return function

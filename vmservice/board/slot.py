@@ -7,13 +7,17 @@ import _thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Protocol
+    from typing import Any, Protocol, TypeVar
 
     from vmservice.board.input import ConsoleInput
     from vmservice.board.timers import Timer, Timers
+    from vmservice.devices.state import DeviceState
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.devices.virtio.transport import VirtioTransport
     from vmservice.memory.guest_memory import GuestMemory
+
+    S = TypeVar("S", bound=DeviceState)
+    Tree = dict[str, Any]
 
     class Transport(Protocol):
         """A PCI function or a window of MMIO registers with a virtio device behind it."""
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
         def virtio(self) -> VirtioTransport: ...
 
         @property
-        def state(self) -> object: ...
+        def state(self) -> DeviceState: ...
 
         def start(self) -> None: ...
 
@@ -60,9 +64,13 @@ class Slot:
     `place` makes the device's transport: once, and with this slot's lock.
     """
 
-    __slots__ = ("_place", "_services", "label", "lock", "memory")
+    __slots__ = ("_place", "_services", "label", "lock", "memory", "tree")
 
-    def __init__(self, label: str, services: Services, place: Callable[[Slot, VirtioDevice], Transport]) -> None:
+    def __init__(
+        self, label: str, services: Services, place: Callable[[Slot, VirtioDevice], Transport], tree: Tree | None = None
+    ) -> None:
+        """`tree` is what `collect` of the device in another machine has said: this one goes on from there."""
+        self.tree: Tree = tree or {}
         self.label = label
         self.lock = _thread.allocate_lock()
         self.memory = services.memory
@@ -71,6 +79,14 @@ class Slot:
 
     def place(self, device: VirtioDevice) -> Transport:
         return self._place(self, device)
+
+    def state_of(self, kind: type[S]) -> S | None:
+        """The state that the device is to go on from; None for one that begins."""
+        return kind.from_values(self.tree["device"]) if "device" in self.tree else None
+
+    def typed(self, label: str) -> bytes:
+        """What waits for the guest at the console of that label."""
+        return bytes.fromhex(self.tree.get("typed", {}).get(label, ""))
 
     def call_later(self, delay_sec: float, callback: Callable[[], None]) -> Timer:
         """Have `callback` called in that time, in the event loop's thread and with the lock held."""
@@ -107,6 +123,22 @@ class Plugged:
     def start(self) -> None:
         """The machine is whole: what the driver had asked for before its state was taken goes on."""
         self.transport.start()
+
+    def pause(self) -> None:
+        """The device does nothing until `resume`: neither for the guest nor for the host."""
+        self.transport.virtio.stop()
+
+    def resume(self) -> None:
+        self.transport.virtio.start()
+
+    def collect(self) -> Tree:
+        """The whole state of device and transport as plain values, and what waits beside them. The machine is paused."""
+        with self.lock:
+            return {
+                "device": self.transport.virtio.device.state.values(),
+                "transport": self.transport.state.values(),
+                "typed": {label: console.waiting.hex() for label, console in self.inputs.items()},
+            }
 
     def reconfigure(self, section: Any) -> None:
         """The section of the configuration has other values than before, of keys that may change while the VM runs."""

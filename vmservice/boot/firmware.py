@@ -38,6 +38,13 @@ class FirmwareImage:
         self.mapping.close()
 
 
+def image_of(data: bytes) -> FirmwareImage:
+    """The copy below 4 GiB as another machine had it: whole pages, and what is below 1 MiB is the guest's own by now."""
+    mapping = mmap.mmap(-1, len(data), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping[:] = data
+    return FirmwareImage(mapping)
+
+
 def load_firmware(path: str, memory: GuestMemory) -> FirmwareImage:
     """Map the image at `path` for the top of the 32-bit space and write its tail below 1 MiB.
 

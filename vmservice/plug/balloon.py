@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmservice.board.slot import Plugged
-from vmservice.devices.virtio.balloon import Balloon
+from vmservice.devices.virtio.balloon import Balloon, BalloonState
 from vmservice.plug.backend import NoBackend
 
 TYPE_CHECKING = False
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 class BalloonPlug(Plugged):
     def __init__(self, section: BalloonDevice, slot: Slot) -> None:
-        self.device = Balloon(slot.memory, slot.memory.discard)
-        self.device.set_target_bytes(section.size)
+        state = slot.state_of(BalloonState)
+        self.device = Balloon(slot.memory, slot.memory.discard, state)
+        if state is None:
+            self.device.set_target_bytes(section.size)
         super().__init__(slot, self.device)
 
     def reconfigure(self, section: BalloonDevice) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 from vmservice.board.input import ConsoleInput
 from vmservice.board.slot import Plugged
-from vmservice.devices.virtio.console import Console, Port
+from vmservice.devices.virtio.console import Console, ConsoleState, Port
 from vmservice.plug.backend import ConsolesBackend
 
 TYPE_CHECKING = False
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 class ConsolePlug(Plugged):
     def __init__(self, host_console: HostConsole, slot: Slot) -> None:
         self._host_console = host_console
-        self.device = Console([Port(host_console.write, on_room=self._feed)])
-        self._input = ConsoleInput(slot.lock, partial(self.device.receive, 0), partial(slot.on_input_room, slot.label))
+        self.device = Console([Port(host_console.write, on_room=self._feed)], slot.state_of(ConsoleState))
+        self._input = ConsoleInput(
+            slot.lock,
+            partial(self.device.receive, 0),
+            partial(slot.on_input_room, slot.label),
+            waiting=slot.typed(slot.label),
+        )
         super().__init__(slot, self.device)
         self.inputs[slot.label] = self._input
         self._follow_size()

@@ -9,7 +9,7 @@ from functools import partial
 
 from vmservice.board.input import TYPED_LIMIT_BYTES, ConsoleInput
 from vmservice.board.slot import Plugged
-from vmservice.devices.virtio.console import Console, Port, transmit_queue
+from vmservice.devices.virtio.console import Console, ConsoleState, Port, transmit_queue
 from vmservice.plug.backend import ConsolesBackend
 
 TYPE_CHECKING = False
@@ -27,13 +27,15 @@ class PortsPlug(Plugged):
 
     def __init__(self, ports: Sequence[PortConfig], consoles: Sequence[HostConsole], slot: Slot) -> None:
         self._consoles = consoles
-        self.device = Console([self._port(*pair) for pair in zip(ports, consoles, strict=True)], multiport=True)
+        ends = [self._port(*pair) for pair in zip(ports, consoles, strict=True)]
+        self.device = Console(ends, slot.state_of(ConsoleState), multiport=True)
         super().__init__(slot, self.device)
         for number, (port, console) in enumerate(zip(ports, consoles, strict=True)):
             self.inputs[port.name] = ConsoleInput(
                 slot.lock,
                 partial(self.device.receive, number),
                 partial(slot.on_input_room, port.name),
+                waiting=slot.typed(port.name),
                 # A stream's bytes belong to the conversation that its client is in: they wait on the client's side.
                 limit_bytes=TYPED_LIMIT_BYTES if port.is_console else 0,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from vmservice.board.slot import Plugged
-from vmservice.devices.virtio.rng import Rng
+from vmservice.devices.virtio.rng import Rng, RngState
 from vmservice.plug.backend import NoBackend
 
 TYPE_CHECKING = False
@@ -20,4 +20,4 @@ def open(section: RngDevice, host: Host) -> Backend:
 
 
 def build(section: RngDevice, backend: Backend, slot: Slot) -> Plugged:
-    return Plugged(slot, Rng(os.urandom, slot.call_later))
+    return Plugged(slot, Rng(os.urandom, slot.call_later, slot.state_of(RngState)))

@@ -7,6 +7,7 @@ from vmservice.arch.x86_64.cpuid import physical_address_bits, vcpu_cpuid
 from vmservice.board import resources
 from vmservice.board.board import Board
 from vmservice.board.slot import Services
+from vmservice.boot.firmware import image_of, load_firmware
 from vmservice.errors import ConfigError
 from vmservice.kvm import abi
 from vmservice.memory import backing
@@ -21,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmservice.board.board import Tree
     from vmservice.board.mmio_slots import MmioSlots
     from vmservice.board.pci_slots import PciSlots
     from vmservice.board.slot import Plugged
@@ -62,13 +64,40 @@ def build(config: Config, host: HostServices, vcpus: int) -> KvmMachine:
         raise
 
 
-def _build(config: Config, host: HostServices, vcpus: int, closers: Closers) -> KvmMachine:
+def restore(config: Config, host: HostServices, tree: Tree, memory: GuestMemory) -> KvmMachine:
+    """A machine of `config` that goes on from `tree`, which `state_tree.collect` has made of another one, with the same guest
+    memory; stopped. It owns `memory`, also on error, when nothing is left behind. ValueError, KvmError for what does not fit.
+    """
+    from vmservice.vm.state_tree import check, put_back
+
+    closers = Closers()
+    closers.add(memory.close)
+    try:
+        check(tree, config)
+        machine = _build(config, host, 0, closers, memory, tree)
+        put_back(tree, machine, host.kvm)
+        return machine
+    except BaseException:
+        closers.close()
+        raise
+
+
+def _build(
+    config: Config,
+    host: HostServices,
+    vcpus: int,
+    closers: Closers,
+    memory: GuestMemory | None = None,
+    tree: Tree | None = None,
+) -> KvmMachine:
+    """With a `tree` the machine is built without what a loader does, and its vCPUs are those of the tree."""
     kvm = host.kvm
+    parts: Tree = tree or {}
     kvm.require()
     cpuid = kvm.supported_cpuid()
     _check_limits(config, kvm, cpuid)
-    memory = _allocate_memory(config, host)
-    closers.add(lambda: memory.close(host.progress))
+    if memory is None:
+        memory = _allocate_memory(config, host, closers)
     vm = kvm.create_vm()
     closers.add(vm.close)
     _show_memory(vm, memory)
@@ -92,24 +121,34 @@ def _build(config: Config, host: HostServices, vcpus: int, closers: Closers) -> 
         watchdog_fired=host.take_watchdog_fired(),
         on_watchdog=host.note_watchdog,
         warn=host.warn,
+        tree=parts.get("board"),
     )
-    created = Vcpus(_vcpu_creator(vm, kvm, cpuid, config), vcpus)
+    created = Vcpus(_vcpu_creator(vm, kvm, cpuid, config), map(int, parts["vcpus"]) if parts else range(vcpus))
     closers.add(created.close)
-    slots = _create_slots(config, board, services, vm, kvm, closers)
-    devices = _plug_in(config, slots, host, closers)
+    slots = _create_slots(config, board, services, vm, kvm, closers, parts.get("slots"))
+    devices = _plug_in(config, slots, host, closers, parts.get("devices", {}))
+    rom = None
     if config.kernel is not None:
         if board.serial is not None and kvm.extension(abi.KVM_CAP_COALESCED_PIO):
             board.coalesce_console(created.first)
-        acpi = _write_acpi(memory, board, slots, vcpus, config.cpus.max)
-        _boot_kernel(config.kernel, memory, created.first, vcpus, acpi, host)
+        if tree is None:
+            acpi = _write_acpi(memory, board, slots, vcpus, config.cpus.max)
+            _boot_kernel(config.kernel, memory, created.first, vcpus, acpi, host)
     elif config.firmware is not None:
-        _boot_firmware(config.firmware.path, vm, memory, kvm, closers)
+        image = load_firmware(config.firmware.path, memory) if tree is None else image_of(bytes.fromhex(tree["rom"]))
+        closers.add(image.close)
+        # Nothing but the image: vCPUs start as a processor comes out of reset, at the reset vector.
+        vm.memory.add(image.gpa, image.mapping, read_only=bool(kvm.extension(abi.KVM_CAP_READONLY_MEM)))
+        rom = image.mapping
     return KvmMachine(
+        vm=vm,
         memory=memory,
+        rom=rom,
         board=board,
         vcpus=created,
         exit_handler=ExitHandler(board, guest),
         guest=guest,
+        slots=slots,
         devices=devices,
         give_back=closers.close,
     )
@@ -123,7 +162,7 @@ def _slot_services(memory: GuestMemory, guest: GuestRequests, host: HostServices
 
 
 def _create_slots(
-    config: Config, board: Board, services: Services, vm: KvmVm, kvm: Kvm, closers: Closers
+    config: Config, board: Board, services: Services, vm: KvmVm, kvm: Kvm, closers: Closers, tree: Tree | None
 ) -> PciSlots | MmioSlots | None:
     """Where devices beyond the board's are plugged in; None for a machine that has no place for them."""
     if config.transport is None:
@@ -131,22 +170,25 @@ def _create_slots(
     if config.transport == "mmio":
         from vmservice.board.mmio_slots import MmioSlots
 
-        return MmioSlots(board, services)
+        return MmioSlots(board, services, tree)
     from vmservice.board.pci_slots import PciSlots
 
     # With the in-kernel irqchip KVM's routing table is that of its pins.
     irqfd = board.ioapic is not None and kvm.extension(abi.KVM_CAP_IRQFD) and kvm.extension(abi.KVM_CAP_IRQ_ROUTING)
-    slots = PciSlots(board, services, vm, irqfd=bool(irqfd))
+    slots = PciSlots(board, services, vm, irqfd=bool(irqfd), tree=tree)
     closers.add(slots.close)
     return slots
 
 
-def _plug_in(config: Config, slots: PciSlots | MmioSlots | None, host: HostServices, closers: Closers) -> Sequence[Plugged]:
+def _plug_in(
+    config: Config, slots: PciSlots | MmioSlots | None, host: HostServices, closers: Closers, trees: Tree
+) -> Sequence[Plugged]:
     devices: list[Plugged] = []
     if slots is None:
         return devices
     for section in config.devices:
-        device = plug_module(section).build(section, host.backends.of(section), slots.slot(section.name))
+        slot = slots.slot(section.name, trees.get(section.name))
+        device = plug_module(section).build(section, host.backends.of(section), slot)
         closers.add(device.close)
         devices.append(device)
     return devices
@@ -159,9 +201,9 @@ def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:
         raise ConfigError(f"[cpus] max is {config.cpus.max}, but KVM on this host gives a VM at most {kvm.max_vcpus} vCPUs")
 
 
-def _allocate_memory(config: Config, host: HostServices) -> GuestMemory:
+def _allocate_memory(config: Config, host: HostServices, closers: Closers) -> GuestMemory:
     memory = config.memory
-    return backing.allocate(
+    allocated = backing.allocate(
         layout.ram_ranges(memory.size_bytes),
         file=memory.file,
         mergeable=memory.mergeable,
@@ -171,6 +213,8 @@ def _allocate_memory(config: Config, host: HostServices) -> GuestMemory:
         warn=host.warn,
         progress=host.progress,
     )
+    closers.add(lambda: allocated.close(host.progress))
+    return allocated
 
 
 def _show_memory(vm: KvmVm, memory: GuestMemory) -> None:
@@ -270,15 +314,6 @@ def _enter_kernel(
     gdt.write_gdt(memory, gdt.LONG_MODE)
     paging.write_page_tables(memory)
     registers.set_long_mode_registers(vcpu, kernel.entry)
-
-
-def _boot_firmware(path: str, vm: KvmVm, memory: GuestMemory, kvm: Kvm, closers: Closers) -> None:
-    """Nothing but the image: vCPUs start as a processor comes out of reset, at the reset vector."""
-    from vmservice.boot.firmware import load_firmware
-
-    image = load_firmware(path, memory)
-    closers.add(image.close)
-    vm.memory.add(image.gpa, image.mapping, read_only=bool(kvm.extension(abi.KVM_CAP_READONLY_MEM)))
 
 
 def _write_acpi(memory: GuestMemory, board: Board, slots: PciSlots | MmioSlots | None, vcpus: int, max_vcpus: int) -> int:

@@ -9,11 +9,15 @@ from vmservice.errors import HostError, NotSupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Sequence
 
     from vmservice.board.board import Board
+    from vmservice.board.mmio_slots import MmioSlots
+    from vmservice.board.pci_slots import PciSlots
     from vmservice.board.slot import Plugged
     from vmservice.config.load import Device
+    from vmservice.kvm.vm import KvmVm
     from vmservice.memory.guest_memory import GuestMemory
     from vmservice.vm.exit_handler import ExitHandler
     from vmservice.vm.guest_requests import GuestRequests
@@ -26,26 +30,33 @@ _DESCRIBE_TIMEOUT_SEC = 2.0
 class KvmMachine:
     """Complete, and stopped, from its constructor on: `builder.py` has made all of it.
 
-    It owns what it is given. `give_back` closes everything but the vCPUs, and is called when those have ended.
+    It owns what it is given; `rom` is a firmware's image, None for a kernel. `give_back` closes everything but the vCPUs, and
+    is called when those have ended.
     """
 
     def __init__(
         self,
         *,
+        vm: KvmVm,
         memory: GuestMemory,
+        rom: mmap.mmap | None,
         board: Board,
         vcpus: Vcpus,
         exit_handler: ExitHandler,
         guest: GuestRequests,
+        slots: PciSlots | MmioSlots | None,
         devices: Sequence[Plugged],
         give_back: Callable[[], None],
     ) -> None:
+        self.kvm_vm = vm
         self.memory = memory
+        self.rom = rom
         self.board = board
         self.vcpu_set = vcpus
-        self._exit_handler = exit_handler
+        self.exit_handler = exit_handler
         self._guest = guest
-        self._devices = devices
+        self.slots = slots
+        self.devices = devices
         self._give_back = give_back
         self._is_paused = False
         self._inputs = dict(board.inputs)
@@ -60,19 +71,25 @@ class KvmMachine:
         return len(self.vcpu_set) if hotplug is None else len(hotplug.taken())
 
     def start(self) -> None:
-        for device in self._devices:
+        if self.slots is not None:
+            self.slots.start()
+        for device in self.devices:
             device.start()
         with self.board.lock:
             self.board.start()
-        self.vcpu_set.start(self._exit_handler.handle, self._guest.failed)
+        self.vcpu_set.start(self.exit_handler.handle, self._guest.failed)
 
     def pause(self) -> None:
         self.vcpu_set.stop()
         with self.board.lock:
             self.board.pause()
             self._is_paused = True
+        for device in self.devices:
+            device.pause()
 
     def resume(self) -> None:
+        for device in self.devices:
+            device.resume()
         with self.board.lock:
             self._is_paused = False
             self.board.resume()
@@ -141,14 +158,14 @@ class KvmMachine:
             self._inputs[console].forget()
 
     def reconfigure(self, section: Device) -> None:
-        for device in self._devices:
+        for device in self.devices:
             if device.label == section.name:
                 device.reconfigure(section)
 
     def silent(self, patience_sec: float) -> list[str]:
         names = self.vcpu_set.silent()
         deadline = time.monotonic() + patience_sec
-        locks = [("the devices", self.board.lock), *((f"device {device.label}", device.lock) for device in self._devices)]
+        locks = [("the devices", self.board.lock), *((f"device {device.label}", device.lock) for device in self.devices)]
         for name, lock in locks:
             if lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
                 lock.release()

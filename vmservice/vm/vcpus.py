@@ -9,7 +9,7 @@ from vmservice.vm.vcpu import VcpuThread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from vmservice.kvm.vcpu import KvmVcpu
     from vmservice.vm.vcpu import ExitHandler, FaultHandler, Look
@@ -19,12 +19,12 @@ STOP_TIMEOUT_SEC = 10.0
 
 
 class Vcpus:
-    """`create` makes the vCPU of an index in KVM; the first `count` of them exist from the beginning, none runs.
+    """`create` makes the vCPU of an index in KVM; those of `indexes`, 0 among them, exist from the beginning. None runs.
 
     Every method but `silent` and `look` is for the main thread.
     """
 
-    def __init__(self, create: Callable[[int], KvmVcpu], count: int) -> None:
+    def __init__(self, create: Callable[[int], KvmVcpu], indexes: Iterable[int]) -> None:
         self._create = create
         # KVM has no way to give a vCPU back while the VM lives: one that was removed stays here, without a thread.
         self._created: dict[int, KvmVcpu] = {}
@@ -32,7 +32,7 @@ class Vcpus:
         self._handle_exit: ExitHandler
         self._on_fault: FaultHandler
         try:
-            for index in range(count):
+            for index in indexes:
                 self._created[index] = create(index)
         except BaseException:
             self.close()
@@ -70,6 +70,14 @@ class Vcpus:
         if index not in self._created:
             self._created[index] = self._create(index)
         self._start_thread(index)
+
+    def running(self) -> dict[int, KvmVcpu]:
+        """Those that have a thread, by index."""
+        return {index: self._created[index] for index in self._threads}
+
+    def created(self) -> dict[int, KvmVcpu]:
+        """Those that KVM has, by index."""
+        return dict(self._created)
 
     def has(self, index: int) -> bool:
         return index in self._threads

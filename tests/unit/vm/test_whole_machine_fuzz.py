@@ -131,6 +131,7 @@ class Machine:
         rng_slot = self.slots.slot("rng")
         self.rng = Plugged(rng_slot, Rng(random.randbytes, rng_slot.call_later))
         self.balloon = BalloonPlug(BalloonDevice(RAM_BYTES // 2), self.slots.slot("balloon"))
+        self.slots.start()
         for device in self.devices():
             device.start()
 

@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from vmservice.devices.state import DeviceState
     from vmservice.devices.virtio.queue import Queue
     from vmservice.errors import GuestError
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
         @property
         def device_type(self) -> int: ...
+
+        @property
+        def state(self) -> DeviceState:
+            """All of it but what the transport has."""
 
         @property
         def features(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.guest_ram import guest_ram
 
+from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.ids import VERSION_1
 from vmservice.devices.virtio.pci_transport import PciState, PciTransport
 from vmservice.devices.virtio.queue import Queue
@@ -31,6 +32,7 @@ class Fake:
     queue_max_sizes: tuple[int, ...] = (64, 128, 256)
 
     def __init__(self) -> None:
+        self.state = DeviceState()
         self.config_space = bytearray(b"abcdefgh")
         self.told: list[tuple[object, ...]] = []
         self.driver: DriverPort | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.virtqueue import QUEUES_GPA, Driver, DriverQueue, offered
 
+from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.device import cut_config
 from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmservice.devices.virtio.queue import USED, Queue
@@ -40,6 +41,7 @@ class Echo:
     queue_max_sizes = (8, 256)
 
     def __init__(self) -> None:
+        self.state = DeviceState()
         self.config = bytearray(b"configuration")
         self.queues: list[Queue] = []
         self.port: DriverPort | None = None
