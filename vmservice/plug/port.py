@@ -27,6 +27,7 @@ class PortsPlug(Plugged):
 
     def __init__(self, ports: Sequence[PortConfig], consoles: Sequence[HostConsole], slot: Slot) -> None:
         self._consoles = consoles
+        self._visits = [console.visit for console in consoles]
         ends = [self._port(*pair) for pair in zip(ports, consoles, strict=True)]
         self.device = Console(ends, slot.state_of(ConsoleState), multiport=True)
         super().__init__(slot, self.device)
@@ -57,8 +58,16 @@ class PortsPlug(Plugged):
         self.inputs[label].feed()
 
     def _follow_client(self, number: int) -> None:
-        """The guest learns whether a stream has another end now, and one that waited for it goes on."""
-        self.device.set_open(number, self._consoles[number].is_attached)
+        """The guest learns whether a stream has another end now, and one that waited for it goes on.
+
+        A next client, though it came as soon as the last one had gone, is another conversation: the guest sees the end of one.
+        """
+        console = self._consoles[number]
+        visit = console.visit
+        if visit != self._visits[number]:
+            self._visits[number] = visit
+            self.device.set_open(number, False)
+        self.device.set_open(number, console.is_attached)
         self._go_on(number)
 
     def _go_on(self, number: int) -> None:

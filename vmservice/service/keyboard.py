@@ -23,9 +23,10 @@ _TIOCGPTN = 0x80045430  # <asm-generic/ioctls.h>
 
 class Keyboard:
     """Reads `fd` while the event loop runs. `on_input` takes bytes and answers how many it took; `on_escape` is the way out.
-    `read` answers up to so many bytes when `fd` is readable; os.read(fd, …) unless given. `visit` answers another number for
-    each client that comes and goes there: what one has typed, and the guest not taken, is nothing of the next one's, and
-    `forget` has the guest's end of it forgotten.
+    `read` answers up to so many bytes when `fd` is readable; os.read(fd, …) unless given. With `took`, `read` only looks, and
+    `took` is told how many bytes the guest took, and at which `visit`: the rest stays where it is. `visit` answers another
+    number for each client that comes: what one has typed, and the guest not taken, is nothing of the next one's, and `forget`
+    has it forgotten where it waits for the guest.
 
     A terminal is raw from `start` to `close`, but not while the process is stopped (SIGTSTP) or another job has the terminal;
     SIGCONT has us look again. The controlling side of a pseudoterminal is read as a pipe is. What cannot be read (a file,
@@ -39,6 +40,7 @@ class Keyboard:
         on_escape: Callable[[], None],
         read: Callable[[int], bytes] | None = None,
         *,
+        took: Callable[[int, int], None] | None = None,
         visit: Callable[[], int] | None = None,
         forget: Callable[[], None] | None = None,
     ) -> None:
@@ -48,7 +50,9 @@ class Keyboard:
         self._on_escape = on_escape
         self._terminal: RawTerminal | None = None
         self._reading = False
-        self._waiting = b""
+        self._took = took
+        self._waiting = b""  # what was read and the guest has not taken
+        self._is_held = False  # read no more until the guest has room
         self._keys = EscapeKeys()
         self._visit_now = visit if visit is not None else lambda: 0
         self._visit = self._visit_now()
@@ -69,8 +73,13 @@ class Keyboard:
     def retry(self) -> None:
         """The guest has room again, or may have: offer it what it did not take. Reading goes on when all is taken."""
         if self._waiting:
-            self._follow_visit()
-            self._waiting = self._waiting[self._on_input(self._waiting) :] if self._waiting else b""
+            self._waiting = self._waiting[self._on_input(self._waiting) :]
+        if not self._waiting:
+            self._read_on()
+
+    def look_at_visit(self) -> None:
+        """Somebody may have come: nothing of what the last one typed is left, and the guest may take of this one's."""
+        if self._follow_visit(self._visit_now()):
             self._read_on()
 
     def close(self) -> None:
@@ -104,7 +113,7 @@ class Keyboard:
 
     def _read(self) -> None:
         self._reading = True
-        if not self._waiting:
+        if not self._is_held:
             asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
     def _leave(self) -> None:
@@ -116,6 +125,7 @@ class Keyboard:
             self._terminal.leave()
 
     def _on_readable(self) -> None:
+        visit = self._visit_now()
         try:
             data = self._read_some(_CHUNK_BYTES)
         except BlockingIOError:
@@ -126,24 +136,37 @@ class Keyboard:
             self._stop_reading()
             self._reading = False
             return
-        self._follow_visit()
-        self._waiting = data[self._on_input(data) :]
-        if self._waiting:
-            self._stop_reading()
+        if self._visit_now() != visit:  # the mover has let somebody in meanwhile: it is not known whose it is, nor taken
+            return
+        self._follow_visit(visit)
+        self._offer(data, visit)
         if self._terminal is not None and self._keys.feed(data):
             self._on_escape()
 
-    def _follow_visit(self) -> None:
-        """Is there another client than before? Then what waits of the last one's is gone."""
-        visit = self._visit_now()
-        if visit != self._visit:
-            self._visit = visit
-            self._waiting = b""
-            self._forget()
+    def _offer(self, data: bytes, visit: int) -> None:
+        taken = self._on_input(data)
+        if self._took is not None:
+            self._took(taken, visit)
+        else:
+            self._waiting = data[taken:]
+        if taken < len(data):
+            self._is_held = True
+            self._stop_reading()
+
+    def _follow_visit(self, visit: int) -> bool:
+        """Whether it is another client than before; then what waits of the last one's is gone."""
+        if visit == self._visit:
+            return False
+        self._visit = visit
+        self._waiting = b""
+        self._forget()
+        return True
 
     def _read_on(self) -> None:
-        if not self._waiting and self._reading:
-            asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+        if self._is_held:
+            self._is_held = False
+            if self._reading:
+                asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
     def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

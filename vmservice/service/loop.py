@@ -6,6 +6,7 @@ Imported only when the guest runs already (see `main.py`), so what it imports is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import signal
 import traceback
@@ -24,6 +25,8 @@ from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmservice.board.timers import Timers
     from vmservice.config.load import Config
     from vmservice.control.bus import BusConnection
@@ -125,6 +128,9 @@ class Service:
             loop.add_signal_handler(signals.SIGHUP, self._on_hangup)
         loop.add_signal_handler(signals.SIGQUIT, self._dump.ask)
         signals.unblock(*signals.STOP_SIGNALS, signals.SIGHUP, signals.SIGQUIT)
+        for console in self._backends.consoles:
+            if console.label in self._keyboards:
+                console.on_visit = partial(_soon, loop, self._keyboards[console.label].look_at_visit)
         for keyboard in self._keyboards.values():
             keyboard.start()
         loop.add_signal_handler(signal.SIGWINCH, self._on_window_change)
@@ -147,6 +153,8 @@ class Service:
 
     async def _leave(self, tasks: list[asyncio.Task[None]], connection: BusConnection | None) -> None:
         """Let replies go out, give the terminal back, and leave nothing running."""
+        for console in self._backends.consoles:
+            console.on_visit = None
         for keyboard in self._keyboards.values():
             keyboard.close()
         for waiting in (self._stop, self._reboot):
@@ -339,6 +347,7 @@ class Service:
             partial(self._vm.console_input, console=label),
             self._on_stop_signal,
             console.read,
+            took=console.took if console.keeps_input else None,
             visit=lambda: console.visit,
             forget=lambda: self._vm.forget_input(label),
         )
@@ -366,3 +375,9 @@ class Service:
         text = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else context["message"]
         self._log.error(f"internal error: {text}")
         self._finish(EXIT_BUG, "internal error; the journal has the details")
+
+
+def _soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """From any thread. A client who comes when the loop has ended comes too late."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback)

@@ -231,7 +231,9 @@ class Served:
         while self._done not in (ready := select.select([self.console.input_fd, self._done], [], [])[0]):
             if ready:
                 with contextlib.suppress(BlockingIOError):
-                    self.typed += self.console.read(100)
+                    data = self.console.read(100)
+                    self.typed += data
+                    self.console.took(len(data), self.console.visit)
 
     def close(self) -> None:
         os.write(self._stop, b"x")

@@ -140,6 +140,24 @@ def test_ports_are_on_a_device_of_their_own(place: Place) -> None:
     assert agent.on_attached is None
 
 
+def test_the_next_client_of_a_stream_is_another_opening_for_the_guest(place: Place) -> None:
+    """Also when the loop hears of both at once: the guest went on with the last one's conversation."""
+    section = PortsDevice((PortConfig("port[0]", "agent", ConsoleConfig("socket", None)),))
+    agent = Stream("agent")
+    agent.is_attached, agent.visit = True, 1
+    plugged = port.build(section, ConsolesBackend([agent]), place.slot("ports"))
+    assert isinstance(plugged, PortsPlug)
+    told: list[bool] = []
+    plugged.device.set_open = lambda port, is_open: told.append(is_open)  # type: ignore[method-assign]
+    agent.visit = 2
+    assert agent.on_attached is not None
+    agent.on_attached()
+    agent.on_attached()
+    place.run()
+    assert told == [False, True, True]
+    plugged.close()
+
+
 def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(tmp_path: Path) -> None:
     """What is left over is said: whoever connects to it would wait for ever."""
     listeners = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]

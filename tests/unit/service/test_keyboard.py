@@ -210,7 +210,9 @@ def test_who_comes_and_goes_at_a_socket_is_read_in_turn(tmp_path: Path) -> None:
     async def check() -> None:
         typed = Typed()
         console = open_socket_console(Log(), MoveNow(), "serial", directory=str(tmp_path), passed_fd=-1, is_stream=False)
-        keyboard = Keyboard(console.input_fd, typed.take, typed.escape, console.read)
+        keyboard = Keyboard(
+            console.input_fd, typed.take, typed.escape, console.read, took=console.took, visit=lambda: console.visit
+        )
         keyboard.start()
         for visit in (b"one", b"two"):
             _, writer = await asyncio.open_unix_connection(str(tmp_path / "serial.sock"))

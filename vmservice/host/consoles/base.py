@@ -21,6 +21,9 @@ if TYPE_CHECKING:
         on_resized: Callable[[], None] | None
         """Told likewise when `size` answers something else than before."""
 
+        on_visit: Callable[[], None] | None
+        """Told likewise when `visit` may answer another number."""
+
         @property
         def input_fd(self) -> int:
             """To be waited for, without closing it, for what a person types; -1 where there is nobody."""
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
 
         def read(self, size_bytes: int) -> bytes:
             """What was typed, when `input_fd` is readable; nothing at the end, BlockingIOError when there is nothing yet."""
+
+        keeps_input: bool
+        """Whether `read` only looks, and what it answers is gone when the guest `took` it."""
+
+        def took(self, size_bytes: int, visit: int) -> None:
+            """The guest has so much of what `read` answered when `visit` was that; with `keeps_input` only."""
 
         def has_room(self) -> bool:
             """Whether all of a `write` is kept now, up to a limit; for those that can wait."""
@@ -69,6 +78,12 @@ PENDING_LIMIT_BYTES = 1 << 20
 PARTIAL_LINE_SEC = 0.25
 
 
+def tell(callback: Callable[[], None] | None) -> None:
+    """Call what a console's `on_…` was a moment ago: another thread may have set it to None since."""
+    if callback is not None:
+        callback()
+
+
 class OutputConsole:
     """What all have in common at which nobody types."""
 
@@ -77,6 +92,8 @@ class OutputConsole:
     on_attached: Callable[[], None] | None = None
     on_room: Callable[[], None] | None = None
     on_resized: Callable[[], None] | None = None
+    on_visit: Callable[[], None] | None = None
+    keeps_input = False
     visit = 0
 
     def __init__(self, label: str) -> None:
@@ -87,6 +104,9 @@ class OutputConsole:
 
     def read(self, _size_bytes: int) -> bytes:
         return b""
+
+    def took(self, size_bytes: int, visit: int) -> None:
+        """Nobody types."""
 
     def has_room(self) -> bool:
         return True

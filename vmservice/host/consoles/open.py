@@ -42,7 +42,10 @@ def open_console(
     if mode == "tty":
         from vmservice.host.consoles.stream import StreamConsole, own_description
 
-        console = StreamConsole(label, mover, own_description(1), 0)
+        output_fd = own_description(1)
+        if os.get_blocking(output_fd):
+            mover = mover.apart()
+        console = StreamConsole(label, mover, output_fd, 0)
         mover.add(console)
         return console
     if mode == "pty":

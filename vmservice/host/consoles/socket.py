@@ -17,7 +17,7 @@ import stat
 import time
 
 from vmservice.errors import ConfigError, HostError
-from vmservice.host.consoles.base import WAITING_LIMIT_BYTES
+from vmservice.host.consoles.base import WAITING_LIMIT_BYTES, tell
 from vmservice.host.consoles.stream import StreamConsole
 
 TYPE_CHECKING = False
@@ -42,6 +42,8 @@ class SocketConsole(StreamConsole):
     for who comes next. Of a stream nothing is lost: whoever writes looks at `has_room` before, and there is none for nobody.
     """
 
+    keeps_input = True
+
     def __init__(
         self,
         listener: _socket.socket,
@@ -60,6 +62,7 @@ class SocketConsole(StreamConsole):
         self._is_stream = is_stream
         self._door = _thread.allocate_lock()  # held while somebody is let in or shown out
         self._client = -1
+        self._socket: _socket.socket | None = None  # the client's
         self._told = (False, 0)
         self._has_been_told = False  # that nobody can come now
         self._has_hung_up = False  # the client is gone, and what it typed before is not read yet
@@ -93,14 +96,23 @@ class SocketConsole(StreamConsole):
         return merge_watches(watches + more), due
 
     def read(self, size_bytes: int) -> bytes:
+        """What the client has typed. It stays in the client's socket, and goes with the client, until the guest `took` it."""
         with self._door:
-            data = self._read_client(size_bytes)
-            self._admit()
+            data = self._peek(size_bytes)
+            if not data:
+                self._admit()
             has_changed = self._has_changed()
+        if has_changed:  # the mover has another one to watch
+            self._mover.wake(self)
         self._tell(has_changed)
         if not data:
             raise BlockingIOError
         return data
+
+    def took(self, size_bytes: int, visit: int) -> None:
+        with self._door:
+            if size_bytes and self._socket is not None and visit == self.visit:
+                self._socket.recv(size_bytes)
 
     def fds(self) -> dict[str, int]:
         return {"listener": self._listener.fileno(), "client": self._client}
@@ -135,11 +147,11 @@ class SocketConsole(StreamConsole):
             if not _unread_bytes(self._client):
                 self._show_out()
 
-    def _read_client(self, size_bytes: int) -> bytes:
-        if self._client < 0:
+    def _peek(self, size_bytes: int) -> bytes:
+        if self._socket is None:
             return b""
         try:
-            data = os.read(self._client, size_bytes)
+            data = self._socket.recv(size_bytes, _socket.MSG_PEEK)
         except BlockingIOError:
             return b""
         except OSError:  # ECONNRESET: it left what we wrote unread
@@ -176,7 +188,7 @@ class SocketConsole(StreamConsole):
                 _turn_away(client, b"" if self._is_stream else BUSY)
                 continue
             self._poll.register(client, select.EPOLLIN)
-            self._client = client
+            self._client, self._socket = client, _socket.socket(fileno=client)
             self.visit += 1
             with self._lock:
                 self._fd = client
@@ -186,9 +198,10 @@ class SocketConsole(StreamConsole):
             self._fd = -1
             if self._is_stream:  # of that conversation, and nobody else's business
                 self._waiting.clear()
-        client, self._client, self._has_hung_up = self._client, -1, False
-        self._poll.unregister(client)
-        os.close(client)
+        client, self._socket, self._client, self._has_hung_up = self._socket, None, -1, False
+        assert client is not None
+        self._poll.unregister(client.fileno())
+        client.close()
 
     def _stop_listening(self, error: OSError) -> None:
         """No descriptor is left, say. Whoever waits for us would be woken up for it again and again."""
@@ -214,8 +227,9 @@ class SocketConsole(StreamConsole):
     # With no lock held
 
     def _tell(self, has_changed: bool) -> None:
-        if has_changed and self.on_attached is not None:
-            self.on_attached()
+        if has_changed:
+            tell(self.on_attached)
+            tell(self.on_visit)
 
     # With the lock for what waits held
 

@@ -8,7 +8,7 @@ import select
 import stat
 
 from vmservice.errors import HostError
-from vmservice.host.consoles.base import WAITING_LIMIT_BYTES
+from vmservice.host.consoles.base import PENDING_LIMIT_BYTES, WAITING_LIMIT_BYTES, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class StreamConsole:
     While the other side does not read, the last WAITING_LIMIT_BYTES wait for it; what was before is lost.
     """
 
+    keeps_input = False
     visit = 0
 
     def __init__(self, label: str, mover: Wakes, output_fd: int, input_fd: int) -> None:
@@ -30,6 +31,7 @@ class StreamConsole:
         self.on_attached: Callable[[], None] | None = None
         self.on_room: Callable[[], None] | None = None
         self.on_resized: Callable[[], None] | None = None
+        self.on_visit: Callable[[], None] | None = None
         self.input_fd = input_fd
         self._mover = mover
         self._fd = output_fd
@@ -45,6 +47,9 @@ class StreamConsole:
 
     def read(self, size_bytes: int) -> bytes:
         return os.read(self.input_fd, size_bytes)
+
+    def took(self, size_bytes: int, visit: int) -> None:
+        """What was read from a terminal or pipe is nowhere else any more."""
 
     def has_room(self) -> bool:
         return True
@@ -70,8 +75,8 @@ class StreamConsole:
             self._pass_on()
             fd = self._fd if self._waiting else -1
             has_room = self.has_room()
-        if has_room and not had_room and self.on_room is not None:
-            self.on_room()
+        if has_room and not had_room:
+            tell(self.on_room)
         return [(fd, select.POLLOUT)] if fd >= 0 else [], None
 
     def follow_size(self) -> None:
@@ -81,8 +86,7 @@ class StreamConsole:
         size = self.size()
         if size != self._told_size:
             self._told_size = size
-            if self.on_resized is not None:
-                self.on_resized()
+            tell(self.on_resized)
 
     def fds(self) -> dict[str, int]:
         return {"output": self._fd}
@@ -94,9 +98,10 @@ class StreamConsole:
             return 0, 0
 
     def close(self) -> None:
-        self._mover.remove(self)
+        is_certain = self._mover.remove(self)
         with self._lock:
-            self._pass_on()
+            if is_certain:
+                self._pass_on()
             fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -114,8 +119,9 @@ class StreamConsole:
             del self._waiting[:written]
 
     def _forget_oldest(self) -> None:
-        if len(self._waiting) > WAITING_LIMIT_BYTES:
-            del self._waiting[:-WAITING_LIMIT_BYTES]
+        limit_bytes = PENDING_LIMIT_BYTES if self._may_block else WAITING_LIMIT_BYTES
+        if len(self._waiting) > limit_bytes:
+            del self._waiting[:-limit_bytes]
 
     def _reader_gone(self) -> None:
         self._waiting.clear()

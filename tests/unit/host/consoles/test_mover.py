@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -14,10 +15,12 @@ import pytest
 from support.movers import running_mover
 
 from vmservice.host.consoles import mover as mover_module
+from vmservice.host.consoles import stream as stream_module
 from vmservice.host.consoles.base import PENDING_LIMIT_BYTES
 from vmservice.host.consoles.file import FileConsole
 from vmservice.host.consoles.journal import JournalConsole
 from vmservice.host.consoles.mover import Mover
+from vmservice.host.consoles.open import open_console
 from vmservice.host.consoles.pty import PtyConsole
 from vmservice.host.consoles.stream import StreamConsole
 from vmservice.host.journal_socket import JournalSocket
@@ -172,6 +175,37 @@ def test_a_disk_that_takes_nothing_holds_no_other_console_and_not_the_end(
     assert file._mover._ended.acquire(timeout=TIMEOUT_SEC)  # type: ignore[attr-defined]
     os.close(file._fd)
     os.close(file._mover._fd)  # type: ignore[attr-defined]
+
+
+def test_a_terminal_that_makes_us_wait_holds_no_other_console_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, after su(1), which cannot be opened anew: stopped by Ctrl-S it held every console, and the end."""
+    monkeypatch.setattr(mover_module, "_PATIENCE_SEC", 0.1)
+    reader, writer = os.pipe()
+    monkeypatch.setattr(stream_module, "own_description", lambda _fd: writer)
+    mover, other = Mover(), Noting()
+    terminal = open_console("tty", None, "demo", Log(), mover=mover)
+    mover.add(other)
+    assert other.moves.acquire(timeout=TIMEOUT_SEC)
+    for _ in range(4):  # more than a pipe holds
+        terminal.write(b"x" * 65536)
+    time.sleep(0.05)
+    mover.wake(other)
+    assert other.moves.acquire(timeout=1), "another console waits for the terminal"
+    mover.remove(other)
+    begin = time.monotonic()
+    terminal.close()
+    mover.close()
+    assert time.monotonic() - begin < 2
+    os.set_blocking(reader, False)
+    deadline = time.monotonic() + TIMEOUT_SEC
+    stuck = terminal._mover  # type: ignore[attr-defined]
+    while not stuck._ended.acquire(blocking=False) and time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            os.read(reader, 1 << 20)
+    os.close(stuck._fd)
+    os.close(reader)
 
 
 def test_a_burst_of_lines_into_a_file_is_a_few_host_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

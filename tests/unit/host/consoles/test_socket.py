@@ -77,9 +77,11 @@ def take(console: SocketConsole) -> bytes:
     """What the event loop does when `input_fd` is readable."""
     assert select.select([console.input_fd], [], [], TIMEOUT_SEC)[0]
     try:
-        return console.read(100)
+        data = console.read(100)
     except BlockingIOError:
         return b""
+    console.took(len(data), console.visit)
+    return data
 
 
 def is_quiet(console: SocketConsole) -> bool:
@@ -238,6 +240,40 @@ def test_a_guest_that_takes_nothing_keeps_nobody_from_the_console(make: Make, co
     assert third.recv(100) == b"hello"
     third.sendall(b"me")
     assert take(console) == b"me"
+
+
+def test_what_the_guest_has_not_taken_stays_with_who_typed_it(make: Make, connect: Callable[[], socket.socket]) -> None:
+    """It was read for a guest that did not listen, and became the next client's; also when that one waits already."""
+    console = make()
+    first = connect()
+    take(console)
+    first.sendall(b"x" * 150)
+    assert console.read(100) == console.read(100) == b"x" * 100
+    console.took(20, console.visit)
+    assert console.read(1000) == b"x" * 130
+    visit = console.visit
+    first.close()
+    second = connect()
+    second.sendall(b"mine")
+    assert console.read(1000) == b"x" * 130
+    assert console.visit == visit, "what is answered is of the visit that is said"
+    console.move()
+    assert console.visit == visit + 1
+    console.took(4, visit)
+    assert console.read(1000) == b"mine", "what the first one typed was taken too late"
+
+
+def test_who_is_let_in_by_the_loop_is_watched_by_the_mover(
+    make: Make, connect: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a guest that then takes nothing the loop reads no more, and nobody noticed that this client went."""
+    console = make(is_stream=True)
+    watched: list[int] = []
+    monkeypatch.setattr(MoveNow, "wake", lambda _mover, console: watched.extend(fd for fd, _events in console.move()[0]))
+    client = connect()
+    take(console)
+    assert console.fds()["client"] in watched
+    client.close()
 
 
 def test_a_host_without_descriptors_is_said_once_and_not_spun_on(

@@ -3,11 +3,15 @@
 | how | what becomes of bytes |
 |---|---|
 | a client types, the guest takes nothing, the client goes | the next one's are the first that the guest reads |
+| the same, of which some waits for the guest in the machine | it is forgotten as soon as the next one comes |
 | the same, and the guest wakes up before the next comes | the guest reads them: they are of the last who was there |
 | a client goes without reading | a console's next client sees what was printed since; a stream's does not |
 | nobody is there | a console keeps the last 64 KiB; a stream has no room, and the guest waits |
 | a client comes while one is there | it is turned away |
 | a client comes when one has gone that nobody noticed | it is let in |
+| a client goes while its bytes are on their way to the guest | the next one is let in behind them (test_socket.py) |
+| a client comes as soon as one has gone | the guest sees a stream's end, then a new one (test_plugs.py) |
+| a client at a pseudoterminal goes, another comes | as at a serial line: what was typed is the line's, not the client's |
 | a client shuts down its sending side | it still reads |
 | no descriptor is left | whoever waits is let in when there is one again; one warning |
 """
@@ -102,10 +106,23 @@ async def place(folder: Path, *, is_stream: bool = False) -> AsyncIterator[Place
         log, guest = Log(), Guest(keeps=0 if is_stream else 10)
         console = open_socket_console(log, mover, "serial", directory=str(folder), passed_fd=-1, is_stream=is_stream)
         keyboard = Keyboard(
-            console.input_fd, guest.take, lambda: None, console.read, visit=lambda: console.visit, forget=guest.forget
+            console.input_fd,
+            guest.take,
+            lambda: None,
+            console.read,
+            took=console.took,
+            visit=lambda: console.visit,
+            forget=guest.forget,
         )
+        loop = asyncio.get_running_loop()
+
+        def on_visit() -> None:
+            loop.call_soon_threadsafe(keyboard.look_at_visit)
+
+        console.on_visit = on_visit
         keyboard.start()
         yield Place(console, keyboard, guest, log, str(folder / "serial.sock"))
+        console.on_visit = None
         keyboard.close()
         console.close()
 
@@ -133,12 +150,33 @@ def test_the_next_client_types_nothing_of_the_last_ones(tmp_path: Path) -> None:
                 second.send(b"ls\n")
                 await asyncio.sleep(0.05)
                 here.guest.room = 1000
+                here.guest.feed()
                 here.keyboard.retry()
                 await until(lambda: here.guest.read.endswith(b"ls\n"))
                 assert here.guest.read == b"ls\n"
                 second.close()
 
         run(check)
+
+
+def test_what_waits_for_the_guest_is_forgotten_when_the_next_client_comes(tmp_path: Path) -> None:
+    """And not when that one types, for the guest may take it before."""
+
+    async def check() -> None:
+        async with place(tmp_path) as here:
+            first = await here.come()
+            first.send(b"rm -rf /important")
+            await until(lambda: here.guest.kept == b"rm -rf /im")
+            first.close()
+            await until(lambda: not here.console.is_attached)
+            second = await here.come()
+            await until(lambda: here.guest.kept == b"")
+            here.guest.room = 1000
+            second.send(b"ls\n")
+            await until(lambda: here.guest.read == b"ls\n")
+            second.close()
+
+    run(check)
 
 
 def test_what_was_typed_before_leaving_is_read_by_a_guest_that_wakes_up_before_the_next_comes(tmp_path: Path) -> None:
