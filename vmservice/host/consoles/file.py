@@ -59,16 +59,16 @@ class FileConsole(OutputConsole):
     def write(self, data: bytes) -> None:
         with self._lock:
             pending = self._pending
-            if not pending:
+            before = len(pending)
+            if not before:
                 self._pending_since = time.monotonic()
-            # A disk that does not keep up loses the newest.
-            room = max(0, PENDING_LIMIT_BYTES - len(pending))
-            self._lost_bytes += max(0, len(data) - room)
-            needs_move = not pending or b"\n" in data or len(pending) + len(data) >= CHUNK_BYTES
-            is_much = len(pending) // _GATHER_BYTES != (len(pending) + len(data)) // _GATHER_BYTES
-            pending += data[:room]
-        if needs_move:
-            self._mover.wake(self, at_once=is_much)
+            pending += data
+            after = len(pending)
+            if after > PENDING_LIMIT_BYTES:  # a disk that does not keep up loses the newest
+                self._lost_bytes += after - PENDING_LIMIT_BYTES
+                del pending[PENDING_LIMIT_BYTES:]
+        if not before or after >= CHUNK_BYTES or b"\n" in data:
+            self._mover.wake(self, at_once=before // _GATHER_BYTES != after // _GATHER_BYTES)
 
     def fds(self) -> dict[str, int]:
         return {"file": self._fd}
