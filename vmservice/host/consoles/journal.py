@@ -138,6 +138,9 @@ class JournalConsole(OutputConsole):
             return now + _REST_SEC
         if self._dropped:
             self._report_dropped()
+        with self._lock:
+            if self._printed:  # while the chunk was cut, slice by slice
+                return now
         return self._pending_since + PARTIAL_LINE_SEC if self._pending else None
 
     def _emit_line(self, line: bytearray) -> None:

@@ -204,6 +204,19 @@ def test_what_did_not_fit_is_missing_where_it_was(clock: Clock) -> None:
     assert sent.messages[3:] == ["third"]
 
 
+def test_what_is_printed_between_two_slices_is_not_left(clock: Clock) -> None:
+    """Its wake-up is over when the slices are, and what is printed behind it wakes nobody."""
+    sent = Sent()
+    console = JournalConsole("demo", Never(), sent)
+    console.write(b"line\n" * (2 * SLICE_LINES - 1))
+    due = console.move()[1]
+    assert due == clock.now
+    console.write(b"between\n")
+    while due is not None and due <= clock.now:
+        due = console.move()[1]
+    assert sent.messages == ["line"] * (2 * SLICE_LINES - 1) + ["between"]
+
+
 class Never(MoveNow):
     """Nothing is moved but by the test."""
 
