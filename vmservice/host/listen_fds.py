@@ -1,4 +1,7 @@
-"""Sockets that systemd made and passed on: sd_listen_fds_with_names(3)."""
+"""Sockets that systemd made and passed on: sd_listen_fds_with_names(3).
+
+By hand, for these are wanted before the guest runs: `systemd.daemon` imports `socket`, which takes 5.8 ms, a third of a start.
+"""
 
 from __future__ import annotations
 
