@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vmservice.host.files import RegularFile
     from vmservice.memory.guest_memory import GuestMemory
 
-MAGIC = b"\x7fELF"
 HEADER_BYTES = 64
 PROGRAM_HEADER_BYTES = 56
 # A vmlinux has about five; the limit bounds the work that a random file can cause, and excludes PN_XNUM (0xffff).
@@ -65,6 +64,25 @@ def load_elf(file: RegularFile, memory: GuestMemory) -> LoadedKernel:
     if the file or the memory will not do.
     """
     entry, protocol, segments = _parse(file)
+    _check_segments(file, memory, segments, entry)
+    for segment in segments:
+        rest = segment.memory_size - segment.file_size
+        with memory.view(segment.gpa, segment.file_size) as image, memory.view(segment.gpa + segment.file_size, rest) as bss:
+            file.read_into(image, segment.offset)
+            _clear(bss)
+    return LoadedKernel(
+        entry=entry,
+        protocol=protocol,
+        setup_header=None,
+        cmdline_max=CMDLINE_MAX,
+        initrd_addr_max=INITRD_ADDR_MAX,
+        start=segments[0].gpa,
+        end=segments[-1].end,
+    )
+
+
+def _check_segments(file: RegularFile, memory: GuestMemory, segments: list[Segment], entry: int) -> None:
+    """ConfigError unless all can be loaded, none onto another, with the entry in one of them."""
     if not segments:
         raise ConfigError(f"the kernel {file.path} is an ELF file with nothing to load: it has no PT_LOAD segment")
     for segment in segments:
@@ -81,21 +99,6 @@ def load_elf(file: RegularFile, memory: GuestMemory) -> LoadedKernel:
             raise ConfigError(f"the kernel {file.path} has overlapping segments at {lower.gpa:#x} and {upper.gpa:#x}")
     if not any(segment.gpa <= entry < segment.gpa + segment.file_size for segment in segments):
         raise ConfigError(f"the kernel {file.path} has its entry at {entry:#x}, which is in none of its segments")
-
-    for segment in segments:
-        rest = segment.memory_size - segment.file_size
-        with memory.view(segment.gpa, segment.file_size) as image, memory.view(segment.gpa + segment.file_size, rest) as bss:
-            file.read_into(image, segment.offset)
-            _clear(bss)
-    return LoadedKernel(
-        entry=entry,
-        protocol=protocol,
-        setup_header=None,
-        cmdline_max=CMDLINE_MAX,
-        initrd_addr_max=INITRD_ADDR_MAX,
-        start=segments[0].gpa,
-        end=segments[-1].end,
-    )
 
 
 def _parse(file: RegularFile) -> tuple[int, str, list[Segment]]:

@@ -161,7 +161,7 @@ def _reader(path: str, table: Mapping[str, object], modules: Mapping[str, Module
 
 
 def _read_table(name: str, path: str) -> dict[str, object]:
-    """The parsed file, from the cache where the file has not changed since."""
+    """The parsed file."""
     try:
         file = RegularFile(path, "configuration")
     except ConfigError:
