@@ -52,7 +52,7 @@ def test_systemd_understands_the_unit(tmp_path: Path, manager: str, unit: str) -
 def test_the_unit_has_no_stop_command() -> None:
     """All of it is done on SIGTERM: a stop command would also run when the guest has powered off by itself."""
     for unit in ("units/vm@.service", "units/user/vm@.service"):
-        assert not re.search(r"^ExecStop", (CHECKOUT / unit).read_text(), re.MULTILINE)
+        assert not re.search(r"^ExecStop=", (CHECKOUT / unit).read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["org.vmservice.VM1.xml", "org.vmservice.VM1.conf", "org.vmservice.vm1.policy"])

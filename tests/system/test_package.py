@@ -25,6 +25,7 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/lib/systemd/user-generators/vmservice-generator",
         "/usr/libexec/vmservice/register-machine",
         "/usr/libexec/vmservice/reload",
+        "/usr/libexec/vmservice/why-ended",
         "/usr/lib/sysusers.d/vmservice.conf",
         "/usr/share/dbus-1/interfaces/org.vmservice.VM1.xml",
         "/usr/share/dbus-1/system.d/org.vmservice.VM1.conf",

@@ -45,6 +45,19 @@ def test_a_vmm_that_crashed_is_started_anew(vm: UnitVm, signal: str) -> None:
 
 
 @every_release
+def test_a_sigbus_ends_a_vmm_with_a_sentence(vm: UnitVm) -> None:
+    """It comes from an access to a page that is gone, and the process cannot speak then."""
+    vm.start()
+    vm.wait_for("beat 1")
+    vm.host.run(f"kill -BUS {vm.main_pid()}", check=True)
+    wait_restarts(vm, 1)
+    said = vm.journal("--output=cat", "--priority=err")
+    assert "was ended by SIGBUS: a page of its memory is gone. Either somebody has cut short the file that [memory]" in said
+    vm.stop()
+    assert vm.journal("--output=cat", "--priority=err").count("SIGBUS:") == 1
+
+
+@every_release
 @pytest.mark.parametrize("unit", ["/usr/lib/systemd/system/vm@.service", "/usr/lib/systemd/user/vm@.service"])
 def test_the_restart_settings_are_known_to_systemd(container: Container, unit: str) -> None:
     """RestartSteps= is from 254; to 252 it would be an unknown key, once in the journal at each load."""

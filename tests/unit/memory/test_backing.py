@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -292,6 +293,32 @@ def test_full_and_read_only_file_systems(tmp_path: Path) -> None:
         ],
         "",
     )
+
+
+# What becomes of an access to a page that is gone, as the loop has faulthandler on.
+TOUCHES_A_PAGE_THAT_IS_GONE = """
+import faulthandler, os, sys
+sys.path.insert(0, sys.argv[1])
+from vmservice.memory import backing
+
+faulthandler.enable()
+memory = backing.allocate([(0, 1 << 20)], file=sys.argv[2])
+os.truncate(sys.argv[2], 0)
+memory.read(0, 1)
+print("it was read")
+"""
+
+
+def test_a_page_that_is_gone_ends_us_by_sigbus(file: Path) -> None:
+    """units/why-ended turns that into a sentence: tests/system/test_restarts.py."""
+    done = subprocess.run(
+        [sys.executable, "-c", TOUCHES_A_PAGE_THAT_IS_GONE, str(CHECKOUT), str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "")
+    assert "Fatal Python error: Bus error" in done.stderr and "guest_memory.py" in done.stderr
 
 
 # Huge pages
