@@ -58,7 +58,9 @@ class Reload:
             )
         changed = [device for device in new.devices if self._is_changed(device)]
         for device in changed:
-            section_module(device.kind).check_live(device, new.path, self._vm.memory_bytes)
+            module = section_module(device.kind)
+            if hasattr(module, "check_live"):
+                module.check_live(device, new.path, self._vm.memory_bytes)
         waiting = _differences(self._built_from, new)
         if waiting:
             check_files(new)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import cast
 
+import pytest
 from support.clock import Clock
 from support.machines import RecordingMachine
 
+from vmservice.config import sections
 from vmservice.config.load import Config, load_config
 from vmservice.service.journal import Log
 from vmservice.service.reload import Reload, _differences
@@ -88,3 +91,44 @@ def test_a_balloon_that_comes_or_goes_waits_for_a_restart(tmp_path: Path) -> Non
     assert _differences(with_balloon, without) == ["[balloon]"]
     other = load(tmp_path, '[console]\nmode = "off"\n[balloon]\nsize = "32M"\n')
     assert _differences(with_balloon, other) == []
+
+
+TUNED = """\
+KEYS, ARRAY, LIVE, PLUG, ORDER = ("pitch",), False, ("pitch",), "vmservice.plug.tuned", 90
+
+class Tuned:
+    kind = name = "tuned"
+    plug = PLUG
+    __slots__ = ("pitch",)
+
+    def __init__(self, pitch):
+        self.pitch = pitch
+
+def read(reader, config):
+    return (Tuned(reader.integer("tuned", "pitch", 0, 9, 0)),) if reader.has("tuned") else ()
+"""
+
+
+def test_a_kind_that_anybody_adds_changes_its_live_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that accepts whatever its section may say has no check_live."""
+    (tmp_path / "tuned.py").write_text(TUNED)
+    monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "vmservice.config.sections.tuned", raising=False)
+    config = load(tmp_path, "[tuned]\npitch = 1\n")
+    machine = RecordingMachine()
+    vm = Vm(
+        name="demo",
+        vcpus=1,
+        max_vcpus=1,
+        memory_bytes=config.memory.size_bytes,
+        build=lambda _: machine,
+        call_later=Clock().call_later,
+    )
+    vm.boot()
+    told = Quiet()
+    reload = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")
+    load(tmp_path, "[tuned]\npitch = 2\n")
+    reload.start()
+    assert told.lines == ["reloading", "the configuration is reloaded", "ready: well"]
+    assert machine.calls == ["start", "reconfigure tuned"]
+    sys.modules.pop("vmservice.config.sections.tuned")
