@@ -38,7 +38,8 @@ class Harness:
     """Guest memory that outlives its VMs: each of `handover` gives the guest a fresh one. COM1 only prints; what else the
     guest asks for is not there, but for two ports: NUMBERS answers 0, 1, 2, …, and what is written to ECHO is kept."""
 
-    def __init__(self, image: bytes, vcpus: int = 1) -> None:
+    def __init__(self, image: bytes, vcpus: int = 1, *, split_irqchip: bool = True) -> None:
+        self._split_irqchip = split_irqchip
         self.output = Output()
         self.echoed: list[int] = []
         self.numbers = 0
@@ -59,7 +60,10 @@ class Harness:
         self.vm.set_identity_map_address(layout.IDENTITY_MAP_ADDRESS)
         self.vm.memory.add(0, self._ram)
         self.vm.memory.add(layout.FIRMWARE_END - IMAGE_BYTES, self._rom)
-        self.vm.enable_split_irqchip(layout.IOAPIC_PINS)
+        if self._split_irqchip:
+            self.vm.enable_split_irqchip(layout.IOAPIC_PINS)
+        else:
+            self.vm.create_irqchip()
         self.vcpus: list[KvmVcpu] = [self.vm.create_vcpu(index) for index in range(vcpus)]
         self.threads: list[VcpuThread] = []
 
@@ -144,8 +148,9 @@ def harness(payloads: Callable[[str], Path]) -> Iterator[Callable[..., Harness]]
     install_kick_handler()
     made: list[Harness] = []
 
-    def make(what: str | bytes, vcpus: int = 1) -> Harness:
-        made.append(Harness(payloads(what).read_bytes() if isinstance(what, str) else what, vcpus))
+    def make(what: str | bytes, vcpus: int = 1, *, split_irqchip: bool = True) -> Harness:
+        image = payloads(what).read_bytes() if isinstance(what, str) else what
+        made.append(Harness(image, vcpus, split_irqchip=split_irqchip))
         return made[-1]
 
     yield make
@@ -155,8 +160,9 @@ def harness(payloads: Callable[[str], Path]) -> Iterator[Callable[..., Harness]]
 
 
 @pytest.mark.parametrize(("variant", "vcpus"), [("beat", 1), ("busy", 1), ("smp", 2), ("smp", 3)])
-def test_no_beat_is_lost(harness: Callable[..., Harness], variant: str, vcpus: int) -> None:
-    guest = harness(variant, vcpus)
+@pytest.mark.parametrize("split_irqchip", [True, False], ids=["split", "in-kernel"])
+def test_no_beat_is_lost(harness: Callable[..., Harness], variant: str, vcpus: int, split_irqchip: bool) -> None:
+    guest = harness(variant, vcpus, split_irqchip=split_irqchip)
     handovers = 12
     begin = time.monotonic()
     guest.start()
