@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 
 from vmservice.devices.virtio.ids import EVENT_IDX, VERSION_1
 from vmservice.devices.virtio.transport import VirtioTransport
+from vmservice.devices.virtio.transport_state import TransportState
 from vmservice.memory.guest_memory import GuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.devices.virtio.device import VirtioDevice
-    from vmservice.devices.virtio.transport import TransportState
+    from vmservice.devices.virtio.rings import RingOwner
+    from vmservice.devices.virtio.transport_state import TransportState
 
     MakeDriver = Callable[[VirtioDevice], "Driver"]
 
@@ -182,6 +184,7 @@ class Driver:
         memory: GuestMemory,
         clock: Callable[[], float] = lambda: 0.0,
         state: TransportState | None = None,
+        rings: RingOwner | None = None,
     ) -> None:
         self.device = device
         self.memory = memory
@@ -189,7 +192,14 @@ class Driver:
         self.warnings: list[str] = []
         self.posted: list[Callable[[], None]] = []
         self.transport = VirtioTransport(
-            device, memory, self.interrupt, warn=self.warnings.append, post=self.posted.append, clock=clock, state=state
+            device,
+            memory,
+            self.interrupt,
+            warn=self.warnings.append,
+            post=self.posted.append,
+            clock=clock,
+            state=state,
+            rings=rings,
         )
         self.transport.start()
         self.queues: list[DriverQueue] = []

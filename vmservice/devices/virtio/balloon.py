@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import time
-from functools import partial
 
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.device import cut_config
@@ -177,7 +176,9 @@ class Balloon:
         elif index == DEFLATE_QUEUE:
             handle = self._deflate
         elif index in self._reporting:
-            handle = partial(self._take_report, index)
+            if self._queues[index].drain(lambda chain: self._take_report(index, chain)):
+                interrupt.interrupt_queue(index)
+            return
         else:
             if index == STATS_QUEUE and self._has_statistics:
                 self._take_statistics(self._queues[index])

@@ -10,7 +10,8 @@ import struct
 
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.queue import AVAILABLE, DESCRIPTORS, USED
-from vmservice.devices.virtio.transport import TransportState, VirtioTransport
+from vmservice.devices.virtio.transport import VirtioTransport
+from vmservice.devices.virtio.transport_state import TransportState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

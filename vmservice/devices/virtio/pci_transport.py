@@ -20,7 +20,8 @@ from vmservice.devices.pci.msix import Msix, MsixState
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.ids import TYPE_CONSOLE
 from vmservice.devices.virtio.queue import AVAILABLE, DESCRIPTORS, USED
-from vmservice.devices.virtio.transport import TransportState, VirtioTransport
+from vmservice.devices.virtio.transport import VirtioTransport
+from vmservice.devices.virtio.transport_state import TransportState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

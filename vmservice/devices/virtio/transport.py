@@ -10,9 +10,10 @@ from __future__ import annotations
 import _thread
 import time
 
-from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmservice.devices.virtio.queue import SLICE_SEC, Queue, QueueState, check_rings
+from vmservice.devices.virtio.rings import Inline, Ring
+from vmservice.devices.virtio.transport_state import TransportState
 from vmservice.errors import GuestError
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from vmservice.devices.virtio.device import Interrupt, VirtioDevice
     from vmservice.devices.virtio.queue import Dma
+    from vmservice.devices.virtio.rings import RingOwner
 
 # Device status (virtio 1.2 §2.1)
 ACKNOWLEDGE = 0x01
@@ -41,36 +43,6 @@ WATCHED_CONFIG_BYTES = 256
 _LOW = 0xFFFF_FFFF
 
 
-class TransportState(DeviceState):
-    """As after a reset. The transport sizes `queues` to its device.
-
-    `generation` counts on over resets: how often `config`, the configuration as the driver was last told of it, was another.
-    """
-
-    __slots__ = (
-        "config",
-        "device_features_select",
-        "driver_features",
-        "driver_features_select",
-        "generation",
-        "queue_select",
-        "queues",
-        "status",
-    )
-
-    PARTS: dict[str, type[DeviceState]] = {"queues": QueueState}  # noqa: RUF012
-
-    def __init__(self, queue_max_sizes: tuple[int, ...], config: bytes = b"") -> None:
-        self.config = bytearray(config)
-        self.device_features_select = 0
-        self.driver_features = 0
-        self.driver_features_select = 0
-        self.generation = 0
-        self.queue_select = 0
-        self.queues = [QueueState(size) for size in queue_max_sizes]
-        self.status = 0
-
-
 class VirtioTransport:
     """One device, and what its driver has told it. `interrupt` is the bus' way to the driver.
 
@@ -82,6 +54,8 @@ class VirtioTransport:
     One notification is worth one slice of a virtqueue's work (`Queue.take`). Where more is left, `post(callback)` is called,
     and has the callback called soon, by a thread that holds no lock: it does one slice more. There is one such callback at a
     time, and while a virtqueue waits for its turn its notifications do nothing: no guest gets more by asking more often.
+
+    `rings` serves the virtqueues, the device itself by default. An owner with threads has slices of its own.
 
     Nothing happens before `start`. Before it, after `stop`, and while `set_dma` has said so, no virtqueue is touched; nothing
     of what the driver asks meanwhile is lost.
@@ -96,6 +70,7 @@ class VirtioTransport:
         warn: Callable[[str], None],
         post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType | None = None,
+        rings: RingOwner | None = None,
         state: TransportState | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,6 +82,10 @@ class VirtioTransport:
         self._warn = warn
         self._post = post
         self._posted = False
+        self._is_inline = rings is None
+        self._rings: RingOwner = rings or Inline(device)
+        self._is_served = False
+        self._signals: list[int] = []  # virtqueues of which the driver is still to be told
         self._clock = clock
         self._warned_at: float | None = None
         self._warnings_held_back = 0
@@ -153,18 +132,67 @@ class VirtioTransport:
         return not (self._started and self._has_dma)
 
     def _hold(self) -> None:
+        self._stop_rings()
         for queue in self._queues:
             queue.held = True
+
+    def _start_rings(self) -> None:
+        """What was made available before the device was active, or while it was held, came without a notification."""
+        queues = self._queues
+
+        def lost(error: GuestError) -> None:
+            self._post(lambda: self._lost(queues, error))
+
+        rings = [self._ring(index, queue) for index, queue in enumerate(queues) if queue.state.ready]
+        for queue in queues:
+            queue.held = False
+        self._is_served = True
+        self._rings.start(rings, self.state.driver_features, lost)
+        if self._is_inline:
+            self._take_turns()
+
+    def _ring(self, index: int, queue: Queue) -> Ring:
+        queues = self._queues
+        return Ring(index, queue, lambda: self._signal(index, queues))
+
+    def _stop_rings(self) -> None:
+        if self._is_served:
+            self._rings.stop()
+            self._is_served = False
+            self._tell_signals()
+
+    def _lost(self, queues: list[Queue], error: GuestError) -> None:
+        with self.lock:
+            if queues is self._queues:  # else the driver has reset the device in the meantime
+                self.needs_reset(error)
+
+    def _signal(self, index: int, queues: list[Queue]) -> None:
+        """From a ring owner's thread. Whoever has the lock may be waiting for that thread to stop, so it is not waited for."""
+        if self.lock.acquire(timeout=SLICE_SEC):
+            try:
+                if queues is self._queues:
+                    self.interrupt_queue(index)
+            finally:
+                self.lock.release()
+        else:
+            self._signals.append(index)
+            self._post(self._tell_later)
+
+    def _tell_later(self) -> None:
+        with self.lock:
+            self._tell_signals()
+
+    def _tell_signals(self) -> None:
+        while self._signals:
+            self.interrupt_queue(self._signals.pop())
 
     def _go_on(self) -> None:
         if not self._started:
             return
         if not self._queues and self.state.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK:
             self._activate()
-        elif not self._held:
-            for queue in self._queues:
-                queue.held = False
-            self._serve_all()
+        elif self._queues and not self._held and not self._is_served:
+            self._start_rings()
 
     # Features: windows of 32 bits, of which there are two
 
@@ -287,16 +315,19 @@ class VirtioTransport:
     def _activate(self) -> None:
         features = self.state.driver_features
         try:
-            self._queues = [Queue(self._memory, queue, features, self._ask_for_turn) for queue in self.state.queues]
+            on_backlog = self._ask_for_turn if self._is_inline else None
+            self._queues = [Queue(self._memory, queue, features, on_backlog) for queue in self.state.queues]
             self.device.activate(self._queues, self, features)
         except GuestError as error:
             self.needs_reset(error)
         if self._held:
             self._hold()
-        else:
-            self._serve_all()
+        elif self._queues:
+            self._start_rings()
 
     def _deactivate(self) -> None:
+        self._stop_rings()
+        self._signals = []
         self.device.reset()
         for queue in self._queues:
             queue.close()
@@ -310,22 +341,16 @@ class VirtioTransport:
         What comes before its turn is served in its turn.
         """
         queues = self._queues
-        if index < len(queues) and queues[index].state.ready and not queues[index].backlog:
+        if index < len(queues) and queues[index].state.ready and not (self._is_inline and queues[index].backlog):
             self._serve(index)
 
     def _serve(self, index: int) -> None:
         if self._held:
             return  # all are served when that is over
         try:
-            self.device.notify(index)
+            self._rings.notify(index)
         except GuestError as error:
             self.needs_reset(error)
-
-    def _serve_all(self) -> None:
-        """What was made available before the device was active, or while it was held, came without a notification."""
-        for queue in self._queues:
-            queue.backlog = queue.state.ready
-        self._take_turns()
 
     def _turn(self) -> None:
         with self.lock:

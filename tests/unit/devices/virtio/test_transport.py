@@ -17,9 +17,9 @@ from vmservice.devices.virtio.transport import (
     FEATURES_OK,
     NEEDS_RESET,
     WARNING_INTERVAL_SEC,
-    TransportState,
     VirtioTransport,
 )
+from vmservice.devices.virtio.transport_state import TransportState
 from vmservice.errors import GuestError
 from vmservice.memory.guest_memory import GuestMemory
 

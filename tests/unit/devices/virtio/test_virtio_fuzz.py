@@ -21,7 +21,7 @@ from vmservice.memory.guest_memory import GuestMemory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.devices.state import DeviceState
-    from vmservice.devices.virtio.transport import TransportState
+    from vmservice.devices.virtio.transport_state import TransportState
 
 EXAMPLES = 20
 ACCESSES_EACH = 1000
