@@ -167,7 +167,10 @@ class BusConnection:
     async def _connect(self) -> Transport:
         transport = self._transport = Transport(self._address)
         if self._guarded:
-            self._turns = Turns(Authority(transport, self._vm_name, self._log))
+            # Well before the connection is taken for dead: each call may have a signal and a reply.
+            self._turns = Turns(
+                Authority(transport, self._vm_name, self._log), is_full=lambda: transport.unsent > UNSENT_LIMIT // 2
+            )
         try:
             transport.answer_calls(self._answer)
             await transport.connect()

@@ -26,6 +26,8 @@ WAITING_LIMIT_A_SENDER = 256
 WAITING_BYTES_A_SENDER = 256 * 1024
 # The event loop has other things to do than to work off what has piled up.
 CALLS_A_TURN = 32
+# How soon it is seen again whether the bus takes replies.
+_RETRY_SEC = 0.02
 
 # Called once: with None when the call may proceed, else with what its caller is told. Never called for a caller that is gone.
 Act = Callable[[BusFault | None], None]
@@ -46,10 +48,12 @@ class _Queue:
 
 
 class Turns:
-    """The queues of all callers of one connection; `authority` says who may use a verb."""
+    """The queues of all callers of one connection; `authority` says who may use a verb. While `is_full` says that enough
+    replies wait for the bus to take them, nobody has a turn."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, is_full: Callable[[], bool] = lambda: False) -> None:
         self._authority = authority
+        self._connection_is_full = is_full
         self._queues: dict[str, _Queue] = {}
         self._unnamed = 0  # calls that wait until it is known who makes them
         authority.on_gone = self._on_gone
@@ -92,6 +96,8 @@ class Turns:
         while queue.waiting:
             call, act, free = queue.waiting[0]
             fault = None if free else await self._verdict(queue, call)
+            while self._connection_is_full():
+                await asyncio.sleep(_RETRY_SEC)
             if self._queues.get(queue.sender) is not queue:
                 return
             queue.waiting.popleft()
