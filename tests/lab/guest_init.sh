@@ -32,6 +32,17 @@ case "$vmtest" in
         echo "vmservice guest: tables end"
         poweroff -f
         ;;
+    topology)
+        for processor in /sys/devices/system/cpu/cpu[0-9]*; do
+            cd "$processor/topology"
+            caches=$(cat ../cache/index*/shared_cpu_list 2> /dev/null | tr '\n' ' ')
+            echo "vmservice guest: ${processor##*/} package $(cat physical_package_id) core $(cat core_id)" \
+                "threads $(cat thread_siblings_list) cores $(cat core_siblings_list) caches $caches"
+        done
+        dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
+        echo "vmservice guest: topology end"
+        poweroff -f
+        ;;
     busy)
         for processor in $(seq "$(nproc)"); do
             (while :; do :; done) &

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from lab.guest_checks import BOOT_TIMEOUT_SEC, belongings
+from lab.guest_checks import BOOT_TIMEOUT_SEC, belongings, unexplained_warnings
 from lab.host import LabHost
 from lab.prepare import guest_config
 from support.unit_vm import NoSuchLine, UnitVm
@@ -162,3 +162,24 @@ def test_a_guest_has_the_memory_and_cpus_it_was_given(vm: UnitVm) -> None:
     assert int(found[1]) == 2
     assert 900_000 < int(found[2]) < 1_048_576
     assert vm.get("Memory") == 2**30
+
+
+@pytest.mark.parametrize("cpus", [4, 12])
+def test_every_vcpu_is_a_core_of_one_package(guests: dict[str, UnitVm], cpus: int) -> None:
+    """Whatever the host's processors are: no package, no thread and no node that is not there, in kernels old and new."""
+    for release, vm in guests.items():
+        vm.configure(guest_config(release=release, cpus=cpus, cmdline="console=ttyS0 quiet vmtest=topology"))
+        vm.start()
+    for vm in guests.values():
+        vm.wait_inactive(2 * BOOT_TIMEOUT_SEC)
+        # A line that the guest is slow to finish comes in parts.
+        printed = vm.journal("--output=cat", "VM_CONSOLE=serial").replace("\n", "")
+        console = printed.replace("vmservice guest:", "\nvmservice guest:")
+        assert "vmservice guest: topology end" in console
+        told = re.findall(r"guest: cpu(\d+) package (\d+) core (\d+) threads (\S+) cores (\S+) caches ([-0-9 ]*)", console)
+        everybody = f"0-{cpus - 1}"
+        assert sorted(int(number) for number, *_ in told) == list(range(cpus)), console
+        for number, package, core, threads, cores, caches in told:
+            assert (package, core, threads, cores) == ("0", number, number, everybody)
+            assert set(caches.split()) <= {number, everybody}
+        assert unexplained_warnings(console) == []
