@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,3 +42,22 @@ def test_a_refusal_is_an_oserror_of_its_kind(way: Callable[[int, int], int]) -> 
         assert caught.value.errno != 0
     finally:
         os.close(fd)
+
+
+def test_kicks_do_not_reach_the_event_loop(payloads: Callable[[str], Path]) -> None:
+    """Each woke the loop, and thousands filled the socket by which it hears of signals: a SIGTERM could be lost among them."""
+    reader, writer = socket.socketpair()
+    for end in (reader, writer):
+        end.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno())
+    try:
+        with running_guest(payloads("smp"), vcpus=2) as guest:
+            for _ in range(50):
+                guest.vm.pause()
+                guest.vm.resume()
+        with pytest.raises(BlockingIOError):
+            reader.recv(1)
+    finally:
+        signal.set_wakeup_fd(before)
+        reader.close()
+        writer.close()

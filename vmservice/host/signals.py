@@ -7,6 +7,7 @@ building the whole machine. Here and nowhere else.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import ctypes
 
 SIGHUP: int = _signal.SIGHUP
 SIGTERM: int = _signal.SIGTERM
@@ -39,8 +40,15 @@ def any_pending(*numbers: int) -> bool:
 
 
 def make_interrupting(number: int) -> None:
-    """Let the signal end a system call with EINTR and do nothing else. For the main thread."""
-    _signal.signal(number, _do_nothing)
+    """Let the signal end a system call with EINTR and do nothing else. For the main thread.
+
+    Its handler is a function of the C library that has no effect. One of Python's would wake the event loop each time, and fill
+    the socket by which that hears of all signals: a SIGTERM among thousands of kicks could be lost there.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal(number, ctypes.cast(libc.abs, ctypes.c_void_p))
+    libc.siginterrupt(number, 1)  # else the kernel would begin the call again (signal(7))
 
 
 def send_to_thread(ident: int, number: int) -> None:
@@ -64,7 +72,3 @@ class Interrupting:
 
     def __exit__(self, *_error: object) -> None:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
-
-
-def _do_nothing(_number: int, _frame: object) -> None:
-    pass
