@@ -8,7 +8,6 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
-import select
 
 from vmservice.errors import HostError
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 # <sys/inotify.h>; writing through a mapping is no IN_MODIFY, truncating is.
 _IN_MODIFY = 0x2
 _IN_ATTRIB = 0x4
+_IN_IGNORED = 0x8000  # the watch has been removed: its last event
 _EVENTS_BYTES = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,41 +32,37 @@ class FileWatch:
 
     def __init__(self, fd: int, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._inotify = _libc.inotify_init1(os.O_CLOEXEC)
         if self._inotify < 0:
             raise HostError.from_os("cannot watch the file of the guest's memory", OSError(ctypes.get_errno(), ""))
-        self._stop = -1
         try:
-            if _libc.inotify_add_watch(self._inotify, f"/proc/self/fd/{fd}".encode(), _IN_MODIFY | _IN_ATTRIB) < 0:
+            self._watch = _libc.inotify_add_watch(self._inotify, f"/proc/self/fd/{fd}".encode(), _IN_MODIFY | _IN_ATTRIB)
+            if self._watch < 0:
                 raise HostError.from_os("cannot watch the file of the guest's memory", OSError(ctypes.get_errno(), ""))
-            self._stop = os.eventfd(0, os.EFD_CLOEXEC)
             self._ended = _thread.allocate_lock()
             self._ended.acquire()
             _thread.start_new_thread(self._main, ())
         except BaseException:
-            self._close_descriptors()
+            os.close(self._inotify)
             raise
 
     def close(self) -> None:
         if self._inotify < 0:
             return
-        os.eventfd_write(self._stop, 1)
+        _libc.inotify_rm_watch(self._inotify, self._watch)  # its IN_IGNORED ends the read
         self._ended.acquire()
-        self._close_descriptors()
+        os.close(self._inotify)
+        self._inotify = -1
 
     def _main(self) -> None:
+        # A read, no poll: poll(2) is refused where RLIMIT_NOFILE is lowered below what it has to wait for.
         try:
-            poll = select.poll()
-            poll.register(self._inotify, select.POLLIN)
-            poll.register(self._stop, select.POLLIN)
-            while all(fd != self._stop for fd, _event in poll.poll()):
-                os.read(self._inotify, _EVENTS_BYTES)
+            while not _last_mask(os.read(self._inotify, _EVENTS_BYTES)) & _IN_IGNORED:
                 self._on_change()
         finally:
             self._ended.release()
 
-    def _close_descriptors(self) -> None:
-        for fd in (self._inotify, self._stop):
-            if fd >= 0:
-                os.close(fd)
-        self._inotify = self._stop = -1
+
+def _last_mask(events: bytes) -> int:
+    """Of the last `struct inotify_event` (wd, mask, cookie, len); those of a file have no name behind them."""
+    return int.from_bytes(events[-12:-8], "little")

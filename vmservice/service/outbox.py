@@ -16,6 +16,8 @@ import errno
 import os
 import time
 
+from vmservice.host.poll import wait
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,7 +233,7 @@ class Outbox:
             timeout_sec = self._closing_at - time.monotonic()
         ends = self._closing_at is not None and (not full or (timeout_sec is not None and timeout_sec <= 0))
         if not ends:
-            poll.poll(None if timeout_sec is None else timeout_sec * 1000)
+            wait(poll, None if timeout_sec is None else timeout_sec * 1000)
         for gauge in full:
             gauge.close()
         return not ends

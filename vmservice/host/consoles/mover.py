@@ -10,6 +10,8 @@ import os
 import select
 import time
 
+from vmservice.host.poll import wait
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,11 +127,11 @@ class Mover:
             woken.register(self._fd, select.POLLIN)
             looked_at = 0.0
             while not self._is_closing:
-                poll.poll(timeout_ms)
+                wait(poll, timeout_ms)
                 rest_sec = looked_at + self._gather_sec - time.monotonic()
                 if rest_sec > 0:
                     _drain(self._fd)
-                    woken.poll(rest_sec * 1000)
+                    wait(woken, rest_sec * 1000)
                 # In this order, and before the look: who leaves something behind it wakes us again. One that was told that
                 # we are awake before `_drain` has left it already; one that wakes us behind it is not taken back.
                 _drain(self._fd)
