@@ -1,7 +1,8 @@
 """One nested host for all tests of the lab, with the package installed.
 
 A host that dies under a test is not the test's fault: it is started once more, that test runs again, and the summary says so. A
-guest that dies or falls silent is a failure, and its report has all that the host can tell of it.
+guest that dies or falls silent is a failure, and its report has all that the host can tell of it; unless that proves that the
+emulator has put the host's registers into the guest's place: such a host is as good as dead.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from lab.channel import HostDied
-from lab.host import LabHost
+from lab.host import LabHost, nested_kvm
 from lab.prepare import guest_config, install, payload
 from lab.root_tree import RELEASES
-from support.unit_vm import UnitVm
+from support.guest_evidence import MIXED_UP
+from support.unit_vm import NoSuchLine, UnitVm
 
 _NUMBERS = itertools.count(1)
 _DEATHS = pytest.StashKey[list[str]]()
@@ -83,15 +85,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     try:
         pyfuncitem.obj(**arguments)
-    except HostDied as death:
-        _revive(pyfuncitem, lab, death)
+    except (HostDied, NoSuchLine) as failure:
+        if isinstance(failure, NoSuchLine) and (nested_kvm() or MIXED_UP not in str(failure)):
+            raise
+        _revive(pyfuncitem, lab, failure)
         if isinstance(vm := arguments.get("vm"), UnitVm):
             vm.configure(guest_config())
         pyfuncitem.obj(**arguments)
     return True
 
 
-def _revive(item: pytest.Item, lab: LabHost, death: HostDied) -> None:
+def _revive(item: pytest.Item, lab: LabHost, death: HostDied | NoSuchLine) -> None:
     item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {death}")
     lab.stop()
     lab.start(payload())
@@ -101,6 +105,6 @@ def _revive(item: pytest.Item, lab: LabHost, death: HostDied) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     deaths = config.stash.get(_DEATHS, [])
     if deaths:
-        terminalreporter.section("the lab's host died and was started anew", yellow=True)
+        terminalreporter.section("the lab's host died, or mixed itself up with a guest, and was started anew", yellow=True)
         for death in deaths:
             terminalreporter.line(death)

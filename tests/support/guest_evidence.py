@@ -31,6 +31,8 @@ WINDOW_SEC = 2.0
 TRACING = Path("/sys/kernel/tracing")
 KVM_STATISTICS = Path("/sys/kernel/debug/kvm")
 SHOWN_RIPS = 40
+# Behind a RIP that no guest can have: what runs this host has mixed up the registers of the two.
+MIXED_UP = "OF THE HOST"
 # More than a whole boot.
 SHOWN_PRINTK = 40_000
 # Smaller mappings are not a Linux guest's memory.
@@ -135,7 +137,7 @@ def in_host(symbols: list[tuple[int, str]], rip: int) -> str:
     if not symbols or not symbols[0][0] <= rip <= symbols[-1][0]:
         return ""
     start, name = symbols[bisect.bisect(symbols, (rip, "\U0010ffff")) - 1]
-    return f", which is {name}+{rip - start:#x} OF THE HOST"
+    return f", which is {name}+{rip - start:#x} {MIXED_UP}"
 
 
 def mounted(kind: str, place: Path) -> None:
