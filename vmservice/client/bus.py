@@ -161,7 +161,8 @@ async def connected_bus(*, user: bool) -> AsyncIterator[Bus]:
         except TimeoutError:
             raise HostFacilityMissing(f"the {_kind(user)} bus did not answer within {CONNECT_TIMEOUT_SEC:g} seconds") from None
         except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
-            raise HostFacilityMissing(f"cannot join the {_kind(user)} bus: {error or type(error).__name__}") from None
+            reason = str(error) or "the bus has closed the connection"
+            raise HostFacilityMissing(f"cannot join the {_kind(user)} bus: {reason}") from None
         yield Bus(transport, user=user)
     finally:
         transport.close()

@@ -184,7 +184,8 @@ class BusConnection:
                 ) from None
             raise HostError(f"the bus at {self._address} refused {self.name}: {error.text}") from None
         except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
-            raise HostError(f"cannot join the bus at {self._address}: {error or type(error).__name__}") from None
+            reason = str(error) or "the bus has closed the connection"
+            raise HostError(f"cannot join the bus at {self._address}: {reason}") from None
         if reply is not RequestNameReply.PRIMARY_OWNER:
             owner = await self._owner_of(transport)
             raise BusNameTaken(f"the bus name {self.name} is already owned{owner}: is this VM running already?")

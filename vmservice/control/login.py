@@ -65,7 +65,8 @@ class Login:
                     await self._one_connection()
                     delay_sec = FIRST_RETRY_SEC
                 except (HostError, OSError, DBusError, EOFError) as error:
-                    self._tell(f"cannot join the bus to hear of the host's sleep: {error or type(error).__name__}")
+                    reason = str(error) or "the bus has closed the connection"
+                    self._tell(f"cannot join the bus to hear of the host's sleep: {reason}")
                 await asyncio.sleep(delay_sec)
                 delay_sec = min(delay_sec * 2, LAST_RETRY_SEC)
         finally:
@@ -150,7 +151,8 @@ class Login:
             )
             reply = await transport.ask(call, TIMEOUT_SEC, self._on_lock)
         except (HostError, OSError, DBusError, EOFError) as error:
-            self._tell(f"systemd-logind gives no sleep lock: {error or type(error).__name__}; {_ALL_THE_SAME}")
+            reason = str(error) or "the bus has closed the connection"
+            self._tell(f"systemd-logind gives no sleep lock: {reason}; {_ALL_THE_SAME}")
         else:
             if self.locked:
                 self._told = False
