@@ -12,7 +12,7 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 SOURCES = sorted((CHECKOUT / "vmservice").rglob("*.py"))
 
-# Room → rooms that it may import. devices never see kvm, arch or vm: a device is given its ports.
+# Package → packages that it may import. devices never see kvm, arch or vm: a device is given its ports.
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors", "host"},
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "client": {"errors", "config", "host", "vm", "control"},
 }
 # These put everything together.
-FREE_ROOMS = {"service", "cli", "__main__", "__init__", "check"}
+FREE_PACKAGES = {"service", "cli", "__main__", "__init__", "check"}
 
 # What a start does not wait for: it is imported inside the function that needs it, or when the guest runs already.
 SLOW_MODULES = {
@@ -44,7 +44,7 @@ OFF_THE_FAST_PATH = {
     *("boot/elf.py", "host/terminal.py", "service/keyboard.py", "service/loop.py"),
     *("service/dump.py", "service/sleep.py", "service/stop.py", "service/watchdog.py"),
 }
-OFF_THE_FAST_PATH_ROOMS = {"check", "client", "control"}
+OFF_THE_FAST_PATH_PACKAGES = {"check", "client", "control"}
 
 LONGEST_FILE = 450
 
@@ -78,7 +78,7 @@ def relative(source: Path) -> str:
     return source.relative_to(CHECKOUT / "vmservice").as_posix()
 
 
-def room(source: Path) -> str:
+def package(source: Path) -> str:
     return relative(source).partition("/")[0].removesuffix(".py")
 
 
@@ -102,17 +102,17 @@ def test_mypy() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=relative)
-def test_a_room_imports_only_what_it_may(source: Path) -> None:
-    if room(source) in FREE_ROOMS:
+def test_a_package_imports_only_what_it_may(source: Path) -> None:
+    if package(source) in FREE_PACKAGES:
         return
     modules = set().union(*(imported(node) for node in ast.walk(ast.parse(source.read_text()))))
-    rooms = {module.split(".")[1] for module in modules if module.startswith("vmservice.")} - {room(source)}
-    assert rooms <= MAY_IMPORT[room(source)]
+    packages = {module.split(".")[1] for module in modules if module.startswith("vmservice.")} - {package(source)}
+    assert packages <= MAY_IMPORT[package(source)]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=relative)
 def test_a_start_waits_for_no_slow_import(source: Path) -> None:
-    if relative(source) in OFF_THE_FAST_PATH or room(source) in OFF_THE_FAST_PATH_ROOMS:
+    if relative(source) in OFF_THE_FAST_PATH or package(source) in OFF_THE_FAST_PATH_PACKAGES:
         return
     packages = {module.partition(".")[0] for module in at_module_level(ast.parse(source.read_text()))}
     assert not packages & SLOW_MODULES

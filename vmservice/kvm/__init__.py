@@ -1,1 +1,1 @@
-"""The only room that issues KVM ioctls."""
+"""The only package that issues KVM ioctls."""
