@@ -241,6 +241,36 @@ def test_reboot_of_a_vm_whose_process_stays(bus: PrivateBus, capsys: Output) -> 
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("of_unit", [True, False])
+def test_reboot_of_a_vm_whose_process_ends(
+    bus: PrivateBus,
+    sim: VmProcess,
+    tmp_path: Path,
+    of_unit: bool,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its unit is started again, if it is the unit's process."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text('#!/bin/sh\necho "asked to $*"\n')
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    unit = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": sim.pid if of_unit else 0}
+
+    async def check() -> None:
+        async with systemd(bus.address, "demo", **unit):
+            status = await run("reboot", "demo")
+        said = capfd.readouterr()
+        if of_unit:
+            assert (status, said.out, said.err) == (0, "systemctl start vm@demo\nasked to start vm@demo\n", "")
+        else:
+            assert status == 69
+            assert "the VM demo has powered off and ended; no unit ran it" in said.err
+
+    asyncio.run(check())
+    assert sim.wait() == 0
+
+
 def test_a_refusal_is_the_vms_own_sentence(bus: PrivateBus, capsys: Output) -> None:
     async def check() -> None:
         async with served_vm(bus.address) as served:
