@@ -20,8 +20,9 @@ _LIBRARY_FDS = ("/dev/urandom", "/memfd:libffi", "/dev/null")
 
 
 def pytest_configure() -> None:
-    """Under nohup(1) SIGHUP is ignored, and so it would be in every process that a test starts."""
+    """Under nohup(1) SIGHUP is ignored, in the background of a script SIGINT, and so they would be in what a test starts."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Belongings:
