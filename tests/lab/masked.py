@@ -1,7 +1,7 @@
 """Runs in the lab's host: masked.py CONFIG TIMEOUT [CAPABILITY…] runs the guest of CONFIG in this process until it powers off,
 on a KVM that is made to lack the capabilities (names of <linux/kvm.h>).
 
-Prints what the guest prints, and at the end "masked: " with what the machine was built of. Ends with 0 for a power-off.
+Prints at the end "masked: " with what the machine was built of. Ends with 0 for a power-off.
 """
 
 from __future__ import annotations

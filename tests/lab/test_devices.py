@@ -135,13 +135,14 @@ def test_fallbacks(lab: LabHost, masked: tuple[str, ...], interrupts: str) -> No
     """A host's KVM that lacks what newer ones have, by a seam that no operator can reach."""
     script = ""
     for release in RELEASES:
-        config = guest_config(release=release, cpus=2, cmdline="console=ttyS0 quiet vmtest=poweroff")
-        lab.run(f"cat > /tmp/{release}.toml", stdin=config.encode(), check=True)
+        printed = f'[serial]\nmode = "file"\npath = "/tmp/{release}.printed"\n'
+        config = guest_config(release=release, cpus=2, cmdline="console=ttyS0 quiet vmtest=poweroff", more=printed)
+        lab.run(f"rm -f /tmp/{release}.printed; cat > /tmp/{release}.toml", stdin=config.encode(), check=True)
         command = shlex.join(["python3", "/lab/masked.py", f"/tmp/{release}.toml", str(BOOT_TIMEOUT_SEC), *masked])
         script += f"{command} > /tmp/{release}.shown & "
     lab.run(f"{script} wait", timeout=BOOT_TIMEOUT_SEC + 30)
     for release in RELEASES:
-        shown = lab.run(f"cat /tmp/{release}.shown", check=True).stdout
+        shown = lab.run(f"cat /tmp/{release}.printed /tmp/{release}.shown", check=True).stdout
         assert "vmservice guest: /init reached" in shown
         assert ", 2 CPUs," in shown
         assert not re.search(r"BUG|WARNING|Oops|Call Trace|ACPI Error|ACPI Exception", shown)
