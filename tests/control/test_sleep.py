@@ -283,7 +283,7 @@ def test_who_sends_too_many_descriptors_costs_us_the_lock_and_no_more(bus: Priva
                     signal.destination = inhibit.sender
                     await stranger.bus.send(signal)
                 os.close(gift)
-                await until(lambda: any("gives no sleep lock" in text for text in log))
+                await until(lambda: any("gives no sleep lock: the connection" in text for text in log))
                 mock.say(True)
                 await until(lambda: guest.vm.state == "paused")
 
@@ -318,7 +318,7 @@ def test_a_logind_that_does_not_answer(bus: PrivateBus, monkeypatch: pytest.Monk
         async with logind(bus.address) as mock:
             mock.service.answer = lambda _call: None
             async with sleeper(bus.address, log) as guest:
-                await until(lambda: any("gives no sleep lock" in text for text in log))
+                await until(lambda: any("gives no sleep lock: there was no answer in time;" in text for text in log))
                 mock.say(True)
                 await until(lambda: guest.vm.state == "paused")
 

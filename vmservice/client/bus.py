@@ -13,7 +13,7 @@ from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.constants import MessageFlag, MessageType
 
 from vmservice.control.bus import bus_address
-from vmservice.control.dbus_transport import BoundedUnmarshaller, Transport
+from vmservice.control.dbus_transport import BoundedUnmarshaller, Transport, failure_reason
 from vmservice.control.names import DAEMON, DAEMON_PATH, PROPERTIES_INTERFACE
 from vmservice.errors import HostFacilityMissing, VmmError
 
@@ -161,8 +161,7 @@ async def connected_bus(*, user: bool) -> AsyncIterator[Bus]:
         except TimeoutError:
             raise HostFacilityMissing(f"the {_kind(user)} bus did not answer within {CONNECT_TIMEOUT_SEC:g} seconds") from None
         except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
-            reason = str(error) or "the bus has closed the connection"
-            raise HostFacilityMissing(f"cannot join the {_kind(user)} bus: {reason}") from None
+            raise HostFacilityMissing(f"cannot join the {_kind(user)} bus: {failure_reason(error)}") from None
         yield Bus(transport, user=user)
     finally:
         transport.close()

@@ -19,7 +19,14 @@ from dbus_next.errors import DBusError
 
 from vmservice.control.authority import Authority
 from vmservice.control.dbus_object import VmObject
-from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, UNSENT_LIMIT, Transport, checked_address, daemon_call
+from vmservice.control.dbus_transport import (
+    BODY_LIMIT_BYTES,
+    UNSENT_LIMIT,
+    Transport,
+    checked_address,
+    daemon_call,
+    failure_reason,
+)
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.control.turns import Turns
@@ -184,8 +191,7 @@ class BusConnection:
                 ) from None
             raise HostError(f"the bus at {self._address} refused {self.name}: {error.text}") from None
         except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
-            reason = str(error) or "the bus has closed the connection"
-            raise HostError(f"cannot join the bus at {self._address}: {reason}") from None
+            raise HostError(f"cannot join the bus at {self._address}: {failure_reason(error)}") from None
         if reply is not RequestNameReply.PRIMARY_OWNER:
             owner = await self._owner_of(transport)
             raise BusNameTaken(f"the bus name {self.name} is already owned{owner}: is this VM running already?")

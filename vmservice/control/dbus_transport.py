@@ -281,6 +281,13 @@ def daemon_call(member: str, signature: str, body: list[object]) -> Message:
     return Message(destination=DAEMON, path=DAEMON_PATH, interface=DAEMON, member=member, signature=signature, body=body)
 
 
+def failure_reason(error: Exception) -> str:
+    """Why a connection could not be made or a call had no answer, in words: asyncio and dbus-next raise some without a text."""
+    if isinstance(error, TimeoutError):
+        return "there was no answer in time"
+    return str(error) or "the connection was closed"
+
+
 def checked_address(address: str) -> str:
     """`address`, or UsageError where it is not a D-Bus address with a unix socket in it."""
     try:

@@ -14,7 +14,7 @@ from dbus_next import Message
 from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import DBusError
 
-from vmservice.control.dbus_transport import Transport, daemon_call
+from vmservice.control.dbus_transport import Transport, daemon_call, failure_reason
 from vmservice.control.errors import ACCESS_DENIED, wire_text
 from vmservice.control.names import DAEMON
 from vmservice.errors import HostError
@@ -65,8 +65,7 @@ class Login:
                     await self._one_connection()
                     delay_sec = FIRST_RETRY_SEC
                 except (HostError, OSError, DBusError, EOFError) as error:
-                    reason = str(error) or "the bus has closed the connection"
-                    self._tell(f"cannot join the bus to hear of the host's sleep: {reason}")
+                    self._tell(f"cannot join the bus to hear of the host's sleep: {failure_reason(error)}")
                 await asyncio.sleep(delay_sec)
                 delay_sec = min(delay_sec * 2, LAST_RETRY_SEC)
         finally:
@@ -151,8 +150,7 @@ class Login:
             )
             reply = await transport.ask(call, TIMEOUT_SEC, self._on_lock)
         except (HostError, OSError, DBusError, EOFError) as error:
-            reason = str(error) or "the bus has closed the connection"
-            self._tell(f"systemd-logind gives no sleep lock: {reason}; {_ALL_THE_SAME}")
+            self._tell(f"systemd-logind gives no sleep lock: {failure_reason(error)}; {_ALL_THE_SAME}")
         else:
             if self.locked:
                 self._told = False
