@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from vmservice.service.reload import _differences
 from vmservice.vm import builder, state_tree
 from vmservice.vm.events import EventQueue
 from vmservice.vm.host_services import HostServices
-from vmservice.vm.vcpu import KICK_SIGNAL, install_kick_handler
+from vmservice.vm.vcpu import install_kick_handler
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 
@@ -146,10 +145,8 @@ def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         folder.mkdir()
         (folder / "bell.py").write_text(text)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    before = signal.getsignal(KICK_SIGNAL)
     install_kick_handler()
     yield
-    signal.signal(KICK_SIGNAL, before)
     for package, _text in PLACES:
         sys.modules.pop(f"{package.__name__}.bell", None)
         if hasattr(package, "bell"):

@@ -6,7 +6,6 @@ import ctypes
 import json
 import mmap
 import re
-import signal
 import struct
 import threading
 import time
@@ -24,7 +23,7 @@ from vmservice.kvm.state import KvmState, complete_exit
 from vmservice.kvm.system import Kvm
 from vmservice.kvm.vcpu import KvmVcpu
 from vmservice.kvm.vm import KvmVm
-from vmservice.vm.vcpu import KICK_SIGNAL, VcpuThread, install_kick_handler
+from vmservice.vm.vcpu import VcpuThread, install_kick_handler
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 
@@ -144,7 +143,6 @@ class Harness:
 @pytest.fixture
 def harness(payloads: Callable[[str], Path]) -> Iterator[Callable[..., Harness]]:
     """Harness by the payload's variant or image, closed at the end."""
-    before = signal.getsignal(KICK_SIGNAL)
     install_kick_handler()
     made: list[Harness] = []
 
@@ -156,7 +154,6 @@ def harness(payloads: Callable[[str], Path]) -> Iterator[Callable[..., Harness]]
     yield make
     for one in made:
         one.close()
-    signal.signal(KICK_SIGNAL, before)
 
 
 @pytest.mark.parametrize(("variant", "vcpus"), [("beat", 1), ("busy", 1), ("smp", 2), ("smp", 3)])

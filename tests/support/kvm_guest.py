@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from vmservice.vm.builder import build
 from vmservice.vm.events import EventQueue, GuestEvent
 from vmservice.vm.host_services import HostServices
 from vmservice.vm.machine import KvmMachine
-from vmservice.vm.vcpu import KICK_SIGNAL, install_kick_handler
+from vmservice.vm.vcpu import install_kick_handler
 from vmservice.vm.vm import Vm
 
 TIMEOUT_SEC = 20.0
@@ -132,9 +131,9 @@ def running_guest(
     memory: MemoryConfig | None = None,
     is_kernel: bool = False,
 ) -> Iterator[Guest]:
-    """A guest that has been booted, with 16 MiB unless `memory` says otherwise; the kick signal's handler is put back
-    afterwards. `image` is a firmware unless `is_kernel`."""
-    before = signal.getsignal(KICK_SIGNAL)
+    """A guest that has been booted, with 16 MiB unless `memory` says otherwise. `image` is a firmware unless `is_kernel`.
+
+    The kick signal's handler stays: a guest that runs beside this one needs it still."""
     install_kick_handler()
     guest = Guest(
         image,
@@ -149,7 +148,6 @@ def running_guest(
         yield guest
     finally:
         guest.close()
-        signal.signal(KICK_SIGNAL, before)
 
 
 def wait_until(look: Callable[[], T | None], otherwise: str) -> T:

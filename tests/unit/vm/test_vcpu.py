@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -60,11 +60,8 @@ class FakeVcpu:
 
 
 @pytest.fixture(autouse=True)
-def kick_handler() -> Iterator[None]:
-    before = signal.getsignal(KICK_SIGNAL)
+def kick_handler() -> None:
     install_kick_handler()
-    yield
-    signal.signal(KICK_SIGNAL, before)
 
 
 def make(vcpu: FakeVcpu, keep_running: bool = True) -> tuple[VcpuThread, list[Exception]]:
