@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from support.kvm_guest import needs_kvm
 
+from vmservice.board.doorbells import Doorbells
 from vmservice.errors import HostError, KvmError
 from vmservice.kvm import abi, exits
 from vmservice.kvm.memory_slots import MemorySlots
@@ -137,6 +138,30 @@ def test_ioeventfd(machine: Machine, code: bytes, address: int, pio: bool, reaso
         assert count(fd) == 0
     finally:
         os.close(fd)
+
+
+def test_doorbells_follow_their_bar(machine: Machine) -> None:
+    """A write where virtqueue n is notified is one to its eventfd; elsewhere, and without the BAR, it is an exit."""
+    kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+    warnings: list[str] = []
+    try:
+        doorbells = Doorbells(machine.vm, kicks, 0x100, 4, warnings.append)
+        doorbells.moved(DATA - 0x104)
+        assert machine.run(WRITES_MMIO) == []
+        assert [count(fd) for fd in kicks] == [0, 2]
+        doorbells.moved(None)
+        assert machine.run(WRITES_MMIO) == [abi.KVM_EXIT_MMIO] * 2
+        doorbells.moved(DATA - 0x100)
+        assert machine.run(WRITES_MMIO) == []
+        assert [count(fd) for fd in kicks] == [2, 0]
+        other = Doorbells(machine.vm, kicks, 0x100, 4, warnings.append)
+        other.moved(DATA - 0x100)
+        assert len(warnings) == 1 and "take a VM exit more: KVM_IOEVENTFD failed: File exists" in warnings[0]
+        other.moved(None)
+        assert machine.run(WRITES_MMIO) == []
+    finally:
+        for fd in kicks:
+            os.close(fd)
 
 
 def test_ioeventfd_of_one_value(machine: Machine) -> None:

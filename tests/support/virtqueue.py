@@ -6,6 +6,7 @@ It shares no code with the device's side: what both sides take for granted is wr
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Sequence
 
 from vmservice.devices.virtio.ids import EVENT_IDX, VERSION_1
@@ -154,6 +155,9 @@ class DriverQueue:
         return int(value)
 
 
+RESET_TIMEOUT_SEC = 30.0
+
+
 class RecordingInterrupt:
     """Notes what the driver would be told: `queues` by index, in order, and how often the configuration has changed."""
 
@@ -166,6 +170,9 @@ class RecordingInterrupt:
 
     def interrupt_config(self) -> None:
         self.configs += 1
+
+    def queue_eventfd(self, index: int) -> int | None:
+        return None
 
     def take(self) -> list[int]:
         queues, self.queues = self.queues, []
@@ -213,6 +220,7 @@ class Driver:
         """
         transport = self.transport
         transport.write_status(0)
+        _wait_for_reset(transport)
         transport.write_status(1)
         transport.write_status(3)
         chosen = offered(transport) if features is None else features | VERSION_1
@@ -254,6 +262,14 @@ class Driver:
     @property
     def is_broken(self) -> bool:
         return bool(self.transport.status & 0x40)
+
+
+def _wait_for_reset(transport: VirtioTransport) -> None:
+    """Requests in flight are waited for by the device, and the device by its driver (§4.1.4.3.2)."""
+    deadline = time.monotonic() + RESET_TIMEOUT_SEC
+    while transport.status:
+        assert time.monotonic() < deadline, "the device is not reset"
+        time.sleep(0.001)
 
 
 def offered(transport: VirtioTransport) -> int:

@@ -65,6 +65,15 @@ class MessageInterrupts:
             self._eventfds[vector] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         return self._eventfds[vector]
 
+    def take_waiting(self, vector: int) -> bool:
+        """Whether somebody has written to the vector's eventfd behind its mask. That is forgotten then."""
+        if vector not in self._eventfds or vector in self._attached:
+            return False
+        try:
+            return bool(os.eventfd_read(self._eventfds[vector]))
+        except BlockingIOError:
+            return False
+
     def close(self) -> None:
         """The VM may be gone by then; an eventfd that is closed detaches itself."""
         self._attached.clear()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vmservice.board.board import Board, Tree
     from vmservice.board.slot import Services
     from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.rings import RingOwner
 
 
 class MmioSlots:
@@ -44,7 +45,7 @@ class MmioSlots:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _place(self, slot: Slot, device: VirtioDevice) -> MmioTransport:
+    def _place(self, slot: Slot, device: VirtioDevice, rings: RingOwner | None) -> MmioTransport:
         board = self._board
         if slot.label in self._places:
             base, pin = self._places[slot.label]
@@ -61,6 +62,7 @@ class MmioSlots:
             warn=slot.warn,
             post=self._services.post,
             lock=slot.lock,
+            rings=rings,
             state=state_of(slot.tree, "transport", MmioState),
         )
         board.mmio.insert(base, WINDOW_BYTES, window, slot.lock)

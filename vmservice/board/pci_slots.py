@@ -5,18 +5,20 @@ from __future__ import annotations
 from vmservice.acpi import devices_aml, tables
 from vmservice.arch.x86_64 import layout
 from vmservice.board.board import state_of
+from vmservice.board.doorbells import Doorbells
 from vmservice.board.message_interrupts import MessageInterrupts
 from vmservice.board.slot import Slot
 from vmservice.devices.pci import bus as pci_bus
 from vmservice.devices.pci.config_space import ConfigSpaceState
 from vmservice.devices.pci.host_bridge import host_bridge
-from vmservice.devices.virtio.pci_transport import BAR_SIZE, PciState, PciTransport
+from vmservice.devices.virtio.pci_transport import BAR_SIZE, NOTIFY, NOTIFY_MULTIPLIER, PciState, PciTransport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.board.board import Board, Tree
     from vmservice.board.slot import Services
     from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.rings import RingOwner
     from vmservice.kvm.vm import KvmVm
 
 # What the PCI root hands down of the I/O ports: all but those of the configuration mechanism.
@@ -26,15 +28,18 @@ _PCI_PORTS = [(0, layout.PCI_CONFIG_PORT - 1), (0xD00, 0xFFFF)]
 class PciSlots:
     """The bus, its host bridge in slot 0, and the others in the order in which devices are placed.
 
-    `irqfd` says whether KVM routes message-signalled interrupts from eventfds.
+    `irqfd` says whether KVM routes message-signalled interrupts from eventfds, `ioeventfd` whether it notifies by them.
     """
 
-    def __init__(self, board: Board, services: Services, vm: KvmVm, *, irqfd: bool, tree: Tree | None = None) -> None:
+    def __init__(
+        self, board: Board, services: Services, vm: KvmVm, *, irqfd: bool, ioeventfd: bool, tree: Tree | None = None
+    ) -> None:
         tree = tree or {}
         self._board = board
         self._services = services
         self._vm = vm
         self._irqfd = irqfd
+        self._ioeventfd = ioeventfd
         self._interrupts: list[MessageInterrupts] = []
         # What answers at these addresses without being on the MMIO bus: no BAR may be moved there.
         reserved = [(region.gpa, region.size_bytes, "RAM") for region in services.memory.regions]
@@ -89,7 +94,7 @@ class PciSlots:
         for interrupts in self._interrupts:
             interrupts.close()
 
-    def _place(self, slot: Slot, device: VirtioDevice) -> PciTransport:
+    def _place(self, slot: Slot, device: VirtioDevice, rings: RingOwner | None) -> PciTransport:
         resources = self._board.resources
         vectors = len(device.queue_max_sizes) + 1
         first_gsi = resources.msi_gsis.allocate(vectors, slot.label) if self._irqfd else None
@@ -104,9 +109,15 @@ class PciSlots:
             warn=slot.warn,
             post=self._services.post,
             lock=slot.lock,
+            rings=rings,
+            eventfd=interrupts.eventfd if self._irqfd else None,
+            take_waiting=interrupts.take_waiting if self._irqfd else None,
             is_64bit=wide,
             state=state_of(slot.tree, "transport", PciState),
         )
+        if self._ioeventfd and rings is not None and rings.kicks:
+            doorbells = Doorbells(self._vm, rings.kicks, NOTIFY, NOTIFY_MULTIPLIER, slot.warn)
+            function.bar.on_mapped = doorbells.moved
         area = resources.mmio64 if wide else resources.mmio32
         base = area.allocate(BAR_SIZE, slot.label, alignment=BAR_SIZE)
         if not slot.tree:  # else it is where the guest has it

@@ -6,6 +6,7 @@ import _thread
 import os
 import time
 
+from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
 from vmservice.errors import GuestError, HostError
 
 TYPE_CHECKING = False
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from vmservice.devices.virtio.queue import Queue
     from vmservice.devices.virtio.rings import Ring
 
-# What one request may take of a host in trouble. It is waited for with the device's lock held.
-STOP_TIMEOUT_SEC = 10.0
+# For threads that have just begun, when there is none for the next virtqueue.
+_START_FAILED_SEC = 10.0
 
 
 class ThreadRings:
@@ -34,13 +35,11 @@ class ThreadRings:
         queues: int,
         serve: Callable[[int, Queue], bool],
         bug: Callable[[Exception], None],
-        *,
-        timeout_sec: float = STOP_TIMEOUT_SEC,
     ) -> None:
+        self.transport_features = TRANSPORT_FEATURES
         self._name = name
         self._serve = serve
         self._bug = bug
-        self._timeout_sec = timeout_sec
         self._threads: list[_RingThread] = []
         self.kicks: list[int] = []
         try:
@@ -58,28 +57,26 @@ class ThreadRings:
             try:
                 thread.start()
             except RuntimeError as error:
-                self.stop()
+                self.stop(_START_FAILED_SEC)
                 raise HostError(f"cannot start a thread for virtqueue {ring.index} of {self._name}: {error}") from error
             self._threads.append(thread)
 
     def notify(self, index: int) -> None:
         os.eventfd_write(self.kicks[index], 1)
 
-    def stop(self) -> list[int]:
+    def stop(self, timeout_sec: float) -> bool:
         """All are asked first, so that they end side by side."""
         for thread in self._threads:
             thread.ask_to_stop()
-        deadline = time.monotonic() + self._timeout_sec
+        deadline = time.monotonic() + timeout_sec
+        if not all(thread.wait_ended(max(deadline - time.monotonic(), 0.0)) for thread in self._threads):
+            return False
+        self._threads = []
+        return True
+
+    def go_on(self) -> None:
         for thread in self._threads:
-            if not thread.wait_ended(max(deadline - time.monotonic(), 0.0)):
-                for other in self._threads:
-                    other.go_on()
-                raise HostError(
-                    f"virtqueue {thread.ring.index} of {self._name} waited for the host for more than {self._timeout_sec:g}"
-                    " seconds and could not be stopped"
-                )
-        threads, self._threads = self._threads, []
-        return [thread.ring.queue.state.next_available for thread in threads]
+            thread.go_on()
 
     def close(self) -> None:
         """Give the eventfds back; no virtqueue is served."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 
+from vmservice.errors import HostError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from vmservice.board.timers import Timer, Timers
     from vmservice.devices.state import DeviceState
     from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.rings import RingOwner
     from vmservice.devices.virtio.transport import VirtioTransport
     from vmservice.memory.guest_memory import GuestMemory
 
@@ -67,7 +70,11 @@ class Slot:
     __slots__ = ("_place", "_services", "label", "lock", "memory", "tree")
 
     def __init__(
-        self, label: str, services: Services, place: Callable[[Slot, VirtioDevice], Transport], tree: Tree | None = None
+        self,
+        label: str,
+        services: Services,
+        place: Callable[[Slot, VirtioDevice, RingOwner | None], Transport],
+        tree: Tree | None = None,
     ) -> None:
         """`tree` is what `collect` of the device in another machine has said: this one goes on from there."""
         self.tree: Tree = tree or {}
@@ -77,8 +84,8 @@ class Slot:
         self._services = services
         self._place = place
 
-    def place(self, device: VirtioDevice) -> Transport:
-        return self._place(self, device)
+    def place(self, device: VirtioDevice, rings: RingOwner | None) -> Transport:
+        return self._place(self, device, rings)
 
     def state_of(self, kind: type[S]) -> S | None:
         """The state that the device is to go on from; None for one that begins."""
@@ -110,23 +117,28 @@ class Slot:
 class Plugged:
     """A device in its slot. Kinds that can do more than exchange buffers with the guest are subclasses.
 
+    `rings` serves the device's virtqueues, the device itself without; whoever made it closes it, when the device is closed.
     `inputs` are the consoles of the device that can be typed at, by label. Every method is for the main thread, with no lock
     held.
     """
 
-    def __init__(self, slot: Slot, device: VirtioDevice) -> None:
+    def __init__(self, slot: Slot, device: VirtioDevice, rings: RingOwner | None = None) -> None:
         self.label = slot.label
         self.lock = slot.lock
         self.inputs: dict[str, ConsoleInput] = {}
-        self.transport = slot.place(device)
+        self.transport = slot.place(device, rings)
 
     def start(self) -> None:
         """The machine is whole: what the driver had asked for before its state was taken goes on."""
         self.transport.start()
 
     def pause(self) -> None:
-        """The device does nothing until `resume`: neither for the guest nor for the host."""
-        self.transport.virtio.stop()
+        """The device does nothing until `resume`: neither for the guest nor for the host.
+
+        HostError, with the device as it was, when what is under way is not done in time.
+        """
+        if not self.transport.virtio.stop():
+            raise HostError(f"requests of the device {self.label} wait for the host, and could not be waited for any longer")
 
     def resume(self) -> None:
         self.transport.virtio.start()

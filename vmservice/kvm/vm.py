@@ -12,6 +12,9 @@ from vmservice.kvm.memory_slots import MemorySlots
 from vmservice.kvm.routes import Routes
 from vmservice.kvm.vcpu import KvmVcpu
 
+# A write of whatever size, for an ioeventfd without datamatch (KVM_CAP_IOEVENTFD_ANY_LENGTH).
+ANY_SIZE = 0
+
 
 class KvmVm:
     """A VM file descriptor and what may be asked of it. It does not own its vCPUs' descriptors."""
@@ -75,9 +78,10 @@ class KvmVm:
         ioctl.call(self.fd, abi.KVM_IRQFD, irqfd, name="KVM_IRQFD(DEASSIGN)")
 
     def attach_ioeventfd(self, fd: int, address: int, size_bytes: int, *, pio: bool, datamatch: int | None = None) -> None:
-        """From now on a write of `size_bytes` (1, 2, 4 or 8) to `address` is a write of 1 to the eventfd `fd` and no VM exit.
+        """From now on a write to `address` is a write of 1 to the eventfd `fd`, and no VM exit.
 
-        With `datamatch` only a write of that value is; the others are exits as before. KvmError where another eventfd has it.
+        One of `size_bytes`: 1, 2, 4, 8 or ANY_SIZE. With `datamatch` only a write of that value is; the others are exits as
+        before. KvmError where another eventfd has it.
         """
         self._ioeventfd(fd, address, size_bytes, pio, datamatch, 0, "KVM_IOEVENTFD")
 

@@ -251,7 +251,12 @@ def _map_all(ranges: Ranges, map_one: Callable[[int, int], mmap.mmap]) -> list[m
 
 
 def _memory(ranges: Ranges, mappings: list[mmap.mmap], discard_advice: int | None, fd: int = -1) -> GuestMemory:
-    return GuestMemory([Region(gpa, mapping, discard_advice) for (gpa, _), mapping in zip(ranges, mappings, strict=True)], fd)
+    regions: list[Region] = []
+    offset = 0
+    for (gpa, size), mapping in zip(ranges, mappings, strict=True):
+        regions.append(Region(gpa, mapping, discard_advice, fd=fd, offset=offset))
+        offset += size
+    return GuestMemory(regions, fd)
 
 
 def _total(ranges: Ranges) -> int:

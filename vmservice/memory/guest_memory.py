@@ -28,15 +28,29 @@ _PIECE_BYTES = 256 << 20
 
 
 class Region:
-    """One contiguous piece of guest RAM: `size_bytes` at `gpa`, backed by `mapping`.
+    """One contiguous piece of guest memory: `size_bytes` at `gpa`, backed by `mapping`.
 
+    `mapping` begins at `offset` of the file `fd`, which is -1 for memory that no other process can map; whoever has made the
+    region owns it. `is_ram` is False for what a device brings: no memory map tells the guest of it.
     `discard_advice` is the madvise(2) that gives pages back to the host: for a mapping of a file a hole in it, MADV_REMOVE;
     None where no page must be given back.
     """
 
-    __slots__ = ("discard_advice", "gpa", "mapping", "size_bytes", "view")
+    __slots__ = ("discard_advice", "fd", "gpa", "is_ram", "mapping", "offset", "size_bytes", "view")
 
-    def __init__(self, gpa: int, mapping: mmap.mmap, discard_advice: int | None = mmap.MADV_DONTNEED) -> None:
+    def __init__(
+        self,
+        gpa: int,
+        mapping: mmap.mmap,
+        discard_advice: int | None = mmap.MADV_DONTNEED,
+        *,
+        fd: int = -1,
+        offset: int = 0,
+        is_ram: bool = True,
+    ) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.is_ram = is_ram
         self.discard_advice = discard_advice
         self.gpa = gpa
         self.size_bytes = len(mapping)
@@ -63,7 +77,8 @@ class GuestMemory:
 
     @property
     def size_bytes(self) -> int:
-        return sum(region.size_bytes for region in self.regions)
+        """Of RAM."""
+        return sum(region.size_bytes for region in self.regions if region.is_ram)
 
     def listen(self, listener: Listener) -> None:
         """Tell `listener` of every region: those that are there, and those that come and go from now on."""

@@ -175,7 +175,8 @@ def _create_slots(
 
     # With the in-kernel irqchip KVM's routing table is that of its pins.
     irqfd = board.ioapic is not None and kvm.extension(abi.KVM_CAP_IRQFD) and kvm.extension(abi.KVM_CAP_IRQ_ROUTING)
-    slots = PciSlots(board, services, vm, irqfd=bool(irqfd), tree=tree)
+    ioeventfd = kvm.extension(abi.KVM_CAP_IOEVENTFD) and kvm.extension(abi.KVM_CAP_IOEVENTFD_ANY_LENGTH)
+    slots = PciSlots(board, services, vm, irqfd=bool(irqfd), ioeventfd=bool(ioeventfd), tree=tree)
     closers.add(slots.close)
     return slots
 

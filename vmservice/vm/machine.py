@@ -84,8 +84,22 @@ class KvmMachine:
         with self.board.lock:
             self.board.pause()
             self._is_paused = True
-        for device in self.devices:
-            device.pause()
+        self._pause_devices()
+
+    def _pause_devices(self) -> None:
+        paused: list[Plugged] = []
+        try:
+            for device in self.devices:
+                device.pause()
+                paused.append(device)
+        except HostError:
+            for device in paused:
+                device.resume()
+            with self.board.lock:
+                self._is_paused = False
+                self.board.resume()
+            self.vcpu_set.release()
+            raise
 
     def resume(self) -> None:
         for device in self.devices:
@@ -186,9 +200,8 @@ class KvmMachine:
         """Stop at once and give everything back to the host. HostError, with the guest going on, when it cannot be stopped."""
         if self.vcpu_set.is_closed:
             return
-        self.vcpu_set.stop()
-        with self.board.lock:
-            self.board.take_coalesced()
+        if not self._is_paused:
+            self.pause()
         self.board.close()
         self.vcpu_set.close()
         self._give_back()

@@ -72,6 +72,7 @@ class Function:
             pending_bits=(0, 0x800),
             signal=self.interrupts.signal,
             on_route_changed=self.interrupts.on_route_changed,
+            take_waiting=self.interrupts.take_waiting,
         )
 
     def control(self, value: int) -> None:
@@ -163,6 +164,22 @@ def test_a_back_end_keeps_its_eventfd_over_masks_and_moves(function: Function) -
     assert function.vm.attached == {FIRST_GSI: fd}
     assert function.interrupts.eventfd(0) == fd
     assert os.get_inheritable(fd) is False
+
+
+def test_what_a_back_end_writes_behind_a_mask_is_pending(function: Function) -> None:
+    """It is in the pending bits that the guest reads, and in the state, from where another machine sends it."""
+    function.control(CONTROL_ENABLE)
+    function.entry(0, 0x41)
+    function.entry(1, 0x42, masked=True)
+    os.eventfd_write(function.interrupts.eventfd(1), 1)
+    assert function.pending == 2
+    assert function.msix.state.pending == 2
+    assert function.taken(1) == 0, "it is in one place only"
+    function.msix.write_table(16 + 12, struct.pack("<I", 0))
+    assert function.taken(1) == 1
+    assert function.pending == 0
+    os.eventfd_write(function.interrupts.eventfd(0), 1)
+    assert function.pending == 0, "what KVM has is no business of the pending bits"
 
 
 def test_a_message_that_changes_while_open_moves_the_route_only(function: Function) -> None:

@@ -125,7 +125,7 @@ def of_a_machine() -> Iterator[Resources]:
     memory, timers = guest_ram((0, 2 * MIB)), Timers()
     board = make_board(memory, timers=timers, max_vcpus=2, console=lambda data: None)
     services = Services(memory, timers, post=lambda call: None, on_input_room=lambda label: None, warn=lambda text: None)
-    PciSlots(board, services, None, irqfd=False)  # type: ignore[arg-type]
+    PciSlots(board, services, None, irqfd=False, ioeventfd=False)  # type: ignore[arg-type]
     yield board.resources
     memory.close()
     timers.close()

@@ -13,6 +13,7 @@ from support.virtqueue import DRIVER_READY, Driver, DriverQueue
 
 from vmservice.board.rings import ThreadRings
 from vmservice.devices.state import DeviceState
+from vmservice.devices.virtio import transport
 from vmservice.devices.virtio.queue import Chain, Queue
 from vmservice.errors import GuestError, HostError
 from vmservice.memory.guest_memory import GuestMemory
@@ -39,7 +40,7 @@ class Sluggish:
         self.threads: set[int] = set()
         self.bugs: list[Exception] = []
         self.resets = 0
-        self.rings = ThreadRings("sluggish", 2, self.serve, self.bugs.append, timeout_sec=TIMEOUT_SEC)
+        self.rings = ThreadRings("sluggish", 2, self.serve, self.bugs.append)
 
     def serve(self, index: int, queue: Queue) -> bool:
         self.threads.add(threading.get_ident())
@@ -170,30 +171,102 @@ def test_a_stop_waits_for_what_is_under_way_and_says_where_it_ends(bench: Bench)
     bench.interrupted(0)
 
 
-def test_the_owner_answers_with_the_next_chain_of_each_ring(bench: Bench) -> None:
-    bench.start()
-    for _ in range(3):
-        bench.ask(1, b"x")
-    bench.answers(1, 3)
-    assert bench.device.rings.stop() == [0, 3]
-    assert bench.device.rings.stop() == []
-
-
-def test_a_stop_that_is_not_had_in_time_changes_nothing(bench: Bench) -> None:
-    bench.device.rings._timeout_sec = 0.05
+def test_a_stop_that_is_not_done_in_time_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "STOP_TIMEOUT_SEC", 0.05)
     bench.start()
     bench.device.gate.clear()
     bench.ask(1, b"stuck")
     assert bench.device.at_the_gate.wait(TIMEOUT_SEC)
-    with pytest.raises(HostError, match="virtqueue 1 of sluggish waited for the host for more than"):
-        bench.driver.transport.stop()
-    bench.driver.transport.start()
+    assert not bench.driver.transport.stop()
     bench.device.gate.set()
     assert bench.answers(1) == [b"STUCK"]
     for index in (0, 1):
         bench.ask(index, b"again")
         assert bench.answers(index) == [b"AGAIN"]
-    bench.device.rings._timeout_sec = TIMEOUT_SEC
+    monkeypatch.undo()
+
+
+def test_a_reset_is_done_when_the_last_request_is(bench: Bench) -> None:
+    """A driver may use the memory for something else once the status reads 0 (virtio 1.2 §4.1.4.3.2)."""
+    bench.start()
+    bench.device.gate.clear()
+    bench.ask(0, b"late")
+    assert bench.device.at_the_gate.wait(TIMEOUT_SEC)
+    with bench.driver.transport.lock:
+        start = time.monotonic()
+        bench.driver.transport.write_status(0)
+        assert time.monotonic() - start < TIMEOUT_SEC / 2, "the lock is not held for as long as a host takes"
+        assert bench.driver.transport.status == DRIVER_READY
+    assert bench.device.resets == 1, "of the driver's first write"
+    bench.device.gate.set()
+    for _ in wait():
+        with bench.driver.transport.lock:
+            if bench.driver.transport.status == 0:
+                break
+    assert bench.driver.queues[0].used_index() == 1
+    assert bench.device.resets == 2
+    bench.start()
+    bench.ask(0, b"again")
+    assert bench.answers(0) == [b"AGAIN"]
+
+
+def test_a_reset_under_way_is_finished_by_a_pause(bench: Bench) -> None:
+    bench.start()
+    bench.device.gate.clear()
+    bench.ask(0, b"late")
+    assert bench.device.at_the_gate.wait(TIMEOUT_SEC)
+    with bench.driver.transport.lock:
+        bench.driver.transport.write_status(0)
+    threading.Timer(0.05, bench.device.gate.set).start()
+    assert bench.driver.transport.stop()
+    assert bench.driver.transport.state.status == 0
+    bench.driver.transport.start()
+    bench.start()
+    bench.ask(0, b"again")
+    assert bench.answers(0) == [b"AGAIN"]
+
+
+def test_a_broken_device_is_not_served_after_a_pause(bench: Bench) -> None:
+    bench.start()
+    bench.device.gate.clear()
+    bench.ask(0, b"late")
+    assert bench.device.at_the_gate.wait(TIMEOUT_SEC)
+    with bench.driver.transport.lock:
+        bench.driver.transport.needs_reset(GuestError("a lie"))
+    bench.device.gate.set()
+    assert bench.driver.transport.stop()
+    bench.driver.transport.start()
+    bench.ask(1, b"x")
+    assert bench.driver.transport.stop()
+    assert bench.driver.queues[1].used_index() == 0
+    assert bench.driver.is_broken
+
+
+def test_guest_memory_is_not_given_back_under_a_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "STOP_TIMEOUT_SEC", 0.05)
+    bench.start()
+    bench.device.gate.clear()
+    bench.ask(0, b"late")
+    assert bench.device.at_the_gate.wait(TIMEOUT_SEC)
+    with pytest.raises(HostError, match=r"takes more than 0\.05 seconds"):
+        bench.driver.transport.close()
+    monkeypatch.undo()
+
+
+def test_a_host_without_threads_breaks_the_device_and_nothing_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("vmservice.board.rings._thread.start_new_thread", refuse)
+    with bench.driver.transport.lock:
+        bench.driver.start(stop_before_ok=True)
+        bench.driver.transport.write_status(DRIVER_READY)
+    assert bench.driver.is_broken
+    assert "cannot start a thread for virtqueue 0" in bench.driver.warnings[0]
+    monkeypatch.undo()
+    bench.start()
+    bench.ask(0, b"again")
+    assert bench.answers(0) == [b"AGAIN"]
 
 
 def test_a_reset_while_the_lock_is_held_waits_for_no_interrupt(bench: Bench) -> None:

@@ -66,7 +66,7 @@ class Place:
         board = make_board(self.memory, timers=self.timers)
         self.slots: PciSlots | MmioSlots
         if transport == "pci":
-            self.slots = PciSlots(board, services, None, irqfd=False)  # type: ignore[arg-type]
+            self.slots = PciSlots(board, services, None, irqfd=False, ioeventfd=False)  # type: ignore[arg-type]
         else:
             self.slots = MmioSlots(board, services)
 

@@ -123,7 +123,7 @@ class Machine:
         )
         self.slots: PciSlots | MmioSlots
         if transport == "pci":
-            self.slots = PciSlots(self.board, services, self.vm, irqfd=True)  # type: ignore[arg-type]
+            self.slots = PciSlots(self.board, services, self.vm, irqfd=True, ioeventfd=False)  # type: ignore[arg-type]
         else:
             self.slots = MmioSlots(self.board, services)
         host_console = SinkConsole(self._print, "hvc")

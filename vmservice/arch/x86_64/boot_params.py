@@ -87,7 +87,7 @@ def e820(memory: GuestMemory) -> list[tuple[int, int, int]]:
         (layout.PCI_ECAM, layout.PCI_ECAM_SIZE, E820_RESERVED),
         (layout.IDENTITY_MAP_ADDRESS, layout.KVM_PAGES_SIZE, E820_RESERVED),
     ]
-    for region in memory.regions:
+    for region in (region for region in memory.regions if region.is_ram):
         low = (region.gpa, min(region.end, layout.LOW_RAM_END))
         high = (max(region.gpa, layout.HIGH_RAM), region.end)
         entries += [(start, end - start, E820_RAM) for start, end in (low, high) if start < end]

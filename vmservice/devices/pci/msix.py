@@ -63,6 +63,7 @@ class Msix:
     `signal(vector)` sends the vector's message (`message`) now. `on_route_changed(vector, address, data, masked)` tells each
     change of what a vector would send; `masked` counts the entry's own mask, the function's, that MSI-X is off, and that the
     function must not write to memory. It comes before a message goes out by the new route. At first every vector is masked.
+    `take_waiting(vector)`, where interrupts also come by eventfds, is whether one waits behind a mask, which is then forgotten.
     Constructing tells nothing; the first `config_written` tells how things stand in the state.
     """
 
@@ -76,6 +77,7 @@ class Msix:
         signal: Callable[[int], None],
         on_route_changed: Callable[[int, int, int, bool], None],
         bus_master: bool = True,
+        take_waiting: Callable[[int], bool] | None = None,
         state: MsixState | None = None,
     ) -> None:
         if not 1 <= vectors <= MAX_VECTORS:
@@ -85,6 +87,7 @@ class Msix:
         self._config = config
         self._signal = signal
         self._on_route_changed = on_route_changed
+        self._take_waiting = take_waiting
         places = (offset | bar for bar, offset in (table, pending_bits))  # offsets are multiples of 8
         self.capability = config.add_capability(CAPABILITY_ID, struct.pack("<HII", vectors - 1, *places))
         self._control_offset = self.capability + MESSAGE_CONTROL
@@ -115,6 +118,7 @@ class Msix:
 
     def clear_pending(self) -> None:
         """The reasons for all waiting interrupts are gone, as when the device is reset."""
+        self.gather_waiting()
         self.state.pending = 0
 
     def set_bus_master(self, allowed: bool) -> None:
@@ -122,6 +126,13 @@ class Msix:
         if allowed != self._may_write:
             self._may_write = allowed
             self._update_all()
+
+    def gather_waiting(self) -> None:
+        """Note in the state what waits behind a mask in an eventfd."""
+        if self._take_waiting is not None:
+            for vector in range(self.vectors):
+                if self._take_waiting(vector):
+                    self.state.pending |= 1 << vector
 
     # The guest's side
 
@@ -154,6 +165,7 @@ class Msix:
 
     def read_pending(self, offset: int, size: int) -> bytes:
         """The PBA is read-only."""
+        self.gather_waiting()
         bits = self.state.pending.to_bytes(pending_size(self.vectors), "little")
         return bits[offset : offset + size].ljust(size, b"\0")
 

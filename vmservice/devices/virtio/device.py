@@ -11,13 +11,19 @@ if TYPE_CHECKING:
     from vmservice.errors import GuestError
 
     class Interrupt(Protocol):
-        """How the driver is told; the transport's bus makes it a line or a message."""
+        """How the driver is told."""
 
         def interrupt_queue(self, index: int) -> None:
             """Virtqueue `index` has used buffers."""
 
         def interrupt_config(self) -> None:
             """The configuration or the device status has changed."""
+
+    class BusInterrupt(Interrupt, Protocol):
+        """The transport's bus, which makes it a line or a message."""
+
+        def queue_eventfd(self, index: int) -> int | None:
+            """An eventfd, a write of 1 to which is `interrupt_queue` from any thread or process; None where there is none."""
 
     class DriverPort(Interrupt, Protocol):
         """What an active device has of its driver."""

@@ -10,7 +10,7 @@ import struct
 
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.queue import AVAILABLE, DESCRIPTORS, USED
-from vmservice.devices.virtio.transport import VirtioTransport
+from vmservice.devices.virtio.transport import STOP_TIMEOUT_SEC, VirtioTransport
 from vmservice.devices.virtio.transport_state import TransportState
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmservice.devices.irq import IrqLine
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.devices.virtio.queue import Dma
+    from vmservice.devices.virtio.rings import RingOwner
 
 # The size of the window: what is not configuration space reads as zeros.
 WINDOW_BYTES = 0x1000
@@ -98,6 +99,9 @@ class _LineInterrupt:
     def interrupt_config(self) -> None:
         self._raise(CONFIG_CHANGE)
 
+    def queue_eventfd(self, index: int) -> int | None:
+        return None  # the status register says why the line is high
+
     def acknowledge(self, bits: int) -> None:
         self.status &= ~bits
         self._line.set(bool(self.status))
@@ -119,6 +123,7 @@ class MmioTransport:
         warn: Callable[[str], None],
         post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType | None = None,
+        rings: RingOwner | None = None,
         state: MmioState | None = None,
     ) -> None:
         self._interrupt = _LineInterrupt(line, state.interrupt_status if state is not None else 0)
@@ -129,6 +134,8 @@ class MmioTransport:
             warn=warn,
             post=post,
             lock=lock,
+            rings=rings,
+            reset_wait_sec=STOP_TIMEOUT_SEC,  # a driver may go on as soon as it has written 0 (virtio 1.2 §4.2.2)
             state=state.transport if state is not None else None,
         )
 
@@ -207,9 +214,6 @@ class MmioTransport:
 
     def start(self) -> None:
         self.virtio.start()
-
-    def stop(self) -> None:
-        self.virtio.stop()
 
     def close(self) -> None:
         """Let go of guest memory."""

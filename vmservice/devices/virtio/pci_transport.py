@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.devices.virtio.queue import Dma
+    from vmservice.devices.virtio.rings import RingOwner
 
     Field = tuple[int, int, Callable[[], int], Callable[[int], None] | None]
 
@@ -118,12 +119,15 @@ class PciRegisters:
         warn: Callable[[str], None],
         post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType,
+        rings: RingOwner | None,
+        eventfd: Callable[[int], int] | None,
         state: RegistersState | None = None,
         transport_state: TransportState | None = None,
     ) -> None:
         self.state = state or RegistersState(len(device.queue_max_sizes))
         self._msix = msix
-        self.virtio = VirtioTransport(device, memory, self, warn=warn, post=post, lock=lock, state=transport_state)
+        self._eventfd = eventfd
+        self.virtio = VirtioTransport(device, memory, self, warn=warn, post=post, lock=lock, rings=rings, state=transport_state)
         self._fields = self._common_fields()
 
     # The device's side (devices.virtio.device.Interrupt)
@@ -135,6 +139,14 @@ class PciRegisters:
     def interrupt_config(self) -> None:
         self.state.isr |= ISR_CONFIG
         self._send(self.state.config_vector)
+
+    def queue_eventfd(self, index: int) -> int | None:
+        if self._eventfd is None:
+            return None
+        try:
+            return self._eventfd(self.state.queue_vectors[index])
+        except OSError:
+            return None
 
     def _send(self, vector: int) -> None:
         if vector != NO_VECTOR:
@@ -250,6 +262,7 @@ class PciRegisters:
         index = self.virtio.state.queue_select
         if index < len(self.state.queue_vectors):
             self.state.queue_vectors[index] = self._valid(vector)
+            self.virtio.interrupts_changed()
 
     def _enable_queue(self, value: int) -> None:
         # Only a reset disables a virtqueue (§4.1.4.3.2).
@@ -265,8 +278,11 @@ class PciRegisters:
 class PciTransport(PciFunction):
     """The function of one virtio device. `signal` and `on_route_changed` as in `Msix`; vectors: one a virtqueue, and one more.
 
-    `warn` and `post` as in `VirtioTransport`. The host's side calls `virtio`; `bar` is BAR 0, for whoever wants to catch the
-    notifications of virtqueue n at its base + NOTIFY + 4 * n.
+    `warn`, `post` and `rings` as in `VirtioTransport`. `eventfd(vector)` is one that is the vector's interrupt (NO_VECTOR: one
+    that nobody hears), and `take_waiting` as in `Msix`; None where there is none.
+
+    The host's side calls `virtio`. `bar` is BAR 0, for whoever wants to catch the notifications of virtqueue n at its base +
+    NOTIFY + 4 * n.
     """
 
     def __init__(
@@ -279,6 +295,9 @@ class PciTransport(PciFunction):
         warn: Callable[[str], None],
         post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType | None = None,
+        rings: RingOwner | None = None,
+        eventfd: Callable[[int], int] | None = None,
+        take_waiting: Callable[[int], bool] | None = None,
         is_64bit: bool = True,
         state: PciState | None = None,
     ) -> None:
@@ -294,6 +313,7 @@ class PciTransport(PciFunction):
             signal=signal,
             on_route_changed=on_route_changed,
             bus_master=self.is_bus_master,
+            take_waiting=take_waiting,
             state=state.msix if state else None,
         )
         self._window = self._add_capabilities(queues)
@@ -304,6 +324,8 @@ class PciTransport(PciFunction):
             warn=warn,
             post=post,
             lock=self.lock,
+            rings=rings,
+            eventfd=eventfd,
             state=state.registers if state else None,
             transport_state=state.transport if state else None,
         )
@@ -312,6 +334,7 @@ class PciTransport(PciFunction):
 
     @property
     def state(self) -> PciState:
+        self.msix.gather_waiting()
         return PciState(self.config.state, self.msix.state, self.registers.state, self.virtio.state)
 
     def start(self) -> None:
@@ -320,9 +343,6 @@ class PciTransport(PciFunction):
             self.msix.config_written()
         self.bus_master_changed()
         self.virtio.start()
-
-    def stop(self) -> None:
-        self.virtio.stop()
 
     def close(self) -> None:
         """Let go of guest memory."""

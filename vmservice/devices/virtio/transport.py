@@ -10,17 +10,18 @@ from __future__ import annotations
 import _thread
 import time
 
-from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
-from vmservice.devices.virtio.queue import SLICE_SEC, Queue, QueueState, check_rings
-from vmservice.devices.virtio.rings import Inline, Ring
+from vmservice.devices.virtio.ids import VERSION_1
+from vmservice.devices.virtio.queue import SLICE_SEC, QueueState, check_rings
+from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
+from vmservice.devices.virtio.served import ServedQueues
 from vmservice.devices.virtio.transport_state import TransportState
-from vmservice.errors import GuestError
+from vmservice.errors import GuestError, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmservice.devices.virtio.device import Interrupt, VirtioDevice
+    from vmservice.devices.virtio.device import BusInterrupt, VirtioDevice
     from vmservice.devices.virtio.queue import Dma
     from vmservice.devices.virtio.rings import RingOwner
 
@@ -32,7 +33,8 @@ FEATURES_OK = 0x08
 NEEDS_RESET = 0x40
 FAILED = 0x80
 
-TRANSPORT_FEATURES = VERSION_1 | INDIRECT_DESC | EVENT_IDX
+# What the requests in flight at a host in trouble are waited for, when nothing else can be done.
+STOP_TIMEOUT_SEC = 10.0
 
 # A guest that breaks the rules over and over fills no journal.
 WARNING_INTERVAL_SEC = 60.0
@@ -55,7 +57,9 @@ class VirtioTransport:
     and has the callback called soon, by a thread that holds no lock: it does one slice more. There is one such callback at a
     time, and while a virtqueue waits for its turn its notifications do nothing: no guest gets more by asking more often.
 
-    `rings` serves the virtqueues, the device itself by default. An owner with threads has slices of its own.
+    `rings` serves the virtqueues, the device itself by default. An owner with threads has slices of its own, and may have
+    requests in flight when the driver resets the device. They are waited for: the status reads 0 when the last is done
+    (virtio 1.2 §4.1.4.3.2), and a driver that does not read it again (`reset_wait_sec`) is kept in its write until then.
 
     Nothing happens before `start`. Before it, after `stop`, and while `set_dma` has said so, no virtqueue is touched; nothing
     of what the driver asks meanwhile is lost.
@@ -65,12 +69,13 @@ class VirtioTransport:
         self,
         device: VirtioDevice,
         memory: Dma,
-        interrupt: Interrupt,
+        interrupt: BusInterrupt,
         *,
         warn: Callable[[str], None],
         post: Callable[[Callable[[], None]], None],
         lock: _thread.LockType | None = None,
         rings: RingOwner | None = None,
+        reset_wait_sec: float = SLICE_SEC,
         state: TransportState | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,19 +85,14 @@ class VirtioTransport:
         self._memory = memory
         self._interrupt = interrupt
         self._warn = warn
-        self._post = post
-        self._posted = False
-        self._is_inline = rings is None
-        self._rings: RingOwner = rings or Inline(device)
-        self._is_served = False
-        self._signals: list[int] = []  # virtqueues of which the driver is still to be told
+        self._served = ServedQueues(device, rings, interrupt, self.lock, post, self.needs_reset)
+        self._reset_wait_sec = reset_wait_sec
+        self._is_resetting = False  # the driver has asked for it, and requests are in flight
         self._clock = clock
         self._warned_at: float | None = None
         self._warnings_held_back = 0
-        self._queues: list[Queue] = []  # empty while the device is not active
         self._started = False
         self._has_dma = True
-        self._next_turn = 0  # the virtqueue that is looked at first
 
     def _reset_state(self) -> TransportState:
         return TransportState(self.device.queue_max_sizes, self.device.read_config(0, WATCHED_CONFIG_BYTES))
@@ -105,17 +105,23 @@ class VirtioTransport:
             self._started = True
             self._go_on()
 
-    def stop(self) -> None:
-        """Leave the virtqueues as they are until `start`."""
+    def stop(self) -> bool:
+        """Leave the virtqueues as they are until `start`. False, with all as before, when requests in flight take too long."""
         with self.lock:
             self._started = False
-            self._hold()
+            if self._hold(STOP_TIMEOUT_SEC):
+                return True
+            self._started = True
+            if not self._is_resetting:
+                self._served.go_on()
+            return False
 
     def close(self) -> None:
-        """Let go of guest memory, which else cannot be closed."""
+        """Let go of guest memory, which else cannot be closed. HostError when requests in flight take too long."""
         with self.lock:
             self._started = False
-            self._deactivate()
+            if not self._deactivate(STOP_TIMEOUT_SEC):
+                raise HostError(f"a request to the host takes more than {STOP_TIMEOUT_SEC:g} seconds")
 
     # Whether the virtqueues may be touched
 
@@ -125,80 +131,37 @@ class VirtioTransport:
         if allowed:
             self._go_on()
         else:
-            self._hold()
+            self._hold(STOP_TIMEOUT_SEC)
 
-    @property
-    def _held(self) -> bool:
-        return not (self._started and self._has_dma)
-
-    def _hold(self) -> None:
-        self._stop_rings()
-        for queue in self._queues:
-            queue.held = True
-
-    def _start_rings(self) -> None:
-        """What was made available before the device was active, or while it was held, came without a notification."""
-        queues = self._queues
-
-        def lost(error: GuestError) -> None:
-            self._post(lambda: self._lost(queues, error))
-
-        rings = [self._ring(index, queue) for index, queue in enumerate(queues) if queue.state.ready]
-        for queue in queues:
-            queue.held = False
-        self._is_served = True
-        self._rings.start(rings, self.state.driver_features, lost)
-        if self._is_inline:
-            self._take_turns()
-
-    def _ring(self, index: int, queue: Queue) -> Ring:
-        queues = self._queues
-        return Ring(index, queue, lambda: self._signal(index, queues))
-
-    def _stop_rings(self) -> None:
-        if self._is_served:
-            self._rings.stop()
-            self._is_served = False
-            self._tell_signals()
-
-    def _lost(self, queues: list[Queue], error: GuestError) -> None:
-        with self.lock:
-            if queues is self._queues:  # else the driver has reset the device in the meantime
-                self.needs_reset(error)
-
-    def _signal(self, index: int, queues: list[Queue]) -> None:
-        """From a ring owner's thread. Whoever has the lock may be waiting for that thread to stop, so it is not waited for."""
-        if self.lock.acquire(timeout=SLICE_SEC):
-            try:
-                if queues is self._queues:
-                    self.interrupt_queue(index)
-            finally:
-                self.lock.release()
-        else:
-            self._signals.append(index)
-            self._post(self._tell_later)
-
-    def _tell_later(self) -> None:
-        with self.lock:
-            self._tell_signals()
-
-    def _tell_signals(self) -> None:
-        while self._signals:
-            self.interrupt_queue(self._signals.pop())
+    def _hold(self, timeout_sec: float) -> bool:
+        stopped = self._served.stop(timeout_sec)
+        if stopped and self._is_resetting:
+            self._finish_reset()
+        return stopped
 
     def _go_on(self) -> None:
-        if not self._started:
-            return
-        if not self._queues and self.state.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK:
-            self._activate()
-        elif self._queues and not self._held and not self._is_served:
-            self._start_rings()
+        """Do what the driver had asked for while nothing could be done."""
+        if self._started and self.state.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK:
+            if not self._served.queues:
+                self._activate()
+            elif self._has_dma and not self._served.is_served:
+                self._serve()
+
+    def _serve(self) -> None:
+        try:
+            self._served.start(self.state.driver_features)
+        except HostError as error:
+            self._break(f"virtio device {type(self.device).__name__} cannot be served until its next reset: {error}")
+
+    def interrupts_changed(self) -> None:
+        """The driver has given a virtqueue another interrupt."""
+        self._served.interrupts_changed(STOP_TIMEOUT_SEC, self.state.driver_features)
 
     # Features: windows of 32 bits, of which there are two
 
     @property
     def offered_features(self) -> int:
-        return self.device.features | TRANSPORT_FEATURES
+        return self.device.features | TRANSPORT_FEATURES & self._served.transport_features
 
     def select_device_features(self, value: int) -> None:
         self.state.device_features_select = value
@@ -280,6 +243,8 @@ class VirtioTransport:
 
     @property
     def status(self) -> int:
+        if self._is_resetting:
+            self._hold(0.0)
         return self.state.status
 
     def write_status(self, value: int) -> None:
@@ -287,11 +252,13 @@ class VirtioTransport:
         if not value & 0xFF:
             self.reset()
             return
+        if self._is_resetting:
+            return
         state = self.state
         added = value & ~state.status
         if added & FAILED:
             state.status |= FAILED
-            self._deactivate()
+            self._deactivate(0.0)
         if state.status & (NEEDS_RESET | FAILED):
             return
         state.status |= added & (ACKNOWLEDGE | DRIVER)
@@ -306,8 +273,13 @@ class VirtioTransport:
         return not chosen & ~self.offered_features and bool(chosen & VERSION_1)
 
     def reset(self) -> None:
-        """By the driver, or with the machine: everything it said is forgotten. The bus side takes back its interrupts."""
-        self._deactivate()
+        """By the driver: everything it said is forgotten. The bus side takes back its interrupts."""
+        self._is_resetting = True
+        self._hold(self._reset_wait_sec)
+
+    def _finish_reset(self) -> None:
+        self._is_resetting = False
+        self._deactivate(0.0)
         generation, config = self.state.generation, self.state.config
         self.state = self._reset_state()
         self.state.generation, self.state.config = generation, config
@@ -315,98 +287,56 @@ class VirtioTransport:
     def _activate(self) -> None:
         features = self.state.driver_features
         try:
-            on_backlog = self._ask_for_turn if self._is_inline else None
-            self._queues = [Queue(self._memory, queue, features, on_backlog) for queue in self.state.queues]
-            self.device.activate(self._queues, self, features)
+            self._served.open(self._memory, self.state.queues, features)
+            self.device.activate(self._served.queues, self, features)
         except GuestError as error:
             self.needs_reset(error)
-        if self._held:
-            self._hold()
-        elif self._queues:
-            self._start_rings()
+            return
+        if self._started and self._has_dma:
+            self._serve()
 
-    def _deactivate(self) -> None:
-        self._stop_rings()
-        self._signals = []
+    def _deactivate(self, timeout_sec: float) -> bool:
+        """Whether it was done in time; if not, nothing new is served, and the reset does the rest."""
+        if not self._served.stop(timeout_sec):
+            return False
         self.device.reset()
-        for queue in self._queues:
-            queue.close()
-        self._queues = []
-
-    # Notifications of the driver
+        self._served.close()
+        return True
 
     def notify(self, index: int) -> None:
-        """The driver says that virtqueue `index` has buffers. Unknown or disabled ones, and those of an idle device: no.
-
-        What comes before its turn is served in its turn.
-        """
-        queues = self._queues
-        if index < len(queues) and queues[index].state.ready and not (self._is_inline and queues[index].backlog):
-            self._serve(index)
-
-    def _serve(self, index: int) -> None:
-        if self._held:
-            return  # all are served when that is over
-        try:
-            self._rings.notify(index)
-        except GuestError as error:
-            self.needs_reset(error)
-
-    def _turn(self) -> None:
-        with self.lock:
-            self._posted = False
-            if not self._held:
-                self._take_turns()
-
-    def _take_turns(self) -> None:
-        """Serve virtqueues that have a backlog, one after the other and a slice each, for the time of one slice."""
-        deadline = time.monotonic() + SLICE_SEC
-        for _ in range(len(self._queues)):
-            queues = self._queues  # none are left when one has met a bad chain
-            if not queues:
-                return
-            index, self._next_turn = self._next_turn % len(queues), self._next_turn + 1
-            if queues[index].backlog:
-                queues[index].backlog = False
-                self._serve(index)
-                if time.monotonic() >= deadline:
-                    break
-        if any(queue.backlog for queue in self._queues):
-            self._ask_for_turn()
-
-    def _ask_for_turn(self) -> None:
-        if not self._posted:
-            self._posted = True
-            self._post(self._turn)
+        """The driver says that virtqueue `index` has buffers."""
+        self._served.notify(index)
 
     # The device's way to its driver (DriverPort)
 
     def interrupt_queue(self, index: int) -> None:
-        if self._queues:
-            self._interrupt.interrupt_queue(index)
+        self._served.interrupt_queue(index)
 
     def interrupt_config(self) -> None:
         if self.state.status & DRIVER_OK:
             self._interrupt.interrupt_config()
 
     def needs_reset(self, error: GuestError) -> None:
+        name = type(self.device).__name__
+        self._break(f"the guest's driver broke the rules of virtio device {name}, which waits for its reset: {error}")
+
+    def _break(self, reason: str) -> None:
         state = self.state
         if state.status & NEEDS_RESET:
             return
         state.status |= NEEDS_RESET
-        self._deactivate()
+        self._deactivate(0.0)
         self.interrupt_config()
-        self._warn_of(error)
+        self._warn_of(reason)
 
-    def _warn_of(self, error: GuestError) -> None:
+    def _warn_of(self, text: str) -> None:
         now = self._clock()
         if self._warned_at is not None and now - self._warned_at < WARNING_INTERVAL_SEC:
             self._warnings_held_back += 1
             return
         since = f" (and {self._warnings_held_back} times since the last warning)" if self._warnings_held_back else ""
         self._warned_at, self._warnings_held_back = now, 0
-        name = type(self.device).__name__
-        self._warn(f"the guest's driver broke the rules of virtio device {name}, which waits for its reset{since}: {error}")
+        self._warn(f"{text}{since}")
 
     # Configuration
 

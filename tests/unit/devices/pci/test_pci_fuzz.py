@@ -86,7 +86,7 @@ class Machine:
     def collect(self) -> list[Values]:
         """All states, as they are when the machine is paused."""
         for function in self.functions:
-            function.stop()
+            function.virtio.stop()
         states = [self.pci.state, self.bridge.config.state, *(function.state for function in self.functions)]
         return [state.values() for state in states]
 

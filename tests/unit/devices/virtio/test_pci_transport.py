@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from support.guest_ram import guest_ram
 
 from vmservice.devices.state import DeviceState
-from vmservice.devices.virtio.ids import VERSION_1
+from vmservice.devices.virtio.ids import EVENT_IDX, VERSION_1
 from vmservice.devices.virtio.pci_transport import PciState, PciTransport
 from vmservice.devices.virtio.queue import Queue
 from vmservice.errors import GuestError
@@ -18,6 +19,7 @@ from vmservice.memory.guest_memory import GuestMemory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.devices.virtio.device import DriverPort
+    from vmservice.devices.virtio.rings import Ring
 
 NO_VECTOR = 0xFFFF
 COMMON, ISR, DEVICE, NOTIFY, TABLE, PENDING = 0, 0x1000, 0x2000, 0x3000, 0x4000, 0x6000
@@ -59,6 +61,29 @@ class Fake:
         self.told.append(("notify", index))
 
 
+class Owner:
+    """Somebody else who serves the virtqueues; it knows the event index, and no indirect descriptors."""
+
+    transport_features = VERSION_1 | EVENT_IDX
+    kicks = ()
+
+    def __init__(self) -> None:
+        self.rings: dict[int, Ring] = {}
+        self.starts = 0
+
+    def start(self, rings: Sequence[Ring], features: int, lost: Callable[[GuestError], None]) -> None:
+        self.rings = {ring.index: ring for ring in rings}
+        self.starts += 1
+
+    def notify(self, index: int) -> None: ...
+
+    def stop(self, timeout_sec: float) -> bool:
+        self.rings = {}
+        return True
+
+    def go_on(self) -> None: ...
+
+
 class Driver:
     """The guest's side, register by register at the offsets of virtio 1.2 §4.1.4.3."""
 
@@ -70,6 +95,8 @@ class Driver:
         self.warnings: list[str] = []
         self.is_64bit = is_64bit
         self.posted: list[Callable[[], None]] = []
+        self.eventfds: dict[int, int] = {}
+        self.owner: Owner | None = None
         self.function = self.make(None)
         self.function.start()
         self.function.write_config(4, b"\x06\x00")
@@ -83,6 +110,8 @@ class Driver:
             warn=self.warnings.append,
             post=self.posted.append,
             is_64bit=self.is_64bit,
+            rings=self.owner,
+            eventfd=self.eventfds.__getitem__ if self.owner is not None else None,
             state=state,
         )
 
@@ -536,10 +565,53 @@ def test_a_function_rebuilt_without_bus_mastering_is_as_quiet(driver: Driver) ->
 
 def test_a_stopped_function_waits_for_its_start(driver: Driver) -> None:
     driver.start()
-    driver.function.stop()
+    driver.function.virtio.stop()
     driver.write(NOTIFY, 0, 2)
     driver.function.write_config(4, MEMORY_ONLY)
     driver.function.write_config(4, MASTER)
     assert driver.take() == []
     driver.function.start()
     assert driver.take() == [("notify", 0), ("notify", 1), ("notify", 2)]
+
+
+# Virtqueues that somebody else serves
+
+
+@pytest.fixture
+def served(driver: Driver) -> Iterator[Driver]:
+    """A function whose vectors have eventfds, and with an owner for its virtqueues."""
+    driver.eventfds = {vector: os.eventfd(0, os.EFD_NONBLOCK) for vector in (*range(4), NO_VECTOR)}
+    driver.function.close()
+    driver.owner = Owner()
+    driver.function = driver.make(None)
+    driver.function.start()
+    driver.function.write_config(4, MASTER)
+    yield driver
+    for fd in driver.eventfds.values():
+        os.close(fd)
+
+
+def test_what_the_owner_does_not_know_is_not_offered(served: Driver) -> None:
+    served.write(0, 0, 4)
+    assert served.read(4, 4) == FEATURE | EVENT_IDX
+    served.write(0, 1, 4)
+    assert served.read(4, 4) == VERSION_1 >> 32
+
+
+def test_the_owner_interrupts_by_the_eventfd_of_the_vector(served: Driver) -> None:
+    served.start()
+    assert served.owner is not None
+    assert [ring.eventfd for ring in served.owner.rings.values()] == [served.eventfds[vector] for vector in (1, 2, 3)]
+    served.owner.rings[1].signal()
+    assert os.eventfd_read(served.eventfds[2]) == 1
+    assert served.signals == [], "no call on the way"
+
+
+def test_another_vector_is_another_eventfd(served: Driver) -> None:
+    served.start()
+    assert served.owner is not None
+    served.write(0x16, 0, 2)
+    served.write(0x1A, NO_VECTOR, 2)
+    assert served.owner.starts == 2
+    assert served.owner.rings[0].eventfd == served.eventfds[NO_VECTOR]
+    assert served.owner.rings[1].eventfd == served.eventfds[2]
