@@ -47,6 +47,7 @@ ELSEWHERE = {
     "virtio.console.Console._interrupt": ACTIVE,
     "virtio.console.Console._multiport": ACTIVE,
     "virtio.console.Console._queues": ACTIVE,
+    "virtio.external.External._interrupt": ACTIVE,
     "virtio.mmio_transport._LineInterrupt.status": "`MmioState.interrupt_status`",
     "virtio.queue.Queue._avail_event": MEMORY,
     "virtio.queue.Queue._used": MEMORY,

@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "arch": {"errors", "memory", "kvm", "acpi"},
     "boot": {"errors", "host", "memory", "arch"},
     "devices": {"errors", "memory", "acpi"},
-    # What devices are plugged into.
-    "board": {"errors", "kvm", "memory", "acpi", "arch", "devices"},
+    # What devices are plugged into; a ring owner speaks with a back end.
+    "board": {"errors", "host", "kvm", "memory", "acpi", "arch", "devices"},
     "plug": {"errors", "config", "host", "devices", "board"},
     "vm": {"errors", "config", "host", "kvm", "memory", "acpi", "arch", "boot", "devices", "board", "plug"},
     "control": {"errors", "host", "vm"},

@@ -71,6 +71,17 @@ class DiskBackEnd:
             self._visit.is_cut = True
         os.eventfd_write(self._wake, 1)
 
+    @property
+    def taken_up(self) -> bool:
+        """Whether every virtqueue is served."""
+        visit = self._visit
+        return visit is not None and sum(ring.is_running for ring in list(visit.rings.values())) == self.queues
+
+    def taken(self, index: int = 0) -> int:
+        """How many requests of a virtqueue wait for the gate."""
+        visit = self._visit
+        return len(visit.rings[index].taken) if visit is not None and index in visit.rings else 0
+
     def open_gate(self) -> None:
         self.gate_is_open = True
         os.eventfd_write(self._wake, 1)

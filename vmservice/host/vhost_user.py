@@ -92,7 +92,7 @@ class VhostUser:
     a request, where it can say so (REPLY_ACK).
 
     `open` comes first. `features` are the device's, `queues` the most virtqueues that it has, `channel` the socket that
-    `take_config_changed` reads, -1 without one.
+    `take_config_changed` reads, -1 without one. Each answer may take `reply_sec`.
     """
 
     def __init__(self, connection: _socket.socket, name: str, reply_sec: float = REPLY_SEC) -> None:
@@ -102,7 +102,7 @@ class VhostUser:
         self.memory_slots = TABLE_MAX_REGIONS
         self.is_lost = False
         self._name = name
-        self._reply_sec = reply_sec
+        self.reply_sec = reply_sec
         self._socket = connection
         self._channel: _socket.socket | None = None
         self._channel_bytes = b""
@@ -115,6 +115,13 @@ class VhostUser:
     @property
     def channel(self) -> int:
         return self._channel.fileno() if self._channel is not None else -1
+
+    def cut(self) -> None:
+        """End the connection, from any thread: a call that waits in another one ends too."""
+        try:
+            self._socket.shutdown(_socket.SHUT_RDWR)
+        except OSError:  # it has ended by itself
+            return
 
     def close(self) -> None:
         self.is_lost = True
@@ -302,7 +309,7 @@ class VhostUser:
         return self._receive(request, sizes, deadline)
 
     def _deadline(self, timeout_sec: float | None = None) -> float:
-        return time.monotonic() + (self._reply_sec if timeout_sec is None else timeout_sec)
+        return time.monotonic() + (self.reply_sec if timeout_sec is None else timeout_sec)
 
     def _send(self, request: int, flags: int, payload: bytes, fds: Sequence[int], deadline: float) -> None:
         message = HEADER.pack(request, flags, len(payload)) + payload

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.devices.virtio.queue import Queue
-    from vmservice.errors import GuestError
+    from vmservice.errors import GuestError, HostError
+
+    Lost = Callable[[GuestError | HostError], None]
 
     class RingOwner(Protocol):
         @property
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
         def kicks(self) -> Sequence[int]:
             """Eventfds by virtqueue: a write of 1 is a notification, by `notify` or by KVM (ioeventfd). None: only `notify`."""
 
-        def start(self, rings: Sequence[Ring], features: int, lost: Callable[[GuestError], None]) -> None:
+        def start(self, rings: Sequence[Ring], features: int, lost: Lost) -> None:
             """Serve `rings`, the virtqueues that are ready, from now on: first what is available already.
 
             `lost` may be called from any thread, with no lock held: nothing is served any more until the next start, because
-            the driver broke the rules. HostError when it cannot be; then nothing is served.
+            the driver broke the rules, or the host failed. HostError when it cannot be; then nothing is served.
             """
 
         def notify(self, index: int) -> None:
@@ -73,7 +75,7 @@ class Inline:
     def __init__(self, device: VirtioDevice) -> None:
         self._device = device
 
-    def start(self, rings: Sequence[Ring], features: int, lost: Callable[[GuestError], None]) -> None:
+    def start(self, rings: Sequence[Ring], features: int, lost: Lost) -> None:
         """What is available already is met by the transport's first turn."""
         for ring in rings:
             ring.queue.backlog = True

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from vmservice.devices.virtio.device import BusInterrupt, VirtioDevice
     from vmservice.devices.virtio.queue import Dma, QueueState
     from vmservice.devices.virtio.rings import RingOwner
+    from vmservice.errors import HostError
 
 
 class ServedQueues:
     """`queues` by index, none while the device is not active. Every call comes with `lock`, the device's, held.
 
-    `rings` serves them, the device itself in turns of one slice each without. `broken` is told of a driver that broke the
-    rules, with the lock held; `post(callback)` has the callback called soon, by a thread that holds no lock.
+    `rings` serves them, the device itself in turns of one slice each without. `broken` is told, with the lock held, of a driver
+    that broke the rules, or a host that failed; `post(callback)` has the callback called soon, by a thread that holds no lock.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class ServedQueues:
         interrupt: BusInterrupt,
         lock: _thread.LockType,
         post: Callable[[Callable[[], None]], None],
-        broken: Callable[[GuestError], None],
+        broken: Callable[[GuestError | HostError], None],
     ) -> None:
         self.queues: list[Queue] = []
         self.is_served = False
@@ -110,7 +111,7 @@ class ServedQueues:
 
     # From the owner's threads
 
-    def _lost(self, queues: list[Queue], error: GuestError) -> None:
+    def _lost(self, queues: list[Queue], error: GuestError | HostError) -> None:
         with self._lock:
             if queues is self.queues:  # else the driver has reset the device in the meantime
                 self._broken(error)

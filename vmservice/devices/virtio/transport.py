@@ -151,7 +151,7 @@ class VirtioTransport:
         try:
             self._served.start(self.state.driver_features)
         except HostError as error:
-            self._break(f"virtio device {type(self.device).__name__} cannot be served until its next reset: {error}")
+            self.needs_reset(error)
 
     def interrupts_changed(self) -> None:
         """The driver has given a virtqueue another interrupt."""
@@ -316,9 +316,12 @@ class VirtioTransport:
         if self.state.status & DRIVER_OK:
             self._interrupt.interrupt_config()
 
-    def needs_reset(self, error: GuestError) -> None:
+    def needs_reset(self, error: GuestError | HostError) -> None:
         name = type(self.device).__name__
-        self._break(f"the guest's driver broke the rules of virtio device {name}, which waits for its reset: {error}")
+        if isinstance(error, HostError):
+            self._break(f"virtio device {name} cannot be served until its next reset: {error}")
+        else:
+            self._break(f"the guest's driver broke the rules of virtio device {name}, which waits for its reset: {error}")
 
     def _break(self, reason: str) -> None:
         state = self.state
