@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from vmservice.devices.limited_warnings import LimitedWarnings
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -12,9 +14,6 @@ if TYPE_CHECKING:
     from vmservice.devices.pci.function import Bar, PciFunction
 
     Reserved = tuple[int, int, str]
-
-# A guest may move BARs in a loop; so often it is told of.
-WARNING_INTERVAL_SEC = 10.0
 
 
 class BarMap:
@@ -33,12 +32,9 @@ class BarMap:
     ) -> None:
         self._mmio = mmio
         self._reserved = tuple(reserved)
-        self._warn = warn
-        self._monotonic = monotonic
+        self._warn = LimitedWarnings(warn, monotonic)  # a guest may move BARs in a loop
         self._mapped: dict[Bar, tuple[PciFunction, int]] = {}
         self._blocked: dict[Bar, int] = {}
-        self._next_warning = monotonic()
-        self._unsaid = 0
 
     def answering(self) -> list[tuple[PciFunction, Bar]]:
         """The BARs that answer, and whose they are."""
@@ -66,7 +62,7 @@ class BarMap:
             bar.on_mapped(base)
         elif self._blocked.get(bar) != base:
             self._blocked[bar] = base
-            self._say(f"the guest put BAR {bar.index} of the PCI device {name} where it cannot answer: {obstacle}")
+            self._warn(f"the guest put BAR {bar.index} of the PCI device {name} where it cannot answer: {obstacle}")
 
     def _obstacle(self, bar: Bar, base: int) -> str | None:
         """Put the BAR on the bus; what is in its way, if anything is."""
@@ -79,12 +75,3 @@ class BarMap:
         except ValueError as error:
             return str(error)
         return None
-
-    def _say(self, text: str) -> None:
-        now = self._monotonic()
-        if now < self._next_warning:
-            self._unsaid += 1
-            return
-        more = f" ({self._unsaid} more like it since the last warning)" if self._unsaid else ""
-        self._next_warning, self._unsaid = now + WARNING_INTERVAL_SEC, 0
-        self._warn(text + more)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import time
 
+from vmservice.devices.limited_warnings import LimitedWarnings
 from vmservice.devices.virtio.ids import VERSION_1
 from vmservice.devices.virtio.queue import SLICE_SEC, QueueState, check_rings
 from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
@@ -36,9 +37,6 @@ FAILED = 0x80
 # What the requests in flight at a host in trouble are waited for, when nothing else can be done.
 STOP_TIMEOUT_SEC = 10.0
 
-# A guest that breaks the rules over and over fills no journal.
-WARNING_INTERVAL_SEC = 60.0
-
 # How much of the configuration space is watched for changes; no device has more.
 WATCHED_CONFIG_BYTES = 256
 
@@ -48,8 +46,8 @@ _LOW = 0xFFFF_FFFF
 class VirtioTransport:
     """One device, and what its driver has told it. `interrupt` is the bus' way to the driver.
 
-    A GuestError from the device or a virtqueue sets DEVICE_NEEDS_RESET, tells the driver, says one sentence to `warn` (at
-    most one each WARNING_INTERVAL_SEC), and resets the device, which so does nothing until the driver has reset it too.
+    A GuestError from the device or a virtqueue sets DEVICE_NEEDS_RESET, tells the driver, says one sentence to `warn` (in
+    limited number), and resets the device, which so does nothing until the driver has reset it too.
 
     `lock` is held during each access of the guest, and by whoever calls the device from the host's side.
 
@@ -84,13 +82,10 @@ class VirtioTransport:
         self.state = state or self._reset_state()
         self._memory = memory
         self._interrupt = interrupt
-        self._warn = warn
+        self._warn = LimitedWarnings(warn, clock)
         self._served = ServedQueues(device, rings, interrupt, self.lock, post, self.needs_reset)
         self._reset_wait_sec = reset_wait_sec
         self._is_resetting = False  # the driver has asked for it, and requests are in flight
-        self._clock = clock
-        self._warned_at: float | None = None
-        self._warnings_held_back = 0
         self._started = False
         self._has_dma = True
 
@@ -330,16 +325,7 @@ class VirtioTransport:
         state.status |= NEEDS_RESET
         self._deactivate(0.0)
         self.interrupt_config()
-        self._warn_of(reason)
-
-    def _warn_of(self, text: str) -> None:
-        now = self._clock()
-        if self._warned_at is not None and now - self._warned_at < WARNING_INTERVAL_SEC:
-            self._warnings_held_back += 1
-            return
-        since = f" (and {self._warnings_held_back} times since the last warning)" if self._warnings_held_back else ""
-        self._warned_at, self._warnings_held_back = now, 0
-        self._warn(f"{text}{since}")
+        self._warn(reason)
 
     # Configuration
 

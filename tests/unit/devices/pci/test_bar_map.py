@@ -7,7 +7,7 @@ import _thread
 import pytest
 
 from vmservice.devices.bus import Bus
-from vmservice.devices.pci.bar_map import WARNING_INTERVAL_SEC
+from vmservice.devices.limited_warnings import INTERVAL_SEC
 from vmservice.devices.pci.bus import PciBus, PciBusState
 from vmservice.devices.pci.function import Bar, Identity, PciFunction
 
@@ -162,11 +162,11 @@ def test_a_loop_of_moves_is_told_of_now_and_then() -> None:
     for step in range(50):
         machine.move(0, step * SIZE)
     assert len(machine.warnings) == 1
-    machine.now += WARNING_INTERVAL_SEC
+    machine.now += INTERVAL_SEC
     machine.move(0, IOAPIC)
     assert len(machine.warnings) == 2
     assert machine.warnings[1].endswith("(49 more like it since the last warning)")
-    machine.now += WARNING_INTERVAL_SEC
+    machine.now += INTERVAL_SEC
     machine.move(0, 0)
     assert "more like it" not in machine.warnings[2]
 
@@ -175,10 +175,10 @@ def test_a_disabled_bar_that_is_enabled_in_the_same_bad_place_is_told_of_again()
     machine = Machine()
     machine.move(0, 0)
     machine.enable(0, on=False)
-    machine.now += WARNING_INTERVAL_SEC
+    machine.now += INTERVAL_SEC
     machine.enable(0)
     assert len(machine.warnings) == 2
-    machine.now += WARNING_INTERVAL_SEC
+    machine.now += INTERVAL_SEC
     machine.move(1, HOME)  # another's move tries it again, and says nothing new
     assert len(machine.warnings) == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.virtqueue import QUEUES_GPA, Driver, DriverQueue, offered
 
+from vmservice.devices.limited_warnings import INTERVAL_SEC
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.device import cut_config
 from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
@@ -16,7 +17,6 @@ from vmservice.devices.virtio.transport import (
     FAILED,
     FEATURES_OK,
     NEEDS_RESET,
-    WARNING_INTERVAL_SEC,
     VirtioTransport,
 )
 from vmservice.devices.virtio.transport_state import TransportState
@@ -400,13 +400,13 @@ def test_warnings_are_limited(echo: Echo, ram: GuestMemory) -> None:
         driver.kick(0)
         assert driver.is_broken
     assert len(driver.warnings) == 1
-    now += WARNING_INTERVAL_SEC
+    now += INTERVAL_SEC
     (first, _) = driver.start()
     lie(first)
     driver.kick(0)
     assert len(driver.warnings) == 2
     assert "waits for its reset: " in driver.warnings[1]
-    assert driver.warnings[1].endswith(" (and 4 times since the last warning)")
+    assert driver.warnings[1].endswith(" (4 more like it since the last warning)")
     driver.transport.close()
 
 
