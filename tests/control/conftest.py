@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.private_bus import PrivateBus
+from support.process import SIM_CONFIG, Manager
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +23,21 @@ def own_bus() -> Iterator[PrivateBus]:
     bus = PrivateBus()
     yield bus
     bus.close()
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    manager = Manager()
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The configuration of a process that runs `--sim`."""
+    path = tmp_path / "demo.toml"
+    path.write_text(SIM_CONFIG)
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from dbus_next import Message
 from dbus_next.constants import MessageFlag
-from support.bus_client import CallFailed, Client, Served, client, served_vm
+from support.bus_client import CallFailed, Client, Served, client, flooders, served_vm
 from support.mock_service import mock_service
 from support.private_bus import PrivateBus
 
 from vmservice.control import authority, caller, turns
 from vmservice.control.api import VERBS
 from vmservice.control.authority import POLKIT, Authority
-from vmservice.control.dbus_transport import Transport
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 from vmservice.control.turns import Turns
 
@@ -427,23 +426,11 @@ def test_a_flood_of_strangers(bus: PrivateBus) -> None:
             client(bus.address) as honest,
             mock_service(bus.address, POLKIT, silent) as polkit,
         ):
-            flooders = [Transport(bus.address) for _ in range(authority.CHECKS_LIMIT_AN_ACCOUNT + 1)]
-            for flooder in flooders:
-                await flooder.connect()
-                for _ in range(2000):
-                    flooder.send(
-                        Message(
-                            destination=bus_name("demo"),
-                            path=OBJECT_PATH,
-                            interface=INTERFACE,
-                            member="Pause",
-                            flags=MessageFlag.NO_REPLY_EXPECTED,
-                        )
-                    )
+            flood = await flooders(bus.address, authority.CHECKS_LIMIT_AN_ACCOUNT + 1, 2000)
             await polkit.asked("CheckAuthorization", authority.CHECKS_LIMIT_AN_ACCOUNT)
             assert await honest.get("demo", "State") == "created"
             assert len(authority_of(served)._checks) == authority.CHECKS_LIMIT_AN_ACCOUNT
-            for flooder in flooders:
+            for flooder in flood:
                 flooder.close()
             await nothing_left(served)
             members = [call.member for call in polkit.calls]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from dbus_next import Message, Variant
-from dbus_next.constants import MessageFlag, MessageType
+from dbus_next.constants import MessageType
 from dbus_next.signature import SignatureTree
-from support.bus_client import CallFailed, client, served_vm
+from support.bus_client import CallFailed, client, flooders, served_vm
 from support.private_bus import PrivateBus
 
 from vmservice.control import dbus_transport
@@ -104,24 +104,12 @@ def test_a_flood_does_not_starve_the_loop(bus: PrivateBus) -> None:
 
     async def check() -> None:
         async with served_vm(bus.address) as served, client(bus.address) as honest:
-            flooders = [Transport(bus.address) for _ in range(3)]
-            for flooder in flooders:
-                await flooder.connect()
-                for _ in range(3000):
-                    flooder.send(
-                        Message(
-                            destination=bus_name("demo"),
-                            path=OBJECT_PATH,
-                            interface=INTERFACE,
-                            member="Pause",
-                            flags=MessageFlag.NO_REPLY_EXPECTED,
-                        )
-                    )
+            flood = await flooders(bus.address, 3, 3000)
             begin = time.monotonic()
             assert await honest.get("demo", "State") == "created"
             assert time.monotonic() - begin < 8
             assert served.vm.state == "created"
-            for flooder in flooders:
+            for flooder in flood:
                 assert flooder.connected
                 flooder.close()
 

@@ -19,20 +19,6 @@ Start = Callable[..., VmProcess]
 
 
 @pytest.fixture
-def manager() -> Iterator[Manager]:
-    manager = Manager()
-    yield manager
-    manager.close()
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "demo.toml"
-    path.write_text(SIM_CONFIG)
-    return path
-
-
-@pytest.fixture
 def start(config: Path, manager: Manager) -> Iterator[Start]:
     processes: list[VmProcess] = []
 
@@ -96,10 +82,11 @@ def test_a_stop_asks_the_guest(start: Start, manager: Manager, bus: PrivateBus, 
     assert "forced" not in process.messages
 
 
-def test_sigint_from_a_terminal_is_a_stop(start: Start) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_without_a_manager_what_a_terminal_sends_is_a_stop(start: Start, number: int) -> None:
     process = start("--bus", "none", told=False)
     process.wait_for("the VM runs")
-    process.send(signal.SIGINT)
+    process.send(number)
     assert process.wait() == 0
     assert "asked the guest to power off; it has 120 seconds" in process.messages
 
@@ -197,7 +184,7 @@ def test_the_last_status_is_the_reason(
     assert not any("Boot starts it again" in text for text in told)
 
 
-def test_a_forced_stop_is_not_one_that_was_asked_for(start: Start, manager: Manager, bus: PrivateBus) -> None:
+def test_a_guest_that_takes_too_long_is_forced(start: Start, manager: Manager, bus: PrivateBus) -> None:
     process = start("--bus", bus.address, service="shutdown_timeout = 0")
     manager.wait_for("READY", "1")
     process.send(signal.SIGTERM)
@@ -205,6 +192,7 @@ def test_a_forced_stop_is_not_one_that_was_asked_for(start: Start, manager: Mana
     assert [message["STATUS"] for message in manager.rest() if "STATUS" in message][-1] == (
         "it was forced to stop: shutdown_timeout is 0"
     )
+    assert "warning: forced the VM to stop: shutdown_timeout is 0" in process.messages
 
 
 def test_a_guest_that_is_done_before_the_bus_name_is_owned(
@@ -236,14 +224,6 @@ def test_a_stop_without_a_guest_is_immediate(start: Start, manager: Manager, bus
         call(bus.address, "Shutdown")
     process.send(signal.SIGTERM)
     assert process.wait() == 0
-
-
-def test_a_guest_that_takes_too_long_is_forced(start: Start, manager: Manager, bus: PrivateBus) -> None:
-    process = start("--bus", bus.address, service="shutdown_timeout = 0")
-    manager.wait_for("READY", "1")
-    process.send(signal.SIGTERM)
-    assert process.wait() == 0
-    assert "warning: forced the VM to stop: shutdown_timeout is 0" in process.messages
 
 
 def test_a_second_signal_forces_at_once(start: Start, manager: Manager, bus: PrivateBus) -> None:
@@ -435,15 +415,6 @@ def test_a_reload_says_what_waits_for_a_restart(start: Start, manager: Manager, 
     assert (
         f"different in {config}, and in force when the VM is restarted: [kernel], cpus.max, [memory], [serial], [rng]"
     ) in process.messages
-
-
-def test_without_a_manager_a_hangup_is_a_stop(start: Start) -> None:
-    """What SIGHUP means in a terminal."""
-    process = start("--bus", "none", told=False)
-    process.wait_for("the VM runs")
-    process.send(signal.SIGHUP)
-    assert process.wait() == 0
-    assert "asked the guest to power off" in process.messages
 
 
 def test_sigquit_writes_where_the_vcpus_are(start: Start, manager: Manager, bus: PrivateBus) -> None:

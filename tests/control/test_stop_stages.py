@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,20 +47,6 @@ def jumping():
 time.time = jumping
 time.time_ns = lambda: int(jumping() * 1e9)
 """
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    manager = Manager()
-    yield manager
-    manager.close()
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "demo.toml"
-    path.write_text(SIM_CONFIG)
-    return path
 
 
 def with_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

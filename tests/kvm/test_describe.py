@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.kvm_guest import TIMEOUT_SEC, needs_kvm, running_guest, wait_until
+from support.kvm_guest import hanging_serial, needs_kvm, running_guest, wait_until
 from support.payload import BANNER
 
 from vmservice.vm.events import EventKind
@@ -87,25 +86,12 @@ def test_a_vcpu_that_does_not_stop_tells_where_its_thread_is(payloads: Payloads,
     monkeypatch.setattr("vmservice.vm.machine._DESCRIBE_TIMEOUT_SEC", 0.2)
     with running_guest(payloads("smp"), vcpus=2) as guest:
         guest.output.wait_for(BANNER)
-        come, go_on = threading.Event(), threading.Event()
-        serial = guest.machines[-1].board.serial
-        assert serial is not None
-        write = serial.write
-
-        def hang(offset: int, data: bytes) -> None:
-            come.set()
-            go_on.wait(TIMEOUT_SEC)
-            write(offset, data)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(serial, "write", hang)
-            assert come.wait(TIMEOUT_SEC)
+        with hanging_serial(guest):
             lines = guest.vm.describe()
         stuck = [line for line in lines if line.startswith("vCPU 0")]
         assert len(stuck) == 1
         assert re.fullmatch(r"vCPU 0: does not leave its exit; its thread is in threading, wait\(\), line \d+", stuck[0])
         assert any(line.startswith("vCPU 1: RIP ") for line in lines)
-        go_on.set()
         guest.output.wait_for(b"beat ", len(guest.output.data))
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.kvm_guest import TIMEOUT_SEC, needs_kvm, running_guest, wait_until
+from support.kvm_guest import TIMEOUT_SEC, hanging_serial, needs_kvm, running_guest, vcpu_threads, wait_until
 from support.payload import BANNER
 
 from vmservice.errors import ConfigError, HostError
@@ -113,15 +111,6 @@ def resident_kib() -> int:
     gc.collect()
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-
-
-def vcpu_threads() -> list[str]:
-    """One that `finish` has ended may take a moment to leave the list."""
-    names = []
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
-            names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
-    return sorted(name for name in names if name.startswith("vcpu"))
 
 
 def test_a_hundred_resets_in_a_row_leave_nothing(payloads: Payloads) -> None:
@@ -240,20 +229,9 @@ def test_every_vcpu_answers_whatever_its_guest_does(payloads: Payloads, variant:
 def test_a_device_that_hangs_is_named_with_its_vcpu(payloads: Payloads) -> None:
     with running_guest(payloads("beat"), vcpus=2) as guest:
         guest.output.wait_for(BANNER)
-        come, go_on = threading.Event(), threading.Event()
-
-        def hang(_data: bytes) -> None:
-            come.set()
-            go_on.wait(TIMEOUT_SEC)
-
-        serial = guest.machines[-1].board.serial
-        assert serial is not None
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(serial, "write", lambda _offset, data: hang(data))
-            assert come.wait(TIMEOUT_SEC)
+        with hanging_serial(guest):
             assert guest.vm.silent(0.01) == ["the lock of the devices"]
             assert guest.vm.silent(0.01) == ["vCPU 0", "the lock of the devices"]
-        go_on.set()
         wait_until(lambda: guest.vm.silent(TIMEOUT_SEC) == [] or None, "it did not go on")
 
 
@@ -265,24 +243,11 @@ def test_a_verb_that_a_vcpu_does_not_follow_changes_nothing(
     monkeypatch.setattr("vmservice.vm.vcpus.STOP_TIMEOUT_SEC", 0.2)
     with running_guest(payloads("beat"), vcpus=2) as guest:
         guest.output.wait_for(BANNER)
-        come, go_on = threading.Event(), threading.Event()
-        serial = guest.machines[-1].board.serial
-        assert serial is not None
-        write = serial.write
-
-        def hang(offset: int, data: bytes) -> None:
-            come.set()
-            go_on.wait(TIMEOUT_SEC)
-            write(offset, data)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(serial, "write", hang)
-            assert come.wait(TIMEOUT_SEC)
+        with hanging_serial(guest):
             before = guest.vm.properties()
             with pytest.raises(HostError, match="vCPU 0 did not stop within"):
                 verb(guest.vm)
             assert guest.vm.properties() == before
-        go_on.set()
         guest.output.wait_for(b"beat ", len(guest.output.data))
         guest.vm.silent(TIMEOUT_SEC)
         wait_until(lambda: guest.vm.silent(TIMEOUT_SEC) == [] or None, "a vCPU did not go on")

@@ -6,7 +6,6 @@ that the guest has. A seed that failed is run again by naming it in SEEDS.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.kvm_guest import Guest, needs_kvm, running_guest, wait_until
+from support.kvm_guest import Guest, needs_kvm, running_guest, vcpu_threads, wait_until
 from support.payload import BANNER
 
 from vmservice.arch.x86_64.layout import CPU_HOTPLUG_BASE
@@ -104,16 +103,6 @@ class Walk:
         assert not there & given_back
         if vm.state == State.PAUSED:
             assert all(thread._holding for thread in threads.values()), "a vCPU that Pause did not stop"
-
-
-def vcpu_threads() -> list[str]:
-    names = []
-    for task in os.listdir("/proc/self/task"):
-        try:
-            names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
-        except OSError:  # a thread that ended meanwhile
-            continue
-    return sorted(name for name in names if name.startswith("vcpu"))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.kvm_guest import Guest, needs_kvm, running_guest, wait_until
+from support.kvm_guest import Guest, needs_kvm, running_guest, vcpu_threads, wait_until
 from support.payload import BANNER
 
 from vmservice.arch.x86_64.layout import CPU_HOTPLUG_BASE
@@ -38,16 +37,6 @@ class Acpi:
         event = self.guest.next_event()
         assert event.kind == EventKind.VCPUS
         self.guest.vm.on_guest_event(event)
-
-
-def vcpu_threads() -> list[str]:
-    names = []
-    for task in os.listdir("/proc/self/task"):
-        try:
-            names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
-        except OSError:  # a thread that ended meanwhile
-            continue
-    return sorted(name for name in names if name.startswith("vcpu"))
 
 
 def begin(guest: Guest, desired: int) -> list[VmmError | None]:

@@ -48,16 +48,7 @@ def hand_over(guest: Guest) -> KvmMachine:
     text = json.dumps(state_tree.collect(old, guest.kvm))
     memory = same_memory(old.memory)
     old.close()
-    host = HostServices(
-        guest.kvm,
-        guest.events,
-        guest.timers,
-        fake_backends(SinkConsole(guest.output.write), hvc=[SinkConsole(lambda data: None, "hvc")]),
-        on_input_room=lambda console: None,
-        info=guest.messages.append,
-        warn=guest.warnings.append,
-    )
-    new = builder.restore(guest.config, host, json.loads(text), memory)
+    new = builder.restore(guest.config, _host(guest), json.loads(text), memory)
     # The Vm goes on with it as if nothing had been.
     guest.machines.append(new)
     guest.vm._holder.machine = new

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dbus_next import Message, Variant
 from dbus_next.aio import MessageBus
-from dbus_next.constants import MessageType
+from dbus_next.constants import MessageFlag, MessageType
 from support.clock import Clock
 
 from vmservice.control.bus import BusConnection
+from vmservice.control.dbus_transport import Transport
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 from vmservice.vm.events import EventQueue
 from vmservice.vm.sim import SimMachine
@@ -170,3 +171,21 @@ async def served_vm(
 
 def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
+
+
+async def flooders(address: str, number: int, calls: int) -> list[Transport]:
+    """So many connections, each of which has called Pause so often and wants no replies. The caller closes them."""
+    connections = [Transport(address) for _ in range(number)]
+    for connection in connections:
+        await connection.connect()
+        for _ in range(calls):
+            connection.send(
+                Message(
+                    destination=bus_name("demo"),
+                    path=OBJECT_PATH,
+                    interface=INTERFACE,
+                    member="Pause",
+                    flags=MessageFlag.NO_REPLY_EXPECTED,
+                )
+            )
+    return connections

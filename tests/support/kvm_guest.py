@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -148,6 +148,38 @@ def running_guest(
         yield guest
     finally:
         guest.close()
+
+
+@contextmanager
+def hanging_serial(guest: Guest) -> Iterator[None]:
+    """From the next byte that the guest writes to its serial console on, the vCPU that wrote it hangs in the device, whose lock
+    it holds. Afterwards that byte is written and the guest goes on."""
+    come, go_on = threading.Event(), threading.Event()
+    serial = guest.machines[-1].board.serial
+    assert serial is not None
+    write = serial.write
+
+    def hang(offset: int, data: bytes) -> None:
+        come.set()
+        go_on.wait(TIMEOUT_SEC)
+        write(offset, data)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serial, "write", hang)
+            assert come.wait(TIMEOUT_SEC), "the guest wrote nothing"
+            yield
+    finally:
+        go_on.set()
+
+
+def vcpu_threads() -> list[str]:
+    """The names of this process' threads that are a vCPU's. One that has just ended may still be among them."""
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError):
+            names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
+    return sorted(name for name in names if name.startswith("vcpu"))
 
 
 def wait_until(look: Callable[[], T | None], otherwise: str) -> T:

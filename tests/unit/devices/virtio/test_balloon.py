@@ -8,7 +8,6 @@ import pytest
 from support.virtqueue import WRITE, Driver
 
 from vmservice.devices.virtio.balloon import F_DEFLATE_ON_OOM, F_REPORTING, F_STATS, MAX_PAGES_IN_REQUEST, Balloon
-from vmservice.devices.virtio.transport import VirtioTransport
 from vmservice.errors import InvalidArgument
 
 TYPE_CHECKING = False
@@ -258,15 +257,7 @@ def test_a_balloon_made_from_the_state_of_another_goes_on(host: Host, driver: Dr
     driver.queues[STATS].add([statistics(free=1)])
     driver.kick(STATS)
     other = Balloon(ram, lambda gpa, size: host.discarded.append((gpa, size)), host.balloon.state)
-    transport = VirtioTransport(
-        other,
-        ram,
-        driver.interrupt,
-        warn=driver.warnings.append,
-        post=driver.posted.append,
-        state=driver.transport.state,
-    )
-    transport.start()
+    transport = Driver(other, ram, state=driver.transport.state).transport
     assert other.state.target_pages == MIB // 4096
     assert other.request_statistics()
     driver.queues[3].add(writable=[8192])

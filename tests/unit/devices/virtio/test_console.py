@@ -19,7 +19,6 @@ from vmservice.devices.virtio.console import (
     receive_queue,
     transmit_queue,
 )
-from vmservice.devices.virtio.transport import VirtioTransport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -322,15 +321,7 @@ def test_a_console_made_from_the_state_of_another_goes_on(multi: Host, make_driv
     multi.console.resize(100, 30)
     state = multi.console.state
     other = Console(multi.console.ports, state)
-    transport = VirtioTransport(
-        other,
-        ram,
-        driver.interrupt,
-        warn=driver.warnings.append,
-        post=driver.posted.append,
-        state=driver.transport.state,
-    )
-    transport.start()
+    transport = Driver(other, ram, state=driver.transport.state).transport
     assert other.state == state
     driver.queues[4].add(writable=[4])
     assert other.receive(1, b"on") == 2

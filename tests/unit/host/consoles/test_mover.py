@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.console_log import Log
 from support.movers import running_mover
 
 from vmservice.host.consoles import mover as mover_module
@@ -30,16 +31,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_SEC = 10.0
 MIB = 1 << 20
-
-
-class Log:
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def info(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 class Noting:

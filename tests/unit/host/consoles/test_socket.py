@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.console_log import Log
 from support.movers import MoveNow
 
 from vmservice.errors import ConfigError, HostError
@@ -22,18 +23,6 @@ from vmservice.host.listen_fds import take_listen_fds
 
 TIMEOUT_SEC = 10.0
 MIB = 1 << 20
-
-
-class Log:
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.warnings: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.messages.append(text)
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 Make = Callable[..., SocketConsole]

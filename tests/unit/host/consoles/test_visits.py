@@ -25,22 +25,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from support.console_log import Log
 from support.movers import running_mover
 
 from vmservice.host.consoles.socket import BUSY, SocketConsole, open_socket_console
 from vmservice.service.keyboard import Keyboard
 
 TIMEOUT_SEC = 10.0
-
-
-class Log:
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def info(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 class Guest:
