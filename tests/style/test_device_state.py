@@ -44,6 +44,8 @@ ELSEWHERE = {
     "virtio.balloon.Balloon._interrupt": ACTIVE,
     "virtio.balloon.Balloon._queues": ACTIVE,
     "virtio.balloon.Balloon._reporting": ACTIVE,
+    "virtio.block.Block._interrupt": ACTIVE,
+    "virtio.block.Block.is_durable": ACTIVE,
     "virtio.console.Console._interrupt": ACTIVE,
     "virtio.console.Console._multiport": ACTIVE,
     "virtio.console.Console._queues": ACTIVE,

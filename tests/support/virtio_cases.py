@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator, Sequence
 
 from support.timers import FakeTimers
 
+from vmservice.board.block_server import BlockServer
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.balloon import Balloon, BalloonState
+from vmservice.devices.virtio.block import Block, BlockShape, BlockState, Request
 from vmservice.devices.virtio.console import Console, ConsoleState, Port
 from vmservice.devices.virtio.rng import Rng, RngState
 from vmservice.memory.guest_memory import GuestMemory
@@ -17,7 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from vmservice.devices.virtio.device import VirtioDevice
+    from vmservice.devices.virtio.device import DriverPort, VirtioDevice
+    from vmservice.devices.virtio.queue import Queue
 
     class StatefulDevice(VirtioDevice, Protocol):
         @property
@@ -35,6 +39,10 @@ class VirtioRig:
 
     def poke(self, rng: random.Random) -> None:
         raise NotImplementedError
+
+    def request(self, rng: random.Random) -> tuple[bytes, int]:
+        """What the device is to read, and how many bytes it may write, in a request of its kind; nothing for no request."""
+        return b"", 0
 
     def settle(self) -> None:
         """Time passes, until nothing that comes depends on when it began."""
@@ -96,4 +104,91 @@ class BalloonRig(VirtioRig):
         self.said.append(self.device.statistics())
 
 
-CASES: dict[str, Callable[..., VirtioRig]] = {"console": ConsoleRig, "entropy": RngRig, "balloon": BalloonRig}
+class InlineBlock(Block):
+    """Served where it is notified, by the same server that a ring owner's threads call."""
+
+    server: BlockServer
+    queues: Sequence[Queue] = ()
+
+    def activate(self, queues: list[Queue], interrupt: DriverPort, features: int) -> None:
+        super().activate(queues, interrupt, features)
+        self.queues, self.port = queues, interrupt
+
+    def reset(self) -> None:
+        super().reset()
+        self.queues = ()
+
+    def notify(self, index: int) -> None:
+        if self.queues and self.server.serve(index, self.queues[index]):
+            self.port.interrupt_queue(index)
+
+
+class BlockRig(VirtioRig):
+    """A disk of 64 sectors, each of which reads as its number, whatever is written; the host cannot use the 13th."""
+
+    state_class = BlockState
+
+    def __init__(self, memory: GuestMemory, state: BlockState | None = None) -> None:
+        super().__init__()
+        shape = BlockShape(physical_bytes=4096, queues=2, serial=b"rig")
+        self.device: InlineBlock = InlineBlock(shape, state or BlockState(64))
+        self.device.server = BlockServer(self.device, [self, self], lambda kind, number: self.said.append((kind, number)))
+
+    in_flight = 0
+
+    def request(self, rng: random.Random) -> tuple[bytes, int]:
+        if rng.random() < 0.3:
+            return b"", 0
+        kind = rng.choice((0, 1, 4, 8, 11, 13, rng.randrange(1 << 32)))
+        head = struct.pack("<IIQ", kind, 0, rng.choice((rng.randrange(130), rng.randrange(1 << 64))))
+        if kind == 1:
+            return head + rng.randbytes(rng.choice((0, 512, 1024, 100))), 1
+        if kind in (11, 13):
+            sectors = rng.choice((0, 1, 8, rng.randrange(1 << 32)))
+            return head + struct.pack("<QII", rng.randrange(64), sectors, rng.randrange(3)), 1
+        return head, rng.choice((1, 21, 513, 1025, 1000))
+
+    def take_done(self) -> Iterator[tuple[Request, int]]:
+        return iter(())
+
+    def read(self, token: Request, views: Sequence[memoryview], offset: int, length: int) -> int:
+        self.check(views, offset, length)
+        self.said.append(("read", offset, length))
+        for view in views:
+            view[:] = bytes((offset // 512,)) * len(view)
+        return 5 * (offset == 13 * 512)
+
+    def write(self, token: Request, views: Sequence[memoryview], offset: int, length: int, durable: bool) -> int:
+        self.check(views, offset, length)
+        self.said.append(("write", offset, b"".join(views), durable))
+        return 5 * (offset == 13 * 512)
+
+    def check(self, views: Sequence[memoryview], offset: int, length: int) -> None:
+        assert length and length == sum(map(len, views))
+        assert not offset % 512 and not length % 512
+        assert offset + length <= 64 * 512
+
+    def flush(self, token: Request) -> int:
+        self.said.append("flush")
+        return 0
+
+    def discard(self, token: Request, offset: int, length: int) -> int:
+        assert length and offset + length <= 64 * 512
+        self.said.append(("discard", offset, length))
+        return 95  # EOPNOTSUPP
+
+    def write_zeroes(self, token: Request, offset: int, length: int, unmap: bool, durable: bool) -> int:
+        assert length and offset + length <= 64 * 512
+        self.said.append(("zero", offset, length, unmap, durable))
+        return 0
+
+    def poke(self, rng: random.Random) -> None:
+        self.device.resize(rng.randrange(1, 65))
+
+
+CASES: dict[str, Callable[..., VirtioRig]] = {
+    "console": ConsoleRig,
+    "entropy": RngRig,
+    "balloon": BalloonRig,
+    "block": BlockRig,
+}

@@ -5,6 +5,7 @@ It shares no code with the device's side: what both sides take for granted is wr
 
 from __future__ import annotations
 
+import _thread
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -192,6 +193,7 @@ class Driver:
         clock: Callable[[], float] = lambda: 0.0,
         state: TransportState | None = None,
         rings: RingOwner | None = None,
+        lock: _thread.LockType | None = None,
     ) -> None:
         self.device = device
         self.memory = memory
@@ -207,6 +209,7 @@ class Driver:
             clock=clock,
             state=state,
             rings=rings,
+            lock=lock,
         )
         self.transport.start()
         self.queues: list[DriverQueue] = []

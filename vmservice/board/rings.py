@@ -24,6 +24,10 @@ class ThreadRings:
     """`serve(index, queue)` does one slice of a virtqueue's work and publishes it; whether the driver wants an interrupt. It is
     called in the virtqueue's thread, with no lock held, and may wait for the host.
 
+    It may also leave requests in flight: whoever has done one writes 1 to the virtqueue's eventfd, which has `serve` called
+    again. `finish(index, queue)` then gives back what is done, takes nothing, and publishes; whether the driver wants an
+    interrupt, and whether nothing is in flight any more. A virtqueue is stopped when that is so.
+
     `kicks` are eventfds by virtqueue. A write of 1 is a notification: by `notify`, or by KVM where the address that the driver
     notifies at is attached to it (ioeventfd). `bug` is told of an exception that is no driver's fault, in the thread that it
     ended.
@@ -35,11 +39,14 @@ class ThreadRings:
         queues: int,
         serve: Callable[[int, Queue], bool],
         bug: Callable[[Exception], None],
+        *,
+        finish: Callable[[int, Queue], tuple[bool, bool]] | None = None,
     ) -> None:
         self.transport_features = TRANSPORT_FEATURES
         self._name = name
         self._serve = serve
         self._bug = bug
+        self._finish = finish or _nothing_in_flight
         self._threads: list[_RingThread] = []
         self.kicks: list[int] = []
         try:
@@ -53,7 +60,7 @@ class ThreadRings:
         if self._threads:
             raise ValueError(f"the virtqueues of {self._name} are served already")
         for ring in rings:
-            thread = _RingThread(ring, self.kicks[ring.index], self._serve, lost, self._bug)
+            thread = _RingThread(ring, self.kicks[ring.index], self._serve, self._finish, lost, self._bug)
             try:
                 thread.start()
             except RuntimeError as error:
@@ -84,18 +91,24 @@ class ThreadRings:
             os.close(self.kicks.pop())
 
 
+def _nothing_in_flight(_index: int, _queue: Queue) -> tuple[bool, bool]:
+    return False, True
+
+
 class _RingThread:
     def __init__(
         self,
         ring: Ring,
         kick: int,
         serve: Callable[[int, Queue], bool],
+        finish: Callable[[int, Queue], tuple[bool, bool]],
         lost: Callable[[GuestError], None],
         bug: Callable[[Exception], None],
     ) -> None:
         self.ring = ring
         self._kick = kick
         self._serve = serve
+        self._finish = finish
         self._lost = lost
         self._bug = bug
         self._mutex = _thread.allocate_lock()  # guards the two flags, for a few instructions at a time
@@ -121,6 +134,8 @@ class _RingThread:
         if stopped:
             self._alive.acquire()  # it is at its end
             self.start()
+        else:
+            os.eventfd_write(self._kick, 1)  # notifications that came meanwhile were only read
 
     def wait_ended(self, timeout_sec: float) -> bool:
         """Whether the thread has ended; asked again, the answer is the same."""
@@ -131,9 +146,12 @@ class _RingThread:
 
     def _main(self) -> None:
         try:
-            self._run()
-        except GuestError as error:
-            self._lost(error)
+            try:
+                self._run()
+            except GuestError as error:
+                self._lost(error)
+                while not self._finish_some():
+                    os.eventfd_read(self._kick)
         except Exception as error:
             self._bug(error)
         finally:
@@ -141,14 +159,26 @@ class _RingThread:
 
     def _run(self) -> None:
         ring, queue = self.ring, self.ring.queue
-        while not self._is_to_stop():
-            queue.backlog = False
-            if self._serve(ring.index, queue):
-                ring.signal()
-            if not queue.backlog:
-                os.eventfd_read(self._kick)
+        while True:
+            if not self._stopping:
+                queue.backlog = False
+                if self._serve(ring.index, queue):
+                    ring.signal()
+                if queue.backlog:
+                    continue
+            elif self._finish_some() and self._may_end():
+                return
+            os.eventfd_read(self._kick)
 
-    def _is_to_stop(self) -> bool:
+    def _finish_some(self) -> bool:
+        """Give back what is done; whether nothing is in flight any more."""
+        wants_interrupt, is_done = self._finish(self.ring.index, self.ring.queue)
+        if wants_interrupt:
+            self.ring.signal()
+        return is_done
+
+    def _may_end(self) -> bool:
+        """Unless the request to stop has been taken back in the meantime."""
         with self._mutex:
             self._stopped = self._stopping
             return self._stopped

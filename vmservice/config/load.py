@@ -103,6 +103,7 @@ def load_config(name: str, path: str) -> Config:
             for module in sorted(modules.values(), key=lambda module: int(module.ORDER))
             for device in module.read(reader, config)
         )
+        _check_names(config)
     _check_terminals(config)
     return config
 
@@ -197,6 +198,16 @@ def _parse(path: str, data: bytes) -> dict[str, object]:
         place = f"at line {len(lines)}, column {len(lines[-1]) + 1}"
         message = str(error).replace("at end of document", place)
         raise ConfigError(f"the configuration {path} is not valid TOML: {message}") from None
+
+
+def _check_names(config: Config) -> None:
+    """By its name a device is found in the whole VM."""
+    kinds = {"serial": "serial"}
+    for device in config.devices:
+        if device.name in kinds:
+            both = f"[{kinds[device.name]}] and a {device.kind}"
+            raise ConfigError(f"{config.path}: {both} are both called {device.name!r}; each needs a name of its own")
+        kinds[device.name] = device.kind
 
 
 def _check_terminals(config: Config) -> None:

@@ -1,7 +1,8 @@
 """`systemctl reload`: the configuration is read again, and what can change in a running VM changes. All of it, or nothing.
 
 That is the number of vCPUs and the keys of devices that their sections call LIVE, where the file has other values than before,
-and the section [service]. The journal says what else is different and waits for a restart.
+and the section [service]; and devices look again at what of the host they follow, such as the size of an image. The journal
+says what else is different and waits for a restart.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ class Reload:
         for device in changed:
             self._vm.reconfigure_device(device)
             self._devices[device.name] = device
+        for device in self._devices.values():
+            if device not in changed and getattr(section_module(device.kind), "FOLLOWS_HOST", False):
+                self._vm.reconfigure_device(device)
         self._boot_vcpus, self.service = new.cpus.boot, new.service
         self._log.limit(new.service.log_level)
         if waiting:

@@ -237,9 +237,9 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + '[serial]\npath = "/x"', 'serial.path is only for mode "file"; the mode here is not set'),
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
-            KERNEL + "[[disk]]",
-            "[disk] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [virtio], [service],"
-            " [console], [port], [rng], [balloon]",
+            KERNEL + "[[tape]]",
+            "[tape] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [virtio], [service],"
+            " [console], [port], [rng], [balloon], [disk]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
@@ -255,7 +255,8 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         ("size = 2", "size is not in a section; did you mean memory.size or balloon.size?"),
         (
             'path = "/boot/vmlinuz"',
-            "path is not in a section; did you mean kernel.path or firmware.path or serial.path or console.path or port.path?",
+            "path is not in a section; did you mean kernel.path or firmware.path or serial.path or console.path or port.path"
+            " or disk.path?",
         ),
         (
             KERNEL + '[serial]\nmode = "tty"\n[console]\nmode = "tty"',

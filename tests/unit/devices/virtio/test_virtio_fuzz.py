@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guest_ram import MIB, guest_ram
-from support.virtio_cases import CASES
+from support.virtio_cases import CASES, VirtioRig
 from support.virtqueue import QUEUE_STRIDE, QUEUES_GPA, WRITE, Driver
 
 from vmservice.devices.irq import IrqLine
@@ -76,7 +76,7 @@ class Window:
         elif what < 0.35:
             self.memory.write(rng.randrange(0x1000, 0x3010), rng.randbytes(rng.choice((1, 2, 8))))
         elif what < 0.5:
-            self.put(0x50, offer(self.mmio.state.transport, self.memory, rng))
+            self.put(0x50, offer(self.rig, self.mmio.state.transport, self.memory, rng))
         elif what < 0.75:
             offset, size = rng.choice((rng.randrange(0x120), rng.randrange(0x1008))), rng.choice((1, 2, 3, 4, 8))
             data = self.mmio.read(offset, size)
@@ -161,10 +161,21 @@ def test_a_window_built_from_a_state_goes_on_like_the_first(name: str, seed: int
         window.close()
 
 
-def offer(state: TransportState, memory: GuestMemory, rng: random.Random) -> int:
-    """One buffer, such as a driver might offer, in one of the virtqueues, whose index is returned: the next one in turn."""
+def offer(rig: VirtioRig, state: TransportState, memory: GuestMemory, rng: random.Random) -> int:
+    """One buffer, such as a driver might offer, in one of the virtqueues, whose index is returned: the next one in turn.
+
+    Or the buffers of the device's own kind of request, where it has some.
+    """
     index = rng.randrange(len(state.queues))
     queue = state.queues[index]
+    readable, writable = rig.request(rng)
+    if readable:
+        memory.write(0x8000, readable)
+        memory.write(0x1000, struct.pack("<QIHH", 0x8000, len(readable), 1, 1))
+        memory.write(0x1010, struct.pack("<QIHH", 0xA000, writable, WRITE, 0))
+        memory.write(0x2004 + 2 * (queue.next_available % 8), struct.pack("<H", 0))
+        memory.write(0x2002, struct.pack("<H", (queue.next_available + 1) & 0xFFFF))
+        return index
     size = rng.choice((4, 8, 16, 64))
     data = rng.choice((struct.pack("<IHH", rng.randrange(3), rng.randrange(8), rng.randrange(2)), bytes(4 * rng.randrange(16))))
     memory.write(0x8000, data)
@@ -188,9 +199,15 @@ class Answered:
         self._before = used
 
 
-def scribble(driver: Driver, rng: random.Random) -> None:
+def scribble(rig: VirtioRig, driver: Driver, rng: random.Random) -> None:
     """Something that a driver should not do, or just so might."""
     queue = rng.choice(driver.queues)
+    readable, writable = rig.request(rng)
+    if readable:
+        queue.describe(0, queue.place(readable), len(readable), 1, 1)
+        queue.describe(1, queue.place(bytes(writable)), writable, WRITE)
+        queue.make_available(0)
+        return
     what = rng.randrange(8)
     if what == 0:
         gpa = rng.choice((rng.randrange(RAM_BYTES), rng.randrange(1 << 64), RAM_BYTES - 1))
@@ -227,7 +244,7 @@ def test_random_rings_raise_nothing(name: str, seed: int) -> None:
     driver.start()
     broken, answered = 0, Answered()
     for _ in range(ACCESSES_EACH):
-        scribble(driver, rng)
+        scribble(rig, driver, rng)
         if rng.random() < 0.5:
             driver.kick(rng.randrange(len(driver.queues)))
         else:

@@ -1,0 +1,162 @@
+"""`[[disk]]`: virtio-blk, in an image file or a block device."""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+import time
+
+from vmservice.board.block_server import BlockServer
+from vmservice.board.rings import ThreadRings
+from vmservice.board.slot import Plugged
+from vmservice.devices.virtio import block
+from vmservice.devices.virtio.block import SECTOR_BYTES, Block, BlockShape, BlockState
+from vmservice.errors import HostError
+from vmservice.host.disk_lane import Lane
+from vmservice.host.storage import Image
+from vmservice.host.worker_pool import Pool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.board.slot import Slot
+    from vmservice.config.sections.disk import DiskDevice
+    from vmservice.plug.backend import Host
+
+POOL_THREADS = 4
+
+# How long a pause waits for the host to have all on its disk: the image is complete for whoever copies it then.
+FLUSH_TIMEOUT_SEC = 10.0
+
+WARNING_INTERVAL_SEC = 60.0
+
+_VERBS = {block.IN: "read", block.OUT: "written", block.T_FLUSH: "flushed"}
+
+
+class DiskPlug(Plugged):
+    """`image` outlives it: the next machine has the same."""
+
+    def __init__(self, section: DiskDevice, image: Image, slot: Slot) -> None:
+        self._image = image
+        self._slot = slot
+        self._warned_at: float | None = None
+        self._flushing = _thread.allocate_lock()  # held while a pause's flush is under way
+        capacity = image.look_again() // SECTOR_BYTES
+        self.device = Block(_shape(section, image), slot.state_of(BlockState) or BlockState(capacity))
+        self._pool = Pool(f"io-{slot.label}", POOL_THREADS, self._on_bug)
+        lanes: list[Lane] = []
+        server = BlockServer(self.device, lanes, self._on_error)
+        self._rings = ThreadRings(slot.label, section.queues, server.serve, self._on_bug, finish=server.finish)
+        try:
+            lanes += [Lane(image, self._pool, kick) for kick in self._rings.kicks]
+            super().__init__(slot, self.device, self._rings)
+        except BaseException:
+            self._rings.close()
+            raise
+
+    def start(self) -> None:
+        super().start()
+        self._follow_size()
+
+    def pause(self) -> None:
+        super().pause()
+        self._flush()
+
+    def reconfigure(self, section: DiskDevice) -> None:
+        """A reload: the image may be larger than before."""
+        self._follow_size()
+
+    def close(self) -> None:
+        super().close()
+        self._pool.end(FLUSH_TIMEOUT_SEC)
+        self._rings.close()
+
+    def _follow_size(self) -> None:
+        """The guest learns of room that has come; what has gone it finds out by errors."""
+        try:
+            capacity = self._image.look_again() // SECTOR_BYTES
+        except OSError as error:
+            self._slot.warn(f"disk {self.label}: the size of {self._image.path} cannot be had: {error.strerror}")
+            return
+        with self.lock:
+            known = self.device.state.capacity
+            if capacity > known:
+                self.device.resize(capacity)
+        if capacity < known:
+            self._slot.warn(
+                f"disk {self.label}: {self._image.path} is smaller than the guest knows; what is gone reads as errors"
+            )
+
+    def _flush(self) -> None:
+        """As far as the host does it in time: nothing that the guest was promised depends on it."""
+        image = self._image
+        if not image.is_dirty or not self._flushing.acquire(blocking=False):
+            return
+        done = _thread.allocate_lock()
+        done.acquire()
+
+        def flush() -> None:
+            try:
+                image.is_dirty = False
+                image.flush()
+            except OSError as error:
+                image.is_dirty = True
+                self._on_error(block.T_FLUSH, error.errno or errno.EIO)
+            finally:
+                self._flushing.release()
+                done.release()
+
+        self._pool.put(flush)
+        if not done.acquire(timeout=FLUSH_TIMEOUT_SEC):
+            self._slot.warn(f"disk {self.label}: paused, and the host is still writing to {image.path}")
+
+    def _on_error(self, kind: int, number: int) -> None:
+        """From a virtqueue's thread. The guest is told of each, the journal of one a minute."""
+        if number == errno.EOPNOTSUPP:
+            return
+        now = time.monotonic()
+        if self._warned_at is not None and now - self._warned_at < WARNING_INTERVAL_SEC:
+            return
+        self._warned_at = now
+        verb = _VERBS.get(kind, "discarded or zeroed")
+        self._slot.warn(
+            f"disk {self.label}: {self._image.path} cannot be {verb}, which the guest is told: {os.strerror(number)}"
+        )
+
+    def _on_bug(self, error: Exception) -> None:
+        import traceback
+
+        text = "".join(traceback.format_exception(error))
+        self._slot.warn(f"internal error: disk {self.label}: {text}")
+
+
+def _shape(section: DiskDevice, image: Image) -> BlockShape:
+    shape = image.shape
+    return BlockShape(
+        block_bytes=shape.block_bytes,
+        physical_bytes=shape.physical_bytes,
+        minimum_io_bytes=shape.minimum_io_bytes,
+        optimal_io_bytes=shape.optimal_io_bytes,
+        discard_bytes=shape.discard_bytes,
+        readonly=section.readonly,
+        discards=section.discard and image.can_discard(),
+        queues=section.queues,
+        serial=section.serial.encode(),
+    )
+
+
+def open(section: DiskDevice, host: Host) -> Image:
+    image = Image(section.path, f"disk {section.name}", writable=not section.readonly, is_direct=section.is_direct)
+    try:
+        if image.looks_like_qcow2():
+            host.log.warning(
+                f'disk {section.name}: {section.path} begins as a qcow2 image does, and format = "raw" is what the guest gets'
+            )
+    except OSError as error:
+        image.close()
+        raise HostError.from_os(f"disk {section.name}: cannot read {section.path}", error) from error
+    return image
+
+
+def build(section: DiskDevice, backend: Image, slot: Slot) -> Plugged:
+    return DiskPlug(section, backend, slot)
