@@ -1,7 +1,7 @@
 """The lab's host: a Debian 13 in QEMU 10 with a /dev/kvm of its own, emulated in software unless this machine's KVM can nest.
 
 QEMU runs out of the root tree, in a mount namespace of its own, so any machine has the same one. Nothing is written but the run
-folder: the disk is a snapshot that is gone with the process.
+folder: the disks are snapshots that are gone with the process, but for one that a test may keep.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lab.channel import Channel, CommandFailed, Completed, HostDied
-from lab.images import host_disk, host_initramfs, payload_disk
+from lab.images import guest_disks, host_disk, host_initramfs, payload_disk
 from lab.kernel import KernelPackage
 from lab.root_tree import root_tree
 
@@ -52,8 +52,10 @@ def nested_kvm() -> bool:
 class LabHost:
     """One host. `directory` is its run folder: sockets, console log, payload, pid."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kept: Path | None = None) -> None:
+        """`kept` is a disk image besides the folder that outlives each QEMU: virtio-kept in the host."""
         self._directory = directory
+        self._kept = kept
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -118,12 +120,14 @@ class LabHost:
         self._directory.mkdir(parents=True)
         payload_disk(self._directory / "payload.ext4", {"agent.py": _HERE / "agent.py", **payload}, self._directory / "payload")
         shutil.rmtree(self._directory / "payload")
-        disk, ramdisk = host_disk(), host_initramfs()
+        disk, disks, ramdisk = host_disk(), guest_disks(), host_initramfs()
+        if self._kept is not None:
+            (self._directory / "kept").hardlink_to(self._kept)
         script = _ENTER.format(
             run=shlex.quote(str(self._directory)),
             root=shlex.quote(str(root_tree())),
             images=shlex.quote(str(disk.parent)),
-            command=shlex.join(_qemu(disk.name, ramdisk.name)),
+            command=shlex.join(_qemu(disk.name, disks.name, ramdisk.name, kept=self._kept is not None)),
         )
         leash = [] if detached else ["setpriv", "--pdeathsig", "KILL"]
         with (self._directory / "qemu.log").open("wb") as log:
@@ -168,7 +172,7 @@ class LabHost:
         return words
 
 
-def _qemu(disk: str, ramdisk: str) -> list[str]:
+def _qemu(disk: str, disks: str, ramdisk: str, kept: bool) -> list[str]:
     """The command line, as seen in the namespace."""
     accelerator = ["-accel", "kvm", "-cpu", "host"] if nested_kvm() else ["-accel", "tcg,thread=multi", "-cpu", "max,+svm"]
     kernel = "/boot/" + KernelPackage(root_tree()).image.name
@@ -187,6 +191,10 @@ def _qemu(disk: str, ramdisk: str) -> list[str]:
         *("-device", "virtio-blk-pci,drive=root,serial=root"),
         *("-drive", "file=/mnt/payload.ext4,format=raw,if=none,id=payload,readonly=on"),
         *("-device", "virtio-blk-pci,drive=payload,serial=lab"),
+        *("-drive", f"file=/media/{disks},format=raw,if=none,id=disks,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=disks,serial=disks"),
+        *(("-drive", "file=/mnt/kept,format=raw,if=none,id=kept") if kept else ()),
+        *(("-device", "virtio-blk-pci,drive=kept,serial=kept") if kept else ()),
         *("-chardev", "socket,id=console,path=/mnt/console,server=on,wait=off,logfile=/mnt/console.log"),
         *("-serial", "chardev:console"),
         *("-chardev", "socket,id=channel,path=/mnt/channel,server=on,wait=off"),

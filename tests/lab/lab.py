@@ -24,7 +24,7 @@ from lab.channel import HostDied
 from lab.demo import demo
 from lab.guest import guest_images
 from lab.host import LabHost
-from lab.images import host_disk, host_initramfs
+from lab.images import guest_disks, host_disk, host_initramfs
 from lab.prepare import install, payload
 from support.cache import cache_dir, say
 
@@ -39,6 +39,7 @@ def _directory() -> Path:
 def _build() -> int:
     host_disk()
     host_initramfs()
+    guest_disks()
     guest_images()
     return 0
 

@@ -24,7 +24,10 @@ PACKAGES = (
     # what tests and people use there
     *("iproute2", "procps", "strace"),
 )
-LAB_PACKAGES = ("acpica-tools", "busybox-static", "linux-image-cloud-amd64", "pciutils", "qemu-system-x86")
+LAB_PACKAGES = (
+    *("acpica-tools", "busybox-static", "e2fsprogs", "linux-image-cloud-amd64", "pciutils"),
+    *("qemu-system-x86", "qemu-utils"),
+)
 
 # The kernel's initramfs is the lab's own (images.py): Debian's would take half a minute to build and ten seconds to unpack.
 _ENVIRONMENT = {"INITRD": "No", "DEBIAN_FRONTEND": "noninteractive"}

@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# The /init of the lab's own host: loads what the root disk needs and hands over to systemd.
+# The /init of the lab's own host, and of guests with a root disk: loads what the disk with serial "root" needs and hands over to
+# systemd. A guest's disk is partitioned, the host's is not.
 /bin/busybox mount -t devtmpfs dev /dev
 for module in /modules/*.ko; do
     /bin/busybox insmod "$module"
@@ -11,5 +12,8 @@ until [ -n "$disk" ]; do
     [ -n "$disk" ] || /bin/busybox usleep 20000
 done
 disk=${disk#/sys/block/}
-/bin/busybox mount -t ext4 "/dev/${disk%/serial}" /root
+disk=/dev/${disk%/serial}
+until /bin/busybox mount -t ext4 "${disk}1" /root 2> /dev/null || /bin/busybox mount -t ext4 "$disk" /root 2> /dev/null; do
+    /bin/busybox usleep 20000
+done
 exec /bin/busybox switch_root /root /usr/lib/systemd/systemd
