@@ -1,1 +1,1 @@
-"""What the operator asked for: NAME.toml, checked once, at the door, before anything is created."""
+"""What the operator asked for: NAME.toml, checked once, before anything is created."""
