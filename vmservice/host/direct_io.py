@@ -65,7 +65,7 @@ def is_aligned(views: Views, memory_align: int, block_bytes: int) -> bool:
 
 def bounce_in(views: Views, length: int, read: Callable[[memoryview, int], None]) -> None:
     """Fill `views` by `read(aligned, position)`, which fills a copy from a position of the whole on."""
-    whole, targets = pages(min(length, _BOUNCE_BYTES)), _Cursor(views)
+    whole, targets = pages(min(length, _BOUNCE_BYTES)), Cursor(views)
     for position, size in _pieces(length):
         piece = whole[:size]
         read(piece, position)
@@ -77,7 +77,7 @@ def bounce_in(views: Views, length: int, read: Callable[[memoryview, int], None]
 
 def bounce_out(views: Views, length: int, write: Callable[[memoryview, int], None]) -> None:
     """Have `views` written by `write(aligned, position)`, which is given a copy of a part at a position of the whole."""
-    whole, sources = pages(min(length, _BOUNCE_BYTES)), _Cursor(views)
+    whole, sources = pages(min(length, _BOUNCE_BYTES)), Cursor(views)
     for position, size in _pieces(length):
         piece = whole[:size]
         start = 0
@@ -96,7 +96,7 @@ def _pieces(length: int) -> Iterator[tuple[int, int]]:
     return ((position, min(_BOUNCE_BYTES, length - position)) for position in range(0, length, _BOUNCE_BYTES))
 
 
-class _Cursor:
+class Cursor:
     """Walks through `views`, some bytes at a time."""
 
     def __init__(self, views: Views) -> None:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from vmservice.host.storage import Image, Views
+    from vmservice.host.block_file import Views
+    from vmservice.host.storage import Image
     from vmservice.host.worker_pool import Pool
 
 # What is copied between page cache and guest at once. More of it is a pool thread's, so that small requests pass.

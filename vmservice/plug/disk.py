@@ -146,15 +146,19 @@ def _shape(section: DiskDevice, image: Image) -> BlockShape:
 
 
 def open(section: DiskDevice, host: Host) -> Image:
-    image = Image(section.path, f"disk {section.name}", writable=not section.readonly, is_direct=section.is_direct)
+    what = f"disk {section.name}"
+    if section.ephemeral:
+        from vmservice.host.overlay import Overlay
+
+        image: Image = Overlay(section.path, what)
+    else:
+        image = Image(section.path, what, writable=not section.readonly, is_direct=section.is_direct)
     try:
         if image.looks_like_qcow2():
-            host.log.warning(
-                f'disk {section.name}: {section.path} begins as a qcow2 image does, and format = "raw" is what the guest gets'
-            )
+            host.log.warning(f'{what}: {section.path} begins as a qcow2 image does, and format = "raw" is what the guest gets')
     except OSError as error:
         image.close()
-        raise HostError.from_os(f"disk {section.name}: cannot read {section.path}", error) from error
+        raise HostError.from_os(f"{what}: cannot read {section.path}", error) from error
     return image
 
 

@@ -376,6 +376,19 @@ def test_random_requests_beside_a_model(file: Path, make: Callable[..., Disk], d
     assert disk.slot.warnings == []
 
 
+def test_a_disk_of_which_nothing_is_kept(make: Callable[..., Disk], file: Path) -> None:
+    os.chmod(file, 0o400)
+    before = file.read_bytes()
+    disk = make(ephemeral=True)
+    disk.start()
+    assert disk.write(1, b"x" * 512) == OK
+    assert disk.read(0, 2048) == before[:512] + b"x" * 512 + before[1024:2048] + OK
+    disk.start()  # a reset of the guest
+    assert disk.read(1, 512) == b"x" * 512 + OK
+    assert file.read_bytes() == before
+    assert make(ephemeral=True).backend.size_bytes == MIB
+
+
 def test_an_image_in_another_format_is_said(make: Callable[..., Disk], file: Path) -> None:
     with open(file, "r+b") as image:
         image.write(b"QFI\xfb")
