@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# What units run beside the VM; nobody types these.
+_UNITS_COMMANDS = {"start-back-ends": "vmservice.service.back_ends", "disk-daemon": "vmservice.service.disk_daemon"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status, after sysexits(3)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        if words and words[0] in _UNITS_COMMANDS:
+            return _run_module(_UNITS_COMMANDS[words[0]], words[1:])
         return _run_as_unit(words) if _is_unit_command(words) else _dispatch(words)
     except VmmError as error:
         print(f"vmservice: {error}", file=sys.stderr)
@@ -24,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
         return os.EX_OK
+
+
+def _run_module(name: str, words: list[str]) -> int:
+    __import__(name)
+    return int(sys.modules[name].main(words))
 
 
 def _is_unit_command(words: list[str]) -> bool:

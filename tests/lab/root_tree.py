@@ -28,6 +28,8 @@ LAB_PACKAGES = (
     *("acpica-tools", "busybox-static", "e2fsprogs", "linux-image-cloud-amd64", "pciutils"),
     *("qemu-system-x86", "qemu-utils"),
 )
+# qemu-storage-daemon; in Debian 13 qemu-utils has it.
+OLD_PACKAGES = ("qemu-system-common", "qemu-utils")
 
 # The kernel's initramfs is the lab's own (images.py): Debian's would take half a minute to build and ten seconds to unpack.
 _ENVIRONMENT = {"INITRD": "No", "DEBIAN_FRONTEND": "noninteractive"}
@@ -49,8 +51,9 @@ useradd --create-home --shell /bin/bash alice
 def root_tree(release: str = RELEASES[0]) -> Path:
     """The folder of the tree, built first if need be (half a minute, and the network). Nobody writes into it."""
     if release != RELEASES[0]:
-        recipe = recipe_hash(release, *PACKAGES, _SETTINGS)
-        return cached(f"root-{release}", recipe, lambda target: _build(target, release, PACKAGES))
+        packages = (*PACKAGES, *OLD_PACKAGES)
+        recipe = recipe_hash(release, *packages, _SETTINGS)
+        return cached(f"root-{release}", recipe, lambda target: _build(target, release, packages))
     overlay = sorted(path for path in _OVERLAY.rglob("*") if path.is_file())
     recipe = recipe_hash(
         release,

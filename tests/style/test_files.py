@@ -33,26 +33,31 @@ def output_of(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("manager", "unit"), [("--system", "units/vm@.service"), ("--user", "units/user/vm@.service")])
-def test_systemd_understands_the_unit(tmp_path: Path, manager: str, unit: str) -> None:
+@pytest.mark.parametrize(("manager", "folder"), [("--system", "units"), ("--user", "units/user")])
+def test_systemd_understands_the_units(tmp_path: Path, manager: str, folder: str) -> None:
     """This machine's systemd, which may be the oldest that is supported; tests/system asks the container's. The programs are
     not installed here, so others stand for them."""
-    text = (CHECKOUT / unit).read_text()
-    assert "ExecStart=/usr/bin/vmservice " in text
-    place = tmp_path / "vm@.service"
-    place.write_text(
-        re.sub(r"^(Exec\w+=[-+]*)/usr/(bin/vmservice|libexec/vmservice/\S+) ", r"\1/bin/true ", text, flags=re.MULTILINE)
-    )
-    socket = tmp_path / "vm-console@.socket"
-    socket.write_text((CHECKOUT / "units/vm-console@.socket").read_text())
-    said = output_of("systemd-analyze", manager, "verify", "--man=no", place, socket, XDG_RUNTIME_DIR=str(tmp_path))
+    places = []
+    for unit in (
+        f"{folder}/vm@.service",
+        f"{folder}/vm-disk@.service",
+        f"{folder}/vm-disk@.socket",
+        "units/vm-console@.socket",
+    ):
+        text = (CHECKOUT / unit).read_text()
+        assert unit.endswith(".socket") or "ExecStart=/usr/bin/vmservice " in text
+        places.append(tmp_path / Path(unit).name)
+        places[-1].write_text(
+            re.sub(r"^(Exec\w+=[-+]*)/usr/(bin/vmservice|libexec/vmservice/\S+) ", r"\1/bin/true ", text, flags=re.MULTILINE)
+        )
+    said = output_of("systemd-analyze", manager, "verify", "--man=no", *places, XDG_RUNTIME_DIR=str(tmp_path))
     assert said == ""
 
 
 def test_the_unit_has_no_stop_command() -> None:
     """All of it is done on SIGTERM: a stop command would also run when the guest has powered off by itself."""
-    for unit in ("units/vm@.service", "units/user/vm@.service"):
-        assert not re.search(r"^ExecStop=", (CHECKOUT / unit).read_text(), re.MULTILINE)
+    for unit in ("vm@.service", "user/vm@.service", "vm-disk@.service", "user/vm-disk@.service"):
+        assert not re.search(r"^ExecStop=", (CHECKOUT / "units" / unit).read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["org.vmservice.VM1.xml", "org.vmservice.VM1.conf", "org.vmservice.vm1.policy"])

@@ -20,6 +20,23 @@ def alice(container: Container) -> Iterator[str]:
 
 
 @every_release
+def test_a_user_has_a_disk_in_qcow2(container: Container, alice: str) -> None:
+    disk = '[[disk]]\nname = "root"\nformat = "qcow2"\npath = "disk.qcow2"\n'
+    container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
+    container.run(f"{alice} qemu-img create -q -f qcow2 /home/alice/.config/vmservice/disk.qcow2 16M", check=True)
+    config = (firmware_config() + disk).encode()
+    container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=config, check=True)
+    state = f"{alice} systemctl --user show --property=ActiveState --value vm-disk@mine:root.service"
+
+    container.run(f"{alice} systemctl --user start vm@mine", check=True)
+    assert container.run(state, check=True).stdout == "active\n"
+    container.run(f"{alice} systemctl --user restart vm@mine", check=True)
+    assert container.run(state, check=True).stdout == "active\n"
+    container.run(f"{alice} systemctl --user stop vm@mine", check=True)
+    container.run(f"timeout 20 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
+
+
+@every_release
 def test_a_user_runs_a_vm_of_their_own(container: Container, alice: str) -> None:
     container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
     container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=firmware_config().encode(), check=True)

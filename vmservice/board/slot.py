@@ -143,6 +143,9 @@ class Plugged:
     def resume(self) -> None:
         self.transport.virtio.start()
 
+    def abandon(self) -> None:
+        """The machine is at its end: what the driver has asked for need not be waited for any longer than it is worth."""
+
     def collect(self) -> Tree:
         """The whole state of device and transport as plain values, and what waits beside them. The machine is paused."""
         with self.lock:

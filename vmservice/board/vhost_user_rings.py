@@ -16,6 +16,7 @@ import select
 import time
 
 from vmservice.board.handed_over import HandedOver
+from vmservice.board.task import Task
 from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
 from vmservice.errors import HostError
 
@@ -35,7 +36,6 @@ _LAST_LOOK_SEC = 0.02
 # One that ends without a request in flight more often than that is not trusted with more.
 RESTART_INTERVAL_SEC = 5.0
 WARNING_INTERVAL_SEC = 60.0
-_ANSWER_SEC = 10.0
 
 
 class VhostUserRings:
@@ -78,7 +78,7 @@ class VhostUserRings:
         self._wanted: HandedOver | None = None
         self._busy: HandedOver | None = None  # the back end has its virtqueues, or had them and may have requests in flight
         self._last: HandedOver | None = None
-        self._tasks: list[_Task] = []
+        self._tasks: list[Task] = []
         self._ending = False
         self._released = _thread.allocate_lock()  # held while there is a busy one
         self._alive = _thread.allocate_lock()  # held while the thread runs
@@ -164,6 +164,10 @@ class VhostUserRings:
         """
         self._abandoned = True
 
+    def refresh(self) -> None:
+        """Look at the configuration space once more. HostError when the back end does not show it."""
+        self._do(lambda: self._on_config(self._link.read_config()))
+
     # Guest memory that comes and goes
 
     def region_added(self, region: Region) -> None:
@@ -197,7 +201,7 @@ class VhostUserRings:
 
     def _do(self, call: Callable[[], None]) -> None:
         """In the thread, and wait for it; its HostError is the caller's."""
-        task = _Task(call)
+        task = Task(call)
         with self._mutex:
             self._tasks.append(task)
         os.eventfd_write(self._wake, 1)
@@ -207,6 +211,7 @@ class VhostUserRings:
 
     def _main(self) -> None:
         try:
+            self._look()
             while self._step():
                 self._sleep()
         except Exception as error:
@@ -214,6 +219,14 @@ class VhostUserRings:
         finally:
             self._release()
             self._alive.release()
+
+    def _look(self) -> None:
+        """The back end is awake when a driver comes, and what the driver reads of the configuration is of today."""
+        try:
+            self._link.open()
+            self._on_config(self._link.config)
+        except HostError:
+            return  # the start that needs it says so
 
     def _step(self) -> bool:
         """Do what is asked; False when the thread is to end."""
@@ -407,32 +420,6 @@ class VhostUserRings:
             if self._busy is not None:
                 self._busy = None
                 self._released.release()
-
-
-class _Task:
-    """Something that another thread has done, and waits for."""
-
-    __slots__ = ("_call", "_done", "_error")
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._error: HostError | None = None
-        self._done = _thread.allocate_lock()
-        self._done.acquire()
-
-    def run(self) -> None:
-        try:
-            self._call()
-        except HostError as error:
-            self._error = error
-        finally:
-            self._done.release()
-
-    def wait(self, who: str) -> None:
-        if not self._done.acquire(timeout=_ANSWER_SEC):
-            raise HostError(f"{who} does not answer, and could not be told of a change of the guest's memory")
-        if self._error is not None:
-            raise self._error
 
 
 def _write(eventfd: int) -> None:

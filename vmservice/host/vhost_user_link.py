@@ -58,6 +58,9 @@ class BackEndLink:
                     f" {self.features:#x}, its virtqueues {front.queues} and not {self.queues}"
                 )
             config = front.read_config(self._config_bytes)
+        except HostError as error:
+            front.close()
+            raise HostError(f"{error}; {self._advice}", error.errno) from error
         except BaseException:
             front.close()
             raise

@@ -3,5 +3,7 @@
 A module has
 
     open(section, host) -> Backend                      once a process: what the host gives to the device
-    build(section, backend, slot, state) -> Plugged     once a machine, so after each reset again: the device in its slot
+    build(section, backend, slot) -> Plugged            once a machine, so after each reset again: the device in its slot
+    unit_needs(section, vm_name) -> (kind, lines)       where a unit of its own, vm-KIND@NAME:DEVICE, serves the device: what
+                                                        its sandbox has to let through, as lines of a unit file
 """

@@ -200,6 +200,8 @@ class KvmMachine:
         """Stop at once and give everything back to the host. HostError, with the guest going on, when it cannot be stopped."""
         if self.vcpu_set.is_closed:
             return
+        for device in self.devices:
+            device.abandon()
         if not self._is_paused:
             self.pause()
         self.board.close()

@@ -17,10 +17,13 @@ LIVE: tuple[str, ...] = ()
 # A reload is told to each disk: its image may be larger than before.
 FOLLOWS_HOST = True
 PLUG = "vmservice.plug.disk"
+QCOW2_PLUG = "vmservice.plug.qcow2_disk"
 ORDER = 50
 
 DISKS_MAX = 16
 QUEUES_MAX = 4
+# What is left of the 107 bytes of a socket's path in /run, or in a user's runtime directory.
+QCOW2_NAMES_MAX = 70
 SERIAL_MAX_BYTES = 20  # virtio 1.2 §5.2.6
 
 
@@ -28,9 +31,8 @@ class DiskDevice:
     """`path` is absolute; `is_direct` bypasses the host's page cache; `queues` is how many virtqueues the guest gets."""
 
     kind = "disk"
-    plug = PLUG
 
-    __slots__ = ("discard", "ephemeral", "is_direct", "name", "path", "queues", "readonly", "serial")
+    __slots__ = ("discard", "ephemeral", "is_direct", "name", "path", "plug", "queues", "readonly", "serial")
 
     def __init__(
         self,
@@ -43,7 +45,9 @@ class DiskDevice:
         discard: bool = True,
         ephemeral: bool = False,
         queues: int = 1,
+        plug: str = PLUG,
     ) -> None:
+        self.plug: Final = plug
         self.name: Final = name
         self.path: Final = path
         self.readonly: Final = readonly
@@ -57,20 +61,21 @@ class DiskDevice:
 def read(reader: TableReader, config: Config) -> tuple[DiskDevice, ...]:
     disks: dict[str, DiskDevice] = {}
     for number, where in enumerate(reader.several("disk", DISKS_MAX)):
-        disk = _read_one(reader, where, f"disk{number}", config.cpus.max)
+        disk = _read_one(reader, where, f"disk{number}", config)
         if disk.name in disks:
             raise reader.refusal(where, "name", f"a name of its own; another [[disk]] is called {disk.name}")
         disks[disk.name] = disk
     return tuple(disks.values())
 
 
-def _read_one(reader: TableReader, where: str, default_name: str, vcpus: int) -> DiskDevice:
+def _read_one(reader: TableReader, where: str, default_name: str, config: Config) -> DiskDevice:
     name = reader.text(where, "name", default_name)
     if not is_name(name):
         letters = "A-Z a-z 0-9 _ . - that begin with a letter or digit"
         raise reader.refusal(where, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
-    if reader.choice(where, "format", ("raw", "qcow2"), "") != "raw":
-        raise reader.refusal(where, "format", '"raw": it is never guessed, and this version serves no other')
+    image_format = reader.choice(where, "format", ("raw", "qcow2"), "")
+    if not image_format:
+        raise reader.refusal(where, "format", '"raw" or "qcow2": it is never guessed')
     readonly = reader.boolean(where, "readonly", False)
     is_direct = reader.choice(where, "cache", ("writeback", "direct"), "writeback") == "direct"
     ephemeral = reader.boolean(where, "ephemeral", False)
@@ -78,6 +83,8 @@ def _read_one(reader: TableReader, where: str, default_name: str, vcpus: int) ->
         raise reader.refusal(where, "ephemeral", "false with readonly, for then nothing is written")
     if ephemeral and is_direct:
         raise reader.refusal(where, "cache", '"writeback" with ephemeral, for nothing that is written is kept')
+    if image_format == "qcow2":
+        _check_qcow2(reader, where, name, config, ephemeral=ephemeral)
     return DiskDevice(
         name,
         reader.required_file(where, "path"),
@@ -86,8 +93,25 @@ def _read_one(reader: TableReader, where: str, default_name: str, vcpus: int) ->
         is_direct=is_direct,
         discard=reader.boolean(where, "discard", True),
         ephemeral=ephemeral,
-        queues=reader.integer(where, "queues", 0, QUEUES_MAX, 0) or min(vcpus, QUEUES_MAX),
+        queues=reader.integer(where, "queues", 0, QUEUES_MAX, 0) or min(config.cpus.max, QUEUES_MAX),
+        plug=PLUG if image_format == "raw" else QCOW2_PLUG,
     )
+
+
+def _check_qcow2(reader: TableReader, where: str, name: str, config: Config, *, ephemeral: bool) -> None:
+    """What another process serves, it serves in its own way, and in memory that it shares with the guest."""
+    if reader.text(where, "serial", ""):
+        raise reader.refusal(where, "serial", 'none with format = "qcow2": qemu-storage-daemon gives each disk the same')
+    if ephemeral:
+        raise reader.refusal(where, "ephemeral", 'false with format = "qcow2"')
+    if not config.memory.shared:
+        key = "mergeable" if config.memory.mergeable else "shared"
+        expected = "false" if config.memory.mergeable else "true"
+        raise reader.refusal("memory", key, f'{expected}, for the disk {name} is "qcow2": another process maps the memory')
+    if len(config.name) + len(name) > QCOW2_NAMES_MAX:
+        raise reader.refusal(
+            where, "name", f"at most {QCOW2_NAMES_MAX - len(config.name)} letters: with the VM's they are the path of a socket"
+        )
 
 
 def _serial(reader: TableReader, where: str, name: str) -> str:
@@ -99,6 +123,11 @@ def _serial(reader: TableReader, where: str, name: str) -> str:
 
 
 def check_files(device: DiskDevice, path: str) -> None:
+    if device.plug == QCOW2_PLUG:
+        from vmservice.host.qcow2 import check_qcow2
+
+        check_qcow2(device.path, f"{path}: disk {device.name}")
+        return
     from vmservice.host.storage import check_image
 
     check_image(device.path, f"{path}: disk {device.name}", writable=not (device.readonly or device.ephemeral))

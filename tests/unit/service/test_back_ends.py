@@ -1,0 +1,164 @@
+"""What a VM's unit runs before the VM: the units of its disks in qcow2, tied to it by drop-ins; and what those units run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vmservice import cli
+from vmservice.config.load import load_config
+from vmservice.config.sections.disk import DiskDevice
+from vmservice.plug import qcow2_disk
+from vmservice.service import back_ends, disk_daemon
+
+NAME = "web"
+
+
+class SystemCtl:
+    """Notes what is asked; `answers` by the first word."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers = {"show": "User=vm-web\nGroup=vm-web\nNeedDaemonReload=no\n"}
+
+    def run(self, *words: str, check: bool = True) -> str:
+        self.asked.append(" ".join(words))
+        return self.answers.get(words[0], "")
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SystemCtl:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/run/vmservice/{NAME}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(back_ends, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
+    monkeypatch.setattr(disk_daemon, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
+    noted = SystemCtl()
+    monkeypatch.setattr(back_ends._Manager, "_run", lambda _self, *words, check=True: noted.run(*words, check=check))
+    return noted
+
+
+def configure(folder: Path, *disks: str) -> None:
+    (folder / f"{NAME}.toml").write_text(
+        '[kernel]\npath = "k"\n[cpus]\nboot = 1\nmax = 3\n' + "".join(f"[[disk]]\n{disk}\n" for disk in disks)
+    )
+
+
+def drop_in(folder: Path, unit: str, manager: str = "system") -> list[str]:
+    return (folder / f"run/systemd/{manager}/{unit}.d/50-vmservice.conf").read_text().splitlines()
+
+
+def test_each_disk_in_qcow2_has_its_units_tied_to_the_vm(tmp_path: Path, systemctl: SystemCtl) -> None:
+    configure(tmp_path, 'format = "raw"\npath = "a"', 'name = "root"\nformat = "qcow2"\npath = "50% of it.qcow2"')
+    assert cli.main(["start-back-ends", NAME]) == 0
+    tied = ["[Unit]", "BindsTo=vm@web.service", "PartOf=vm@web.service", "Before=vm@web.service"]
+    assert drop_in(tmp_path, "vm-disk@web:root.socket") == [
+        *tied,
+        *("[Socket]", "ListenStream=", f"ListenStream={tmp_path}/run/vmservice-disk/web/root"),
+        *("SocketUser=vm-web", "SocketGroup=vm-web"),
+    ]
+    assert drop_in(tmp_path, "vm-disk@web:root.service") == [
+        *tied,
+        *("[Service]", "BindReadOnlyPaths=-/var/lib/vmservice/web", f'ReadWritePaths=-"{tmp_path}/50%% of it.qcow2"'),
+        *("User=vm-web", "Group=vm-web"),
+    ]
+    assert [line for line in systemctl.asked if not line.startswith("show")] == [
+        "stop vm-disk@web:root.service vm-disk@web:root.socket",
+        "reset-failed vm-disk@web:root.service vm-disk@web:root.socket",
+        "start vm-disk@web:root.socket",
+        "start --no-block vm-disk@web:root.service",
+    ]
+
+
+def test_systemd_reads_its_files_again_only_if_it_has_to(tmp_path: Path, systemctl: SystemCtl) -> None:
+    configure(tmp_path, 'format = "qcow2"\npath = "a"')
+    systemctl.answers["show"] = "NeedDaemonReload=yes\n"
+    back_ends.main([NAME])
+    assert systemctl.asked.count("daemon-reload") == 1
+    back_ends.main([NAME])
+    assert systemctl.asked.count("daemon-reload") == 1, "nothing has changed"
+
+
+def test_a_users_unit_has_no_sandbox_to_open(tmp_path: Path, systemctl: SystemCtl) -> None:
+    configure(tmp_path, 'format = "qcow2"\npath = "a"')
+    back_ends.main([NAME, "--user"])
+    assert drop_in(tmp_path, "vm-disk@web:disk0.service", "user")[4:] == ["[Service]"]
+
+
+@pytest.mark.parametrize("disk", ['format = "raw"\npath = "a"', 'format = "guess"\npath = "a"'])
+def test_nothing_is_started_without_need_and_for_a_wrong_configuration(tmp_path: Path, systemctl: SystemCtl, disk: str) -> None:
+    configure(tmp_path, disk)
+    assert back_ends.main([NAME]) == 0
+    assert [line for line in systemctl.asked if not line.startswith("show")] == []
+
+
+def test_a_block_device_is_let_through_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qcow2_disk, "_is_block_device", lambda path: True)
+    disk = DiskDevice("root", "/dev/vg/root", readonly=True)
+    assert qcow2_disk.unit_needs(disk, "web") == (
+        "disk",
+        ["BindReadOnlyPaths=-/var/lib/vmservice/web", "PrivateDevices=no", 'DeviceAllow="/dev/vg/root" r'],
+    )
+
+
+def test_the_daemons_command_line(tmp_path: Path) -> None:
+    image = tmp_path / "a,b.qcow2"
+    image.touch()
+    command = disk_daemon.daemon_command(DiskDevice("root", str(image), is_direct=True, discard=False, readonly=True, queues=3))
+    assert command[0] == "/usr/bin/qemu-storage-daemon"
+    file, disk = (json.loads(command[index]) for index in (2, 4))
+    access = {"read-only": True, "discard": "ignore", "cache": {"direct": True}}
+    assert file == {"driver": "file", "node-name": "file", "filename": str(image), "aio": "threads", **access}
+    assert disk == {"driver": "qcow2", "node-name": "image", "file": "file", **access}
+    export = "type=vhost-user-blk,id=disk,node-name=image,addr.type=fd,addr.str=3,writable=off,num-queues=3"
+    assert command[5:] == ["--export", export]
+
+
+@pytest.mark.parametrize(
+    ("words", "listening", "status", "said"),
+    [
+        ([], "1", 64, "usage: vmservice disk-daemon NAME:DEVICE"),
+        (["web"], "1", 64, "usage: vmservice disk-daemon NAME:DEVICE"),
+        (["web:none"], "1", 78, 'there is no [[disk]] called none with format = "qcow2"'),
+        (["web:disk0"], "1", 78, 'there is no [[disk]] called disk0 with format = "qcow2"'),
+        (["web:disk1"], "", 71, "the socket of the disk is missing"),
+        (["web:disk1"], "1", 69, "the disk disk1 is in qcow2, which takes /nowhere, and that is not installed"),
+    ],
+)
+def test_what_the_daemons_unit_says_of_what_is_wrong(
+    tmp_path: Path,
+    systemctl: SystemCtl,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    listening: str,
+    status: int,
+    said: str,
+) -> None:
+    configure(tmp_path, 'format = "raw"\npath = "a"', 'format = "qcow2"\npath = "b"')
+    monkeypatch.setattr(qcow2_disk, "DAEMON", "/nowhere")
+    monkeypatch.setenv("LISTEN_FDS", listening)
+    assert cli.main(["disk-daemon", *words]) == status
+    assert said in capsys.readouterr().err
+
+
+def test_the_daemon_takes_the_place_of_the_unit_program(
+    tmp_path: Path, systemctl: SystemCtl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(tmp_path, 'format = "qcow2"\npath = "b"')
+    (tmp_path / "b").touch()
+    ran: list[list[str]] = []
+    monkeypatch.setattr(qcow2_disk, "DAEMON", "/bin/true")
+    monkeypatch.setattr(os, "execv", lambda path, command: ran.append([path, *command]))
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    disk_daemon.main(["web:disk0"])
+    assert ran[0][:2] == ["/bin/true", "/bin/true"]
+
+
+def test_the_disk_of_the_section_is_the_daemons(tmp_path: Path) -> None:
+    configure(tmp_path, 'format = "qcow2"\npath = "b"')
+    (_rng, disk) = load_config(NAME, str(tmp_path / f"{NAME}.toml")).devices
+    assert isinstance(disk, DiskDevice)
+    assert disk.queues == 3

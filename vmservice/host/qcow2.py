@@ -1,0 +1,23 @@
+"""Images in qcow2, as far as it is looked at here: whether a file is one. Only qemu-storage-daemon reads more of it."""
+
+from __future__ import annotations
+
+import os
+
+from vmservice.errors import ConfigError
+
+_MAGIC = b"QFI\xfb"
+
+
+def check_qcow2(path: str, where: str) -> None:
+    """ConfigError, which begins with `where`, unless the file at `path` is one and may be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            magic = os.read(fd, len(_MAGIC))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ConfigError(f"{where}: the image {path} cannot be read: {os.strerror(error.errno or 0)}") from None
+    if magic != _MAGIC:
+        raise ConfigError(f'{where}: {path} is no image in qcow2; expected one, or format = "raw"')
