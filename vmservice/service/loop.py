@@ -51,22 +51,6 @@ _STARTS_ANEW = "the unit starts it anew, until its start limit is reached (Start
 _BUS_PATIENCE_SEC = 5.0
 
 
-def serve(
-    vm: Vm,
-    config: Config,
-    events: EventQueue,
-    timers: Timers,
-    backends: Backends,
-    log: Log,
-    notifier: Notifier,
-    outbox: Outbox,
-    bus: str,
-) -> int:
-    """Serve one VM until it is over; the exit status of the process."""
-    service = Service(vm, config, events, timers, backends, log, notifier, outbox, bus)
-    return asyncio.run(service.serve())
-
-
 class Service:
     """What ties one VM to systemd and the bus. Everything in here runs in the main thread."""
 
@@ -106,7 +90,11 @@ class Service:
         )
         self._exit: asyncio.Future[int]
 
-    async def serve(self) -> int:
+    def run(self) -> int:
+        """Serve the VM until it is over; the exit status of the process."""
+        return asyncio.run(self._serve())
+
+    async def _serve(self) -> int:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_bug)
         self._exit = loop.create_future()

@@ -1,7 +1,7 @@
 """What the unit runs: configuration, machine, first instruction of the guest, and only then bus, signals and timers.
 
-Everything imported here before `serve` delays the guest; asyncio and dbus-next cost more than the rest together, so they
-are imported while the guest already runs.
+Everything imported here before `service/loop.py` delays the guest; asyncio and dbus-next cost more than the rest together, so
+they are imported while the guest already runs.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
             notifier.stopping()
             return 0
         gc.enable()
-        from vmservice.service.loop import serve
+        from vmservice.service.loop import Service
 
-        return serve(vm, config, events, timers, backends, log, notifier, outbox, options.bus)
+        return Service(vm, config, events, timers, backends, log, notifier, outbox, options.bus).run()
     finally:
         _close_all(closers)
 
