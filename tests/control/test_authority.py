@@ -59,7 +59,7 @@ async def nothing_left(served: Served) -> None:
     """No check, no caller's name watched, no reply awaited."""
     waits, decides = turns_of(served), authority_of(served)
     async with asyncio.timeout(10):
-        while decides._checks or waits._queues or decides._transport._method_return_handlers:
+        while decides._checks or waits._queues or decides._transport._awaited:
             await asyncio.sleep(0.01)
 
 

@@ -14,7 +14,8 @@ from support.bus_client import CallFailed, client, flooders, served_vm
 from support.private_bus import PrivateBus
 
 from vmservice.control import dbus_transport
-from vmservice.control.dbus_transport import BODY_LIMIT_BYTES, MESSAGES_A_TURN, Transport
+from vmservice.control.dbus_message import BODY_LIMIT_BYTES, MessageReader, message_bytes, packed
+from vmservice.control.dbus_transport import MESSAGES_A_TURN, Transport
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 
 LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
@@ -67,36 +68,31 @@ def test_signatures_of_callers_are_not_collected(bus: PrivateBus) -> None:
             data = raw._marshall()
             for signature in set(SignatureTree._cache) - before:
                 del SignatureTree._cache[signature]
-            unpacked = await feed(data)
+            unpacked = feed(bytes(data))
             assert (unpacked.signature, unpacked.body) == (odd, [])
             assert odd not in SignatureTree._cache
 
     asyncio.run(check())
 
 
-async def feed(data: bytes) -> Message:
+def feed(data: bytes) -> Message:
     """What the transport makes of these bytes."""
-    import io
-
-    unmarshaller = dbus_transport.BoundedUnmarshaller(io.BytesIO(data))
-    return unmarshaller.unmarshall()
+    assert message_bytes(data) == len(data)
+    return MessageReader().read(data)
 
 
 def test_messages_that_dbus_next_cannot_take_are_passed_over() -> None:
     """A type of message from the future, or a header field: neither ends the connection."""
     call = Message(destination="a.b", path="/", member="M", interface="a.b", signature="y", body=[7], serial=5)
 
-    async def check() -> None:
-        data = bytearray(call._marshall())
-        assert (await feed(bytes(data))).body == [7]
-        data[1] = 9
-        assert (await feed(bytes(data))).message_type is MessageType.SIGNAL
-        data = bytearray(call._marshall())
-        member = data.index(b"\x03\x01s\0")
-        data[member] = 77
-        assert (await feed(bytes(data))).message_type is MessageType.SIGNAL
-
-    asyncio.run(check())
+    data = bytearray(call._marshall())
+    assert feed(bytes(data)).body == [7]
+    data[1] = 9
+    assert feed(bytes(data)).message_type is MessageType.SIGNAL
+    data = bytearray(call._marshall())
+    member = data.index(b"\x03\x01s\0")
+    data[member] = 77
+    assert feed(bytes(data)).message_type is MessageType.SIGNAL
 
 
 def test_a_flood_does_not_starve_the_loop(bus: PrivateBus) -> None:
@@ -116,21 +112,23 @@ def test_a_flood_does_not_starve_the_loop(bus: PrivateBus) -> None:
     asyncio.run(check())
 
 
-class Stub(Transport):
-    """A transport whose messages come from a list, to count how many it takes in one turn."""
+class Turns(Transport):
+    """A transport beside any bus, to count how many messages it takes in one turn; the test is its event loop."""
 
     def __init__(self, count: int) -> None:
-        self.backlog = 0
-        self.pending = count
         self.taken = 0
         self.turns: list[Any] = []
         self.removed = 0
-        self._disconnected = False
+        self.disconnected: Any = type("Future", (), {"done": lambda _self: False})()
         self._fd = -1
-        self._writer: Any = type("Writer", (), {"messages": type("Queue", (), {"qsize": lambda _self: self.backlog})()})()
         self._loop: Any = self
-        self._unmarshaller: Any = self
-        self.message: Any = None
+        self._descriptors = False
+        signal = Message.new_signal("/", "a.b", "C")
+        signal.serial = 1
+        self._received = bytearray(packed(signal) * count)
+        self._received_fds = []
+        self._unsent: Any = []
+        self._sock: Any = self
 
     def call_soon(self, turn: Any) -> None:
         self.turns.append(turn)
@@ -144,32 +142,28 @@ class Stub(Transport):
     def remove_reader(self, _fd: int) -> None:
         self.removed += 1
 
-    def unmarshall(self) -> bool:
-        self.pending -= 1
-        return self.pending >= 0
+    def recv(self, _size: int) -> bytes:
+        raise BlockingIOError
 
-    def _create_unmarshaller(self) -> Any:
-        return self
-
-    def _on_message(self, _message: Message) -> None:
+    def _act_on(self, _message: Message) -> None:
         self.taken += 1
 
 
 def test_a_turn_has_an_end() -> None:
-    stub = Stub(MESSAGES_A_TURN + 1)
-    stub._message_reader()
-    assert stub.taken == MESSAGES_A_TURN
-    (again,) = stub.turns
+    transport = Turns(MESSAGES_A_TURN + 1)
+    transport._turn()
+    assert transport.taken == MESSAGES_A_TURN
+    (again,) = transport.turns
     again()
-    assert stub.taken == MESSAGES_A_TURN + 1
-    assert len(stub.turns) == 1, "nothing is left, so the socket's readiness starts the next turn"
+    assert transport.taken == MESSAGES_A_TURN + 1
+    assert len(transport.turns) == 1, "nothing is left, so the socket's readiness starts the next turn"
 
 
 def test_reading_waits_while_replies_pile_up() -> None:
-    stub = Stub(10)
-    stub.backlog = dbus_transport.UNSENT_LIMIT + 1
-    stub._message_reader()
-    assert (stub.taken, stub.removed) == (0, 1)
-    stub.backlog = 0
-    stub.turns.pop()()
-    assert (stub.taken, stub.removed) == (10, 0)
+    transport = Turns(10)
+    transport._unsent = range(dbus_transport.UNSENT_LIMIT + 1)
+    transport._turn()
+    assert (transport.taken, transport.removed) == (0, 1)
+    transport._unsent = ()
+    transport.turns.pop()()
+    assert (transport.taken, transport.removed) == (10, 0)

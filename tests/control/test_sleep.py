@@ -46,8 +46,10 @@ class Logind:
         self.ends.append(end)
 
         async def reply() -> None:
-            await self.service.bus.send(Message.new_method_return(call, "h", [0], [lock]))
-            os.close(lock)
+            try:
+                await self.service.bus.send(Message.new_method_return(call, "h", [0], [lock]))
+            finally:  # a service that leaves the bus may not get as far
+                os.close(lock)
 
         self._task = asyncio.ensure_future(reply())
         return None

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dbus_next import Message
-from dbus_next._private.constants import HeaderField
-from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.constants import MessageFlag, MessageType
+from dbus_next.message import Message
 
 from vmservice.control.bus import bus_address
-from vmservice.control.dbus_transport import BoundedUnmarshaller, Transport, failure_reason
+from vmservice.control.dbus_message import MessageReader
+from vmservice.control.dbus_transport import Transport, failure_reason
 from vmservice.control.names import DAEMON, DAEMON_PATH, PROPERTIES_INTERFACE
 from vmservice.errors import HostFacilityMissing, VmmError
 
@@ -45,16 +44,15 @@ class NotInTime(VmmError):
     exit_status = 75
 
 
-class ClientUnmarshaller(BoundedUnmarshaller):
+class ClientReader(MessageReader):
     """Unpacks what is answered to a client, and no call: nobody has anything to call here."""
 
-    def _message(self, kind: MessageType, flags: MessageFlag, serial: int, header: dict[int, Any], too_large: bool) -> Message:
-        if kind is MessageType.METHOD_RETURN and header.get(HeaderField.SIGNATURE.value) == _NAMES:
-            too_large = len(self.buf) - self.offset > NAMES_LIMIT_BYTES
-        return super()._message(kind, flags, serial, header, too_large)
+    def _body_limit_bytes(self, kind: MessageType, signature: str) -> int:
+        if kind is MessageType.METHOD_RETURN and signature == _NAMES:
+            return NAMES_LIMIT_BYTES
+        return super()._body_limit_bytes(kind, signature)
 
-    @staticmethod
-    def _unpacked_part(kind: MessageType, signature: str) -> str:
+    def _unpacked_part(self, kind: MessageType, signature: str) -> str:
         if kind is MessageType.METHOD_CALL:
             return ""
         known = _UNPACKED_SIGNALS if kind is MessageType.SIGNAL else _UNPACKED_REPLIES
@@ -64,8 +62,7 @@ class ClientUnmarshaller(BoundedUnmarshaller):
 class ClientTransport(Transport):
     """The transport that a VM uses, reading as a client."""
 
-    def _create_unmarshaller(self) -> Unmarshaller:
-        return ClientUnmarshaller(self._stream)
+    reader = ClientReader()
 
 
 class Bus:

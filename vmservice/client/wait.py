@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from dbus_next import Message
 from dbus_next.constants import MessageType
+from dbus_next.message import Message
 
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.vms import GONE, NOBODY_THERE, failure

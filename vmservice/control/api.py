@@ -6,10 +6,7 @@ XML in dbus/ and the polkit policy are written by hand; tests hold them equal to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
 class Verb:
     """`member` of the interface, the `signature` of what it takes, the name of the method of `Vm` that does it.
 
@@ -17,11 +14,14 @@ class Verb:
     people reach by another name: `vmservice poweroff --force` is Shutdown, since a hard stop is never the plain word.
     """
 
-    member: str
-    signature: str
-    method: str
-    command: str
-    sentence: str
+    __slots__ = ("command", "member", "method", "sentence", "signature")
+
+    def __init__(self, member: str, signature: str, method: str, command: str, sentence: str) -> None:
+        self.member = member
+        self.signature = signature
+        self.method = method
+        self.command = command
+        self.sentence = sentence
 
     @property
     def action(self) -> str:

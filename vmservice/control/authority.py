@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from dbus_next import Message, Variant
 from dbus_next.constants import MessageFlag, MessageType
+from dbus_next.message import Message
+from dbus_next.signature import Variant
 
 from vmservice.control.api import BY_MEMBER
 from vmservice.control.caller import GROUP, Caller

@@ -13,20 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dbus_next import Message
 from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameReply
-from dbus_next.errors import DBusError
+from dbus_next.message import Message
 
 from vmservice.control.authority import Authority
+from vmservice.control.dbus_address import checked_address
+from vmservice.control.dbus_message import BODY_LIMIT_BYTES
 from vmservice.control.dbus_object import VmObject
-from vmservice.control.dbus_transport import (
-    BODY_LIMIT_BYTES,
-    UNSENT_LIMIT,
-    Transport,
-    checked_address,
-    daemon_call,
-    failure_reason,
-)
+from vmservice.control.dbus_transport import UNSENT_LIMIT, Transport, daemon_call, failure_reason
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.control.turns import Turns
@@ -118,8 +112,7 @@ class BusConnection:
         if self.owned and self._transport is not None:
             # The bus works through a connection's messages in order: its answer to this one means that it has all before it.
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(FAREWELL_TIMEOUT_SEC):
-                    await self._transport.release_name(self.name)
+                await self._transport.ask(daemon_call("ReleaseName", "s", [self.name]), FAREWELL_TIMEOUT_SEC)
         if not self._closing.done():
             self._closing.set_result(None)
         await self._ended.wait()
@@ -181,18 +174,18 @@ class BusConnection:
         try:
             transport.answer_calls(self._answer)
             await transport.connect()
-            reply = await transport.request_name(self.name, NameFlag.DO_NOT_QUEUE)
+            reply = await transport.ask(daemon_call("RequestName", "su", [self.name, NameFlag.DO_NOT_QUEUE.value]), None)
         except HostError:
             raise
-        except DBusError as error:
-            if error.type == ACCESS_DENIED:
-                raise NotPermitted(
-                    f"the bus does not let this account own {self.name}; its policy allows root and members of group vmservice"
-                ) from None
-            raise HostError(f"the bus at {self._address} refused {self.name}: {error.text}") from None
         except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
             raise HostError(f"cannot join the bus at {self._address}: {failure_reason(error)}") from None
-        if reply is not RequestNameReply.PRIMARY_OWNER:
+        if reply.message_type is MessageType.ERROR:
+            if reply.error_name == ACCESS_DENIED:
+                raise NotPermitted(
+                    f"the bus does not let this account own {self.name}; its policy allows root and members of group vmservice"
+                )
+            raise HostError(f"the bus at {self._address} refused {self.name}: {_said(reply)}")
+        if reply.body != [RequestNameReply.PRIMARY_OWNER.value]:
             owner = await self._owner_of(transport)
             raise BusNameTaken(f"the bus name {self.name} is already owned{owner}: is this VM running already?")
         return transport
@@ -200,7 +193,7 @@ class BusConnection:
     async def _owner_of(self, transport: Transport) -> str:
         """` by process 123`, or nothing where the bus does not say."""
         with contextlib.suppress(Exception):
-            reply = await transport.call(daemon_call("GetConnectionUnixProcessID", "s", [self.name]))
+            reply = await transport.ask(daemon_call("GetConnectionUnixProcessID", "s", [self.name]), None)
             if reply.message_type is MessageType.METHOD_RETURN:
                 return f" by process {reply.body[0]}"
         return ""
@@ -269,3 +262,8 @@ class BusConnection:
             return
         signature, body = VmObject.changed(changes)
         transport.send(Message.new_signal(OBJECT_PATH, PROPERTIES_INTERFACE, "PropertiesChanged", signature, body))
+
+
+def _said(error: Message) -> str:
+    """The sentence of an error reply, or its name where it has none."""
+    return str(error.body[0]) if error.body else str(error.error_name)

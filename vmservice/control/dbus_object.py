@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dbus_next import Variant
+from dbus_next.signature import Variant
 
 from vmservice.control.api import PROPERTIES, VERBS
 from vmservice.control.errors import (

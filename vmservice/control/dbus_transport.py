@@ -1,15 +1,16 @@
-"""dbus-next's connection, made fit for a process that must not hang, leak or be talked to death.
+"""A connection to the bus, made for a process that must not hang, leak or be talked to death.
 
-What dbus-next 0.2.3 does, and what is done here instead:
+dbus-next has the messages (see `dbus_message.py`) and the authentication. Its `MessageBus` is not used; what version 0.2.3
+does, and what is done here instead:
 
 * it connects with a blocking connect(2), which waits for ever when a stopped daemon's backlog is full: here it never blocks;
 * it spins without end when the daemon closes the connection during authentication: here that is an error;
 * it reads for as long as there is something to read, so that a flood of calls starves timers and signals: here it takes turns;
-* it unpacks every body, whatever its size (in Python, a second for a few megabytes), and keeps each signature that it has ever
-  seen: here a call is unpacked only if it is small and of a signature that the object knows;
 * it takes a full socket for a broken one and drops the connection: here the rest waits until there is room;
-* it drops the connection on a message that it cannot unpack: here that message is passed over;
-* it never closes its socket: `close` does.
+* it sends each message a turn of the event loop later, and by itself: here what a call leads to, signals and the reply, goes
+  out at once, in one piece and in its order;
+* it never closes its socket: `close` does;
+* it brings along what a VM never uses, readers of XML and of GLib's main loop among them.
 
 File descriptors are negotiated only where `descriptors` says so (see `login.py`); else the bus refuses a message that carries
 one. What nobody takes of those that came is closed in a thread: to close one may wait for the file system that it belongs to.
@@ -17,219 +18,159 @@ one. What nobody takes of those that came is closed in a thread: to close one ma
 
 from __future__ import annotations
 
+import array
 import asyncio
-import contextlib
+import logging
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from itertools import islice
 
-from dbus_next import Message
-from dbus_next._private.address import parse_address
-from dbus_next._private.constants import BIG_ENDIAN, LITTLE_ENDIAN, PROTOCOL_VERSION, HeaderField
-from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.aio import MessageBus
-from dbus_next.aio.message_bus import _MessageWriter
+from dbus_next.auth import AuthExternal
 from dbus_next.constants import MessageFlag, MessageType
-from dbus_next.errors import InvalidAddressError, InvalidMessageError
-from dbus_next.signature import SignatureTree
+from dbus_next.message import Message
 
+from vmservice.control.dbus_address import socket_names
+from vmservice.control.dbus_message import FIXED_BYTES, MessageReader, message_bytes, packed
 from vmservice.control.names import DAEMON, DAEMON_PATH
-from vmservice.errors import HostError, HostFacilityMissing, UsageError
+from vmservice.errors import HostError, HostFacilityMissing
 
-BODY_LIMIT_BYTES = 64 * 1024
-HEADER_LIMIT_BYTES = 16 * 1024
 MESSAGES_A_TURN = 32
 UNSENT_LIMIT = 1024
 UNWANTED_LIMIT = 8  # messages with descriptors that nobody takes
 _RETRY_READING_SEC = 0.02
 _AUTH_LINE_LIMIT_BYTES = 512
-
-# The signatures of calls whose body is unpacked, and how much of it. Set's value is not looked at: no property is writable.
-_UNPACKED = {"": "", "y": "y", "s": "s", "ss": "ss", "ssv": "ss"}
-_UNPACKED_REPLIES = ("s", "u", "h", "(bba{ss})")  # of the bus itself, errors, logind's Inhibit and polkit's CheckAuthorization
-_UNPACKED_SIGNALS = ("sss", "b")  # NameOwnerChanged, which dbus-next itself looks at, and logind's PrepareForSleep
+_CHUNK_BYTES = 64 * 1024
+_PIECES_A_SEND = 64
+_DESCRIPTORS_A_MESSAGE = 16  # of dbus-daemon's default limits: max_message_unix_fds
 
 
-class BoundedUnmarshaller(Unmarshaller):  # type: ignore[misc]
-    """Reads one message, with its `size_bytes`; `too_large` is set if either part is over the limit; the body is then empty."""
-
-    def _unmarshall(self) -> None:
-        self.offset = 0
-        self.read(16, prefetch=True)
-        self.endian = self.read_byte()
-        if self.endian not in (LITTLE_ENDIAN, BIG_ENDIAN):
-            raise InvalidMessageError("the bus sent a message of unknown byte order")
-        kind = self.read_byte()
-        flags = MessageFlag(self.read_byte())
-        version = self.read_byte()
-        if version != PROTOCOL_VERSION:
-            raise InvalidMessageError(f"the bus speaks protocol version {version}, not {PROTOCOL_VERSION}")
-        body_length = self.read_uint32()
-        serial = self.read_uint32()
-        header_length = self.read_uint32()
-        self.read(header_length + self._padding(header_length, 8) + body_length, prefetch=True)
-        self.offset -= 4  # the array's length is part of the array
-        fields = {code: value.value for code, value in self.read_argument(SignatureTree._get("a(yv)").types[0])}
-        self.align(8)
-        too_large = body_length > BODY_LIMIT_BYTES or header_length > HEADER_LIMIT_BYTES
-        try:
-            self.message = self._message(MessageType(kind), flags, serial, fields, too_large)
-        except (ValueError, TypeError):  # a type of message from the future, or a name that dbus-next will not have
-            self.message = Message.new_signal("/", "org.vmservice.Ignored", "Ignored")
-            self.message.serial = serial
-        self.message.unix_fds = self.unix_fds
-        self.message.size_bytes = header_length + body_length
-
-    def _message(self, kind: MessageType, flags: MessageFlag, serial: int, header: dict[int, Any], too_large: bool) -> Message:
-        fields = {field: header.get(field.value) for field in HeaderField}
-        signature = fields[HeaderField.SIGNATURE] or ""
-        unpacked = self._unpacked_part(kind, signature)
-        if too_large:
-            unpacked, fields[HeaderField.PATH] = "", "/"
-        tree = SignatureTree._get(unpacked)
-        message = Message(
-            destination=fields[HeaderField.DESTINATION],
-            path=fields[HeaderField.PATH],
-            interface=fields[HeaderField.INTERFACE],
-            member=fields[HeaderField.MEMBER],
-            message_type=kind,
-            flags=flags,
-            error_name=fields[HeaderField.ERROR_NAME],
-            reply_serial=fields[HeaderField.REPLY_SERIAL],
-            sender=fields[HeaderField.SENDER],
-            signature=tree,
-            body=[self.read_argument(type_) for type_ in tree.types],
-            serial=serial,
-        )
-        message.signature = signature
-        message.too_large = too_large
-        return message
-
-    @staticmethod
-    def _unpacked_part(kind: MessageType, signature: str) -> str:
-        if kind is MessageType.METHOD_CALL:
-            return _UNPACKED.get(signature, "")
-        known = _UNPACKED_SIGNALS if kind is MessageType.SIGNAL else _UNPACKED_REPLIES
-        return signature if signature in known else ""
-
-
-class PatientWriter(_MessageWriter):  # type: ignore[misc]
-    """Sends what is queued, as far as the socket takes it; called whenever that has room."""
-
-    def __init__(self, bus: MessageBus) -> None:
-        super().__init__(bus)
-        self.buf: memoryview | None = None
-
-    def write_callback(self) -> None:
-        try:
-            while self.buf or not self.messages.empty():
-                if not self.buf:
-                    data, _fds, self.fut = self.messages.get_nowait()
-                    self.buf = memoryview(data)
-                self.buf = self.buf[self.sock.send(self.buf) :]
-                if not self.buf and not self.fut.done():
-                    self.fut.set_result(None)
-            self.loop.remove_writer(self.fd)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.bus._finalize(error)
-
-
-class Transport(MessageBus):  # type: ignore[misc]
+class Transport:
     """One connection to the bus at one of the addresses in `address`; `connect` makes it usable, `close` gives it back.
 
-    With `descriptors` messages may bring some; a handler that wants one takes it out of the message's `unix_fds`.
+    Made inside the running event loop. With `descriptors` messages may bring some; a handler that wants one takes it out of the
+    message's `unix_fds`. `disconnected` is done when the connection is gone.
     """
 
+    reader = MessageReader()
+
     def __init__(self, address: str, *, descriptors: bool = False) -> None:
-        self._unmarshaller: Unmarshaller
+        self._loop = asyncio.get_running_loop()
+        self.disconnected: asyncio.Future[None] = self._loop.create_future()
+        self.unique_name = ""
+        self._descriptors = descriptors
+        self._on_call: Callable[[Message], Message | None] | None = None
+        self._handlers: list[Callable[[Message], None]] = []
+        self._awaited: dict[int, Callable[[Message | None], None]] = {}  # by the serial of the call
+        self._serial = 0
+        self._received = bytearray()
+        self._received_fds: list[int] = []
         self._unwanted = 0
-        super().__init__(bus_address=address, negotiate_unix_fd=descriptors)
-        self._writer = PatientWriter(self)
+        self._unsent: deque[bytes] = deque()
+        self._is_full = False  # the socket: what is unsent waits for room
+        self._will_flush = False
+        self._sock = _connected(address)
+        self._fd = self._sock.fileno()
+
+    async def connect(self) -> None:
+        """Raises HostError, OSError, or what dbus-next makes of a peer that is no bus."""
+        auth = AuthExternal()
+        line = auth._authentication_start(negotiate_unix_fd=self._descriptors)
+        await self._loop.sock_sendall(self._sock, b"\0" + auth._format_line(line))
+        while line != "BEGIN":
+            line = auth._receive_line(await self._auth_line())
+            await self._loop.sock_sendall(self._sock, auth._format_line(line))
+        self._loop.add_reader(self._fd, self._turn)
+        reply = await self.ask(daemon_call("Hello", "", []), None)
+        if reply.message_type is not MessageType.METHOD_RETURN or reply.signature != "s":
+            raise HostError(f"the bus takes no more connections: {reply.error_name}")
+        self.unique_name = reply.body[0]
+
+    def add_message_handler(self, handler: Callable[[Message], None]) -> None:
+        """`handler` sees every message, before anybody acts on it."""
+        self._handlers.append(handler)
+
+    def remove_message_handler(self, handler: Callable[[Message], None]) -> None:
+        if handler in self._handlers:
+            self._handlers.remove(handler)
 
     def answer_calls(self, handler: Callable[[Message], Message | None]) -> None:
-        """`handler` gives the reply to every method call, or None where it is sent later.
+        """`handler` gives the reply to every method call, or None where it is sent later."""
+        self._on_call = handler
 
-        It must not raise: dbus-next would send the caller a traceback.
-        """
+    def send(self, message: Message) -> None:
+        """In its turn, and as soon as the bus takes it: a connection that is gone takes nothing."""
+        if self._is_gone:
+            return
+        if not message.serial:
+            self._serial += 1
+            message.serial = self._serial
+        self._unsent.append(packed(message))
+        if not self._will_flush:
+            self._will_flush = True
+            self._loop.call_soon(self._flush)
 
-        def handle(message: Message) -> Message | bool | None:
-            if message.message_type is not MessageType.METHOD_CALL:
-                return None
-            reply = handler(message)
-            return True if reply is None or message.flags & MessageFlag.NO_REPLY_EXPECTED else reply
-
-        self.add_message_handler(handle)
-
-    def send(self, message: Message) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = super().send(message)
-        future.add_done_callback(_retrieve)
-        return future
-
-    async def ask(self, call: Message, timeout_sec: float, on_reply: Callable[[Message], None] | None = None) -> Message:
+    async def ask(self, call: Message, timeout_sec: float | None, on_reply: Callable[[Message], None] | None = None) -> Message:
         """The reply to `call`, an error message included; `on_reply` has it first, and while its descriptors are open.
 
         Raises TimeoutError, or ConnectionError when the connection is lost. A reply that comes later is not missed by anybody.
         """
         future: asyncio.Future[Message | None] = self._loop.create_future()
 
-        def handle(reply: Message | None, _error: Exception | None) -> None:
+        def handle(reply: Message | None) -> None:
             if not future.done():
                 if reply is not None and on_reply is not None:
                     on_reply(reply)
                 future.set_result(reply)
 
-        self._call(call, handle)
+        self.send(call)
+        if self._is_gone:
+            raise ConnectionError("the connection to the bus was lost")
+        self._awaited[call.serial] = handle
         try:
             async with asyncio.timeout(timeout_sec):
                 reply = await future
         finally:
-            self._method_return_handlers.pop(call.serial, None)
+            self._awaited.pop(call.serial, None)
         if reply is None:
             raise ConnectionError("the connection to the bus was lost")
         return reply
 
     @property
-    def unsent(self) -> int:
-        """Messages that the bus has not taken yet."""
-        return int(self._writer.messages.qsize())
+    def connected(self) -> bool:
+        return bool(self.unique_name) and not self._is_gone
 
     @property
-    def disconnected(self) -> asyncio.Future[None]:
-        """Done, with or without an exception, when the connection is gone."""
-        future: asyncio.Future[None] = self._disconnect_future
-        return future
+    def unsent(self) -> int:
+        """Messages that the bus has not taken yet."""
+        return len(self._unsent)
+
+    def disconnect(self) -> None:
+        """Nothing is sent or received any more; who waits for a reply is told."""
+        if self._is_gone:
+            return
+        self.disconnected.set_result(None)
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        awaited, self._awaited = self._awaited, {}
+        for handle in awaited.values():
+            handle(None)
+        self._handlers.clear()
+        self._on_call = None
 
     def close(self) -> None:
-        self._finalize(ConnectionError("the connection to the bus was closed"))
-        _retrieve(self._disconnect_future)
-        _close_apart(self._unmarshaller.unix_fds)  # of a message that has come in half
-        with contextlib.suppress(OSError):  # what was still to be written has no reader any more
-            self._stream.close()
+        self.disconnect()
+        _close_apart(self._received_fds)  # of a message that has come in half
+        self._received_fds = []
         self._sock.close()
 
-    # What is replaced in dbus-next
+    @property
+    def _is_gone(self) -> bool:
+        return self.disconnected.done()
 
-    def _setup_socket(self) -> None:
-        refusal = HostFacilityMissing("the bus address names no unix socket")
-        for transport, options in self._bus_address:
-            if transport != "unix":
-                continue
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            try:
-                sock.connect(_socket_name(options))
-            except OSError as error:
-                sock.close()
-                refusal = HostFacilityMissing(f"nothing answers at {_spelled(options)}: {error.strerror or error}")
-            else:
-                self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
-                return
-        raise refusal
-
-    async def _auth_readline(self) -> str:
+    async def _auth_line(self) -> str:
         line = b""
         while not line.endswith(b"\r\n"):
             byte = await self._loop.sock_recv(self._sock, 1)
@@ -238,42 +179,111 @@ class Transport(MessageBus):  # type: ignore[misc]
             line += byte
         return line[:-2].decode("ascii", "replace")
 
-    def _create_unmarshaller(self) -> Unmarshaller:
-        return BoundedUnmarshaller(self._stream, self._sock if self._negotiate_unix_fd else None)
+    # Reading
 
-    def _on_message(self, message: Message) -> None:
-        super()._on_message(message)
-        if message.unix_fds:
-            _close_apart(message.unix_fds)
-            self._unwanted += 1
-            if self._unwanted > UNWANTED_LIMIT:
-                self._finalize(ConnectionError("strangers send descriptors"))
-
-    def _message_reader(self) -> None:
-        """One turn. What is left when it is over may lie in the stream's buffer, which no poll sees, so the next is queued."""
-        if self._disconnected:
-            return
+    def _turn(self) -> None:
+        """Act on what has come, in part if it is much: the socket's readiness, or a turn of its own, leads to the rest."""
         try:
             for _ in range(MESSAGES_A_TURN):
+                if self._is_gone:
+                    return
                 if self.unsent > UNSENT_LIMIT:
                     self._loop.remove_reader(self._fd)
                     self._loop.call_later(_RETRY_READING_SEC, self._resume_reading)
                     return
-                if not self._unmarshaller.unmarshall():
+                message = self._next_message()
+                if message is None:
                     return
-                message, self._unmarshaller = self._unmarshaller.message, self._create_unmarshaller()
-                self._on_message(message)
-                if self._disconnected:
-                    return
-        except Exception as error:
-            self._finalize(error)
+                self._act_on(message)
+        except (OSError, EOFError, HostError):
+            self.disconnect()
             return
-        self._loop.call_soon(self._message_reader)
+        self._loop.call_soon(self._turn)
 
     def _resume_reading(self) -> None:
-        if not self._disconnected:
-            self._loop.add_reader(self._fd, self._message_reader)
-            self._message_reader()
+        if not self._is_gone:
+            self._loop.add_reader(self._fd, self._turn)
+            self._turn()
+
+    def _next_message(self) -> Message | None:
+        """None if it is not there yet."""
+        while True:
+            received = self._received
+            if len(received) >= FIXED_BYTES and len(received) >= (size_bytes := message_bytes(received)):
+                message = self.reader.read(bytes(received[:size_bytes]))
+                del received[:size_bytes]
+                message.unix_fds = self._received_fds[: message.descriptors]
+                del self._received_fds[: message.descriptors]
+                return message
+            try:
+                data = self._receive()
+            except BlockingIOError:
+                return None
+            if not data:
+                raise EOFError
+            self._received += data
+
+    def _receive(self) -> bytes:
+        if not self._descriptors:
+            return self._sock.recv(_CHUNK_BYTES)
+        descriptors = array.array("i")
+        space = socket.CMSG_SPACE(_DESCRIPTORS_A_MESSAGE * descriptors.itemsize)
+        data, ancillary, _, _ = self._sock.recvmsg(_CHUNK_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+        self._received_fds += descriptors
+        return data
+
+    def _act_on(self, message: Message) -> None:
+        """A handler that fails is our bug, and costs one message: neither the connection nor the VM."""
+        self._will_flush = True
+        try:
+            for handler in tuple(self._handlers):
+                handler(message)
+            if message.message_type is MessageType.METHOD_CALL:
+                reply = self._on_call(message) if self._on_call is not None else None
+                if reply is not None and not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+                    self.send(reply)
+            elif message.reply_serial in self._awaited:
+                self._awaited.pop(message.reply_serial)(message)
+        except Exception:
+            logging.exception("a message from %s could not be acted on", message.sender)
+        self._flush()
+        if message.unix_fds:
+            _close_apart(message.unix_fds)
+            self._unwanted += 1
+            if self._unwanted > UNWANTED_LIMIT:
+                self.disconnect()
+
+    # Writing
+
+    def _flush(self) -> None:
+        """Send what waits, in one piece, as far as the socket takes it."""
+        self._will_flush = False
+        if not self._is_full:
+            self._write()
+
+    def _write(self) -> None:
+        unsent = self._unsent
+        try:
+            while unsent and not self._is_gone:
+                sent_bytes = self._sock.sendmsg(islice(unsent, _PIECES_A_SEND))
+                while unsent and sent_bytes >= len(unsent[0]):
+                    sent_bytes -= len(unsent.popleft())
+                if sent_bytes:
+                    unsent[0] = unsent[0][sent_bytes:]
+        except BlockingIOError:
+            if not self._is_full:
+                self._is_full = True
+                self._loop.add_writer(self._fd, self._write)
+            return
+        except OSError:
+            self.disconnect()
+            return
+        if self._is_full and not self._is_gone:
+            self._is_full = False
+            self._loop.remove_writer(self._fd)
 
 
 def daemon_call(member: str, signature: str, body: list[object]) -> Message:
@@ -288,36 +298,19 @@ def failure_reason(error: Exception) -> str:
     return str(error) or "the connection was closed"
 
 
-def checked_address(address: str) -> str:
-    """`address`, or UsageError where it is not a D-Bus address with a unix socket in it."""
-    try:
-        transports = parse_address(address)
-        names = [_socket_name(options) for transport, options in transports if transport == "unix"]
-    except (InvalidAddressError, HostError) as error:
-        raise UsageError(f"bus address {address!r} is malformed: {error}") from None
-    if not names:
-        raise UsageError(f"bus address {address!r} has no unix socket; unix:path=/… is what is understood")
-    return address
-
-
-def _socket_name(options: dict[str, str]) -> str:
-    if "path" in options:
-        return options["path"]
-    if "abstract" in options:
-        return f"\0{options['abstract']}"
-    if "runtime" in options:  # D-Bus specification, Unix domain sockets: runtime=yes
-        return f"{os.environ.get('XDG_RUNTIME_DIR', '/run')}/bus"
-    raise HostFacilityMissing("a unix address needs path=, abstract= or runtime=yes")
-
-
-def _spelled(options: dict[str, str]) -> str:
-    return _socket_name(options).replace("\0", "@")
-
-
-def _retrieve(future: asyncio.Future[None]) -> None:
-    """Look at the exception, lest asyncio report it as never retrieved; `disconnected` tells of a lost connection."""
-    if not future.cancelled():
-        future.exception()
+def _connected(address: str) -> socket.socket:
+    """A socket that never blocks, at the first of the addresses where somebody answers."""
+    refusal = HostFacilityMissing("the bus address names no unix socket")
+    for name in socket_names(address):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(name)
+        except OSError as error:
+            sock.close()
+            refusal = HostFacilityMissing(f"nothing answers at {name.replace(chr(0), '@')}: {error.strerror or error}")
+        else:
+            return sock
+    raise refusal
 
 
 def _close_apart(fds: list[int]) -> None:

@@ -10,9 +10,8 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from dbus_next import Message
 from dbus_next.constants import MessageFlag, MessageType
-from dbus_next.errors import DBusError
+from dbus_next.message import Message
 
 from vmservice.control.dbus_transport import Transport, daemon_call, failure_reason
 from vmservice.control.errors import ACCESS_DENIED, wire_text
@@ -64,7 +63,7 @@ class Login:
                 try:
                     await self._one_connection()
                     delay_sec = FIRST_RETRY_SEC
-                except (HostError, OSError, DBusError, EOFError) as error:
+                except (HostError, OSError) as error:
                     self._tell(f"cannot join the bus to hear of the host's sleep: {failure_reason(error)}")
                 await asyncio.sleep(delay_sec)
                 delay_sec = min(delay_sec * 2, LAST_RETRY_SEC)
@@ -149,7 +148,7 @@ class Login:
                 flags=MessageFlag.NO_AUTOSTART,
             )
             reply = await transport.ask(call, TIMEOUT_SEC, self._on_lock)
-        except (HostError, OSError, DBusError, EOFError) as error:
+        except (HostError, OSError) as error:
             self._tell(f"systemd-logind gives no sleep lock: {failure_reason(error)}; {_ALL_THE_SAME}")
         else:
             if self.locked:
@@ -183,7 +182,7 @@ async def _connect(transport: Transport) -> None:
             await transport.connect()
     except TimeoutError:
         raise HostError(f"the bus did not answer within {TIMEOUT_SEC:g} seconds") from None
-    except (HostError, OSError, DBusError, EOFError):
+    except (HostError, OSError):
         raise
     except Exception as error:  # what dbus-next's parser makes of a broken peer
         raise HostError(str(error) or type(error).__name__) from None

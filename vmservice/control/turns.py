@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from dbus_next import Message
+from dbus_next.message import Message
 
 from vmservice.control.authority import Authority
 from vmservice.control.caller import Caller

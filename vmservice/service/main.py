@@ -115,6 +115,9 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
             notifier.stopping()
             return 0
         gc.enable()
+        from vmservice.service.lean import load_less
+
+        load_less()
         from vmservice.service.loop import Service
 
         return Service(vm, config, events, timers, backends, log, notifier, outbox, options.bus).run()

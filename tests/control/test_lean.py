@@ -1,0 +1,47 @@
+"""What the process of a VM loads: each import is memory of every VM of a host."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from support.private_bus import PrivateBus
+from support.process import SIM_CONFIG, Manager, VmProcess
+
+# What the process has loaded, when it ends: written by sitecustomize.
+TELL = """\
+import atexit, sys
+def tell():
+    with open({path!r}, "w") as file:
+        print(*(name for name, module in sys.modules.items() if module is not None), file=file)
+atexit.register(tell)
+"""
+
+# With everything under them.
+UNUSED = (
+    *("ssl", "_ssl", "xml", "pyexpat", "gi", "urllib", "dataclasses", "email", "http", "multiprocessing"),
+    *("dbus_next.aio", "dbus_next.glib", "dbus_next.introspection", "dbus_next.message_bus", "dbus_next.proxy_object"),
+    *("dbus_next.service", "vmservice.client.bus", "vmservice.check"),
+)
+
+
+def test_a_vm_on_the_bus_has_loaded_nothing_that_it_does_not_use(
+    bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, config = tmp_path / "modules", tmp_path / "demo.toml"
+    (tmp_path / "sitecustomize.py").write_text(TELL.format(path=str(told)))
+    config.write_text(SIM_CONFIG)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    manager = Manager()
+    process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
+    try:
+        manager.wait_for("READY", "1")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+    finally:
+        process.close()
+        manager.close()
+    loaded = told.read_text().split()
+    assert {"asyncio", "dbus_next.message", "vmservice.control.bus", "vmservice.service.loop"} <= set(loaded)
+    assert [name for name in loaded if any(name == unused or name.startswith(f"{unused}.") for unused in UNUSED)] == []
