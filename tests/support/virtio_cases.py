@@ -148,6 +148,9 @@ class BlockRig(VirtioRig):
             return head + struct.pack("<QII", rng.randrange(64), sectors, rng.randrange(3)), 1
         return head, rng.choice((1, 21, 513, 1025, 1000))
 
+    def push(self) -> None:
+        """Everything is done at once."""
+
     def take_done(self) -> Iterator[tuple[Request, int]]:
         return iter(())
 

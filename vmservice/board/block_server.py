@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
         def write_zeroes(self, token: Request, offset: int, length: int, unmap: bool, durable: bool) -> int | None: ...
 
+        def push(self) -> None:
+            """Begin them, if that has not been done yet."""
+
         def take_done(self) -> Iterator[tuple[Request, int]]:
             """Those that were in flight, with their errno, or 0."""
 
@@ -61,11 +64,13 @@ class BlockServer:
                         continue
                     answer = block.OK if not number else self._refused(request, number)
                 device.complete(queue, request, answer)
+            lane.push()
         return queue.publish()
 
     def finish(self, index: int, queue: Queue) -> tuple[bool, bool]:
         """Take nothing, give back what is done; whether to interrupt, and whether nothing is in flight any more."""
         lane = self._lanes[index]
+        lane.push()
         self._give_back(queue, lane)
         return queue.publish(), not lane.in_flight
 

@@ -149,7 +149,8 @@ class _RingThread:
             try:
                 self._run()
             except GuestError as error:
-                self._lost(error)
+                # It waits for the main thread: its traceback would keep the guest's memory mapped until then.
+                self._lost(error.with_traceback(None))
                 while not self._finish_some():
                     os.eventfd_read(self._kick)
         except Exception as error:

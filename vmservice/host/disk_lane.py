@@ -73,6 +73,12 @@ class Lane:
         self._later(token, work)
         return None
 
+    def push(self) -> None:
+        """Begin what was only noted until now."""
+
+    def close(self) -> None:
+        """Nothing is in flight any more."""
+
     def take_done(self) -> Iterator[tuple[Any, int]]:
         """(token, errno or 0) of each request that is not in flight any more."""
         done = self._done

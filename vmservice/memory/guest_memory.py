@@ -36,7 +36,7 @@ class Region:
     None where no page must be given back.
     """
 
-    __slots__ = ("discard_advice", "fd", "gpa", "is_ram", "mapping", "offset", "size_bytes", "view")
+    __slots__ = ("discard_advice", "end", "fd", "gpa", "is_ram", "mapping", "offset", "size_bytes", "view")
 
     def __init__(
         self,
@@ -54,13 +54,9 @@ class Region:
         self.discard_advice = discard_advice
         self.gpa = gpa
         self.size_bytes = len(mapping)
+        self.end = gpa + len(mapping)  # the first gpa behind it
         self.mapping = mapping
         self.view = memoryview(mapping)
-
-    @property
-    def end(self) -> int:
-        """The first gpa behind the region."""
-        return self.gpa + self.size_bytes
 
 
 class GuestMemory:
@@ -132,10 +128,11 @@ class GuestMemory:
 
         Release the view (or let it go out of scope) before the memory is closed.
         """
+        end = gpa + size_bytes
         for region in self.regions:
-            if region.gpa <= gpa and gpa + size_bytes <= region.end and size_bytes >= 0:
-                offset = gpa - region.gpa
-                return region.view[offset : offset + size_bytes]
+            start = region.gpa
+            if start <= gpa <= end <= region.end:
+                return region.view[gpa - start : end - start]
         raise OutOfGuestMemory(f"{size_bytes} bytes at guest address {gpa:#x} are not in guest memory")
 
     def read(self, gpa: int, size_bytes: int) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import _thread
 import errno
 import os
-import time
 
 from vmservice.board.block_server import BlockServer
 from vmservice.board.rings import ThreadRings
 from vmservice.board.slot import Plugged
+from vmservice.devices.limited_warnings import LimitedWarnings
 from vmservice.devices.virtio import block
 from vmservice.devices.virtio.block import SECTOR_BYTES, Block, BlockShape, BlockState
 from vmservice.errors import HostError
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 POOL_THREADS = 4
 
-# How long a pause waits for the host to have all on its disk: the image is complete for whoever copies it then.
-FLUSH_TIMEOUT_SEC = 10.0
-
-WARNING_INTERVAL_SEC = 60.0
+# How long a pause waits for the host to have all on its disk: the image is complete for whoever copies it then. Sixteen disks
+# of a host in trouble take less than systemd's watchdog allows.
+FLUSH_TIMEOUT_SEC = 5.0
 
 _VERBS = {block.IN: "read", block.OUT: "written", block.T_FLUSH: "flushed"}
 
@@ -39,20 +38,28 @@ class DiskPlug(Plugged):
     def __init__(self, section: DiskDevice, image: Image, slot: Slot) -> None:
         self._image = image
         self._slot = slot
-        self._warned_at: float | None = None
+        self._warn_of_error = LimitedWarnings(slot.warn)
+        self._warning = _thread.allocate_lock()
         self._flushing = _thread.allocate_lock()  # held while a pause's flush is under way
         capacity = image.look_again() // SECTOR_BYTES
         self.device = Block(_shape(section, image), slot.state_of(BlockState) or BlockState(capacity))
         self._pool = Pool(f"io-{slot.label}", POOL_THREADS, self._on_bug)
-        lanes: list[Lane] = []
-        server = BlockServer(self.device, lanes, self._on_error)
+        self._lanes: list[Lane] = []
+        server = BlockServer(self.device, self._lanes, self._on_error)
         self._rings = ThreadRings(slot.label, section.queues, server.serve, self._on_bug, finish=server.finish)
         try:
-            lanes += [Lane(image, self._pool, kick) for kick in self._rings.kicks]
+            self._lanes += [self._lane(kick) for kick in self._rings.kicks]
             super().__init__(slot, self.device, self._rings)
         except BaseException:
             self._rings.close()
             raise
+
+    def _lane(self, kick: int) -> Lane:
+        if not self._image.is_direct:
+            return Lane(self._image, self._pool, kick)
+        from vmservice.host.direct_lane import DirectLane
+
+        return DirectLane(self._image, self._pool, kick, block.QUEUE_SIZE, self._slot.warn)
 
     def start(self) -> None:
         super().start()
@@ -69,6 +76,8 @@ class DiskPlug(Plugged):
     def close(self) -> None:
         super().close()
         self._pool.end(FLUSH_TIMEOUT_SEC)
+        for lane in self._lanes:
+            lane.close()
         self._rings.close()
 
     def _follow_size(self) -> None:
@@ -111,17 +120,13 @@ class DiskPlug(Plugged):
             self._slot.warn(f"disk {self.label}: paused, and the host is still writing to {image.path}")
 
     def _on_error(self, kind: int, number: int) -> None:
-        """From a virtqueue's thread. The guest is told of each, the journal of one a minute."""
+        """From any thread. The guest is told of each, the journal of one a minute."""
         if number == errno.EOPNOTSUPP:
             return
-        now = time.monotonic()
-        if self._warned_at is not None and now - self._warned_at < WARNING_INTERVAL_SEC:
-            return
-        self._warned_at = now
         verb = _VERBS.get(kind, "discarded or zeroed")
-        self._slot.warn(
-            f"disk {self.label}: {self._image.path} cannot be {verb}, which the guest is told: {os.strerror(number)}"
-        )
+        what = f"disk {self.label}: {self._image.path} cannot be {verb}"
+        with self._warning:
+            self._warn_of_error(f"{what}, which the guest is told: {os.strerror(number)}")
 
     def _on_bug(self, error: Exception) -> None:
         import traceback

@@ -28,6 +28,7 @@ from support.disks import (
     segment,
     waiting,
 )
+from support.virtqueue import NEXT, WRITE, DriverQueue
 
 from vmservice.errors import HostError
 from vmservice.host.storage import Image
@@ -374,6 +375,43 @@ def test_random_requests_beside_a_model(file: Path, make: Callable[..., Disk], d
         assert {head: data for head, _, data in disk.answers(len(expected))} == expected
     assert file.read_bytes() == bytes(model)
     assert disk.slot.warnings == []
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_whatever_is_in_the_virtqueue_the_disk_lives_on(make: Callable[..., Disk], file: Path, is_direct: bool) -> None:
+    """50,000 each: requests that are honest, nearly honest, and not at all, while earlier ones are in flight."""
+    rng, disk = random.Random(5), make(is_direct=is_direct, queues=2)
+    disk.start()
+    broken = answered = 0
+    for number in range(50_000):
+        queue = rng.choice(disk.queues)
+        scribble(queue, rng)
+        if number % 4 == 0:
+            disk.kick(rng.randrange(2))
+        if number % 16 == 0 and disk.driver.run_posted() and disk.driver.is_broken:
+            broken += 1
+            answered += sum(state.next_used for state in disk.driver.transport.state.queues)
+            disk.start()
+    disk.start()
+    assert disk.read(0, 512)[-1:] == OK
+    assert not [text for text in disk.slot.warnings if "internal error" in text]
+    assert file.stat().st_size == MIB
+    assert broken > 100
+    assert answered > 1000
+
+
+def scribble(queue: DriverQueue, rng: random.Random) -> None:
+    """A request of three descriptors, of which now and then something is wrong."""
+    first = rng.randrange(0, 240, 3)
+    kind = rng.choice((IN, IN, OUT, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, rng.randrange(1 << 32)))
+    sector = rng.choice((rng.randrange(2048), rng.randrange(2048), rng.randrange(1 << 64)))
+    size = rng.choice((512, 1024, 4096, 16, 20, 513, 0x10000, rng.randrange(1 << 21)))
+    data = queue.place(segment(sector, rng.randrange(64), rng.randrange(2)).ljust(512, b"s"))
+    queue.describe(first, queue.place(header(kind, sector)), rng.choice((16,) * 20 + (15, 17, 0)), NEXT, first + 1)
+    write = WRITE if kind in (IN, GET_ID) else 0
+    queue.describe(first + 1, data if rng.random() < 0.98 else rng.randrange(1 << 40), size, NEXT | write, first + 2)
+    queue.describe(first + 2, data + 508, 1, WRITE if rng.random() < 0.99 else 0)
+    queue.make_available(first if rng.random() < 0.995 else rng.randrange(1 << 16))
 
 
 def test_a_disk_of_which_nothing_is_kept(make: Callable[..., Disk], file: Path) -> None:

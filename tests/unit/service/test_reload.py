@@ -93,6 +93,25 @@ def test_a_balloon_that_comes_or_goes_waits_for_a_restart(tmp_path: Path) -> Non
     assert _differences(with_balloon, other) == []
 
 
+def test_a_disk_is_told_of_each_reload(tmp_path: Path) -> None:
+    """Its image may have grown, though nothing in the file has changed."""
+    machine = RecordingMachine()
+    config = load(tmp_path, '[balloon]\nsize = "64M"\n[[disk]]\nformat = "raw"\npath = "root.raw"\n')
+    vm = Vm(
+        name="demo",
+        vcpus=1,
+        max_vcpus=1,
+        memory_bytes=config.memory.size_bytes,
+        build=lambda vcpus: machine,
+        call_later=Clock().call_later,
+    )
+    vm.boot()
+    told = Quiet()
+    Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well").start()
+    assert told.lines == ["reloading", "the configuration is reloaded", "ready: well"]
+    assert machine.calls == ["start", "reconfigure disk0"]
+
+
 TUNED = """\
 KEYS, ARRAY, LIVE, PLUG, ORDER = ("pitch",), False, ("pitch",), "vmservice.plug.tuned", 90
 

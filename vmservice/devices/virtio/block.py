@@ -114,13 +114,13 @@ class BlockState(DeviceState):
 class Request:
     """What a chain asks for. `answer` is its status where there is nothing left to do, else None.
 
-    `kind` is one of the types above; `views` are the data's bytes in guest memory, `length` in all, at `offset` of the disk.
-    For a discard and for zeros there are no views; `unmap` says that the room of these bytes may be given back.
+    `kind` is one of the types above. `length` bytes at `offset` of the disk are meant, of a read or a write those of `views` in
+    guest memory; `unmap` says that the room of these bytes may be given back.
     """
 
     __slots__ = ("answer", "head", "kind", "length", "offset", "status", "unmap", "views", "written_bytes")
 
-    def __init__(self, kind: int, head: int, status: memoryview, views: list[memoryview], written_bytes: int) -> None:
+    def __init__(self, kind: int, head: int, status: memoryview, views: list[memoryview]) -> None:
         self.answer: int | None = None
         self.head = head
         self.kind = kind
@@ -129,7 +129,7 @@ class Request:
         self.status = status
         self.unmap = False
         self.views = views
-        self.written_bytes = written_bytes
+        self.written_bytes = 1  # the status
 
 
 class Block:
@@ -149,6 +149,7 @@ class Block:
         else:
             self.features |= WRITE_ZEROES | (DISCARD if shape.discards else 0)
         self._shape = shape
+        self._block_mask = shape.block_bytes - 1
         self._discards = bool(self.features & DISCARD)
         self._zeroes = bool(self.features & WRITE_ZEROES)
         self._interrupt: DriverPort | None = None
@@ -213,15 +214,18 @@ class Block:
             header, out = _split(readable, _HEADER_BYTES)
             kind, _, sector = _HEADER.unpack(header)
         status = writable[-1][1]
+        if kind == OUT and len(status) == 1:
+            return self._check(Request(OUT, chain.head, status, out), sector)
         into = [view for _, view in writable[:-1]]
         if len(status) > 1:
             into.append(status[:-1])
             status = status[-1:]
+        request = Request(kind, chain.head, status, into)
         if kind == IN:
-            return self._check(Request(IN, chain.head, status, into, 1 + sum(map(len, into))), sector)
+            return self._check(request, sector)
         if kind == OUT:
-            return self._check(Request(OUT, chain.head, status, out, 1), sector)
-        request = Request(kind, chain.head, status, [], 1)
+            request.views = out
+            return self._check(request, sector)
         if kind == GET_ID:
             request.answer, request.written_bytes = OK, 1 + _put(self._shape.serial.ljust(_ID_BYTES, b"\0"), into)
         elif kind == T_DISCARD and self._discards:
@@ -240,10 +244,12 @@ class Block:
         for view in request.views:
             length += len(view)
         request.length, request.offset = length, sector * SECTOR_BYTES
-        block = self._shape.block_bytes
-        outside = sector + length // SECTOR_BYTES > self.state.capacity
-        forbidden = request.kind == OUT and self._shape.readonly
-        if outside or forbidden or length % block or request.offset % block:
+        if request.kind == IN:
+            request.written_bytes = length + 1
+        elif self._shape.readonly:
+            request.answer = IOERR
+            return request
+        if (request.offset | length) & self._block_mask or sector + length // SECTOR_BYTES > self.state.capacity:
             request.answer = IOERR
         elif not length:
             request.answer = OK
