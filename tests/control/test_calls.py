@@ -90,6 +90,8 @@ def test_get_all(bus: PrivateBus) -> None:
                 "MaxVCPUs": ("y", 4),
                 "Memory": ("t", 64 << 20),
                 "LastExit": ("s", ""),
+                "Devices": ("a(ssa{sv})", [["console", "serial", {"mode": Variant("s", "null")}]]),
+                "Stats": ("a{sd}", {"sim.heartbeats": 0.0}),
             }
             assert await caller.call("web-1", "GetAll", "s", [PEER], interface=PROPERTIES) == {}
 

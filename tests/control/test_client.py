@@ -102,6 +102,7 @@ def test_list(bus: PrivateBus, capsys: Output) -> None:
                 "max_vcpus": 4,
                 "memory": 64 << 20,
                 "last_exit": "",
+                "devices": [{"kind": "console", "name": "serial", "details": {"mode": "null"}}],
                 "error": None,
             }
 
@@ -420,6 +421,7 @@ def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch
                 "   Bus name: org.vmservice.VM1.web_2d1\n"
                 f"    Process: {os.getpid()}\n"
                 "       Unit: vm@web-1.service, active (running), main process 485\n"
+                "    Devices: console  serial  mode null\n"
                 "\nLast lines of the VMM:\n  Nov 27 02:00:05 vmservice: the VM runs\n",
                 "",
             )
@@ -433,6 +435,8 @@ def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch
                 "main_pid": 485,
             }
             assert [line["text"] for line in said["journal"]] == ["the VM runs"]
+            assert said["devices"] == [{"kind": "console", "name": "serial", "details": {"mode": "null"}}]
+            assert said["stats"] == {"sim.heartbeats": 0.0}
 
     asyncio.run(check())
 

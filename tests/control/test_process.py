@@ -82,6 +82,27 @@ def test_a_stop_asks_the_guest(start: Start, manager: Manager, bus: PrivateBus, 
     assert "forced" not in process.messages
 
 
+def test_the_devices_are_those_of_the_configuration(start: Start, manager: Manager, bus: PrivateBus, config: Path) -> None:
+    config.write_text(
+        SIM_CONFIG + '[serial]\nmode = "file"\npath = "log"\n[console]\nmode = "null"\n[[port]]\nname = "a"\nmode = "null"\n'
+    )
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+
+    async def look() -> None:
+        async with client(bus.address) as caller:
+            assert await caller.get("demo", "Devices") == [
+                ["console", "serial", {"mode": Variant("s", "file"), "path": Variant("s", str(config.with_name("log")))}],
+                ["console", "hvc", {"mode": Variant("s", "null")}],
+                ["port", "a", {"mode": Variant("s", "null"), "console": Variant("b", False)}],
+            ]
+            assert list(await caller.get("demo", "Stats")) == ["sim.heartbeats"]
+
+    asyncio.run(look())
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_without_a_manager_what_a_terminal_sends_is_a_stop(start: Start, number: int) -> None:
     process = start("--bus", "none", told=False)

@@ -1,4 +1,4 @@
-"""A kind of device that nobody here knows is four files and nothing else: read, checked, plugged in, reloaded and saved."""
+"""A kind of device that nobody here knows is four files and nothing else: read, checked, plugged in, shown, reloaded, saved."""
 
 from __future__ import annotations
 
@@ -126,6 +126,9 @@ class BellPlug(Plugged):
         with self.lock:
             self.device.state.volume = section.volume
 
+    def stats(self):
+        return {"rings": 3}
+
 
 def open(section, host):
     return BellFile(section.file)
@@ -133,6 +136,10 @@ def open(section, host):
 
 def build(section, backend, slot):
     return BellPlug(section, slot)
+
+
+def details(section, backend):
+    return {section.name: {"file": section.file, "volume": section.volume}}
 """
 PLACES = ((sections, SECTION), (host_package, BACK_END), (virtio_package, DEVICE), (plug_package, PLUG))
 
@@ -178,12 +185,15 @@ def test_a_new_kind_of_device(tmp_path: Path, transport: str) -> None:
     log = SimpleNamespace(info=lambda text: None, warning=lambda text: None)
     backends = Backends(config, Host("demo", log, mover, []))
     assert backends.of(config.devices[1]).fds()["file"] >= 0
+    shown = ("bell", "door", {"file": str(tmp_path / "sound"), "volume": 7})
+    assert backends.details() == [("console", "serial", {"mode": "null"}), shown]
     services = HostServices(
         kvm, events, timers, backends, on_input_room=lambda label: None, info=lambda text: None, warn=pytest.fail
     )
     machine = builder.build(config, services, 1)
     machine.start()
     machine.reconfigure(read(3).devices[1])
+    assert machine.stats()["bell.door.rings"] == 3
     machine.pause()
     tree = state_tree.collect(machine, kvm)
     assert tree["devices"]["door"]["device"] == {"volume": 3}

@@ -24,6 +24,9 @@ class SinkConsole(OutputConsole):
     def write(self, data: bytes) -> None:
         self._write(data)
 
+    def details(self) -> dict[str, str | int | bool]:
+        return {"mode": "null"}
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -21,6 +21,7 @@ from vmservice.vm.sim import SimMachine
 from vmservice.vm.vm import Vm
 
 if TYPE_CHECKING:
+    from vmservice.plug.backend import DeviceDetails
     from vmservice.vm.machine_protocol import Machine
 
 TIMEOUT_SEC = 10.0
@@ -110,6 +111,7 @@ class Served:
         self.joined: BusConnection | None = None
         make = build or (lambda served: SimMachine(served.events, served.console.append, vcpus=1, max_vcpus=max_vcpus))
         self.clock = Clock()
+        self.devices: list[DeviceDetails] = [("console", "serial", {"mode": "null"})]
         self.vm = Vm(
             name=name,
             vcpus=1,
@@ -117,6 +119,7 @@ class Served:
             memory_bytes=64 << 20,
             build=lambda _vcpus: make(self),
             call_later=self.clock.call_later,
+            devices=lambda: list(self.devices),
         )
 
     def connection(self, address: str, **options: Any) -> BusConnection:

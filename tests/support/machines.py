@@ -21,6 +21,7 @@ class RecordingMachine:
         self.refuse = set(refuse)
         self.not_answering: list[str] = []
         self.input_room = 1 << 20
+        self.counters: dict[str, float] = {}
 
     def start(self) -> None:
         self._note("start")
@@ -53,6 +54,9 @@ class RecordingMachine:
 
     def reconfigure(self, device: Device) -> None:
         self._note(f"reconfigure {device.name}")
+
+    def stats(self) -> dict[str, float]:
+        return dict(self.counters)
 
     def silent(self, patience_sec: float) -> list[str]:
         return list(self.not_answering)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from support.clock import Clock
 from support.machines import RecordingMachine
@@ -11,6 +12,9 @@ from vmservice.errors import ConfigError, HostError, VmmError
 from vmservice.vm.events import GuestEvent
 from vmservice.vm.state import State
 from vmservice.vm.vm import Vm
+
+if TYPE_CHECKING:
+    from vmservice.plug.backend import DeviceDetails
 
 VERBS: dict[str, Callable[[Vm], object]] = {
     "boot": Vm.boot,
@@ -35,6 +39,7 @@ class Bench:
         self.changes: list[dict[str, object]] = []
         self.trouble: list[VmmError] = []
         self.clock = Clock()
+        self.devices: list[DeviceDetails] = [("console", "serial", {"mode": "null"})]
         self.vm = Vm(
             name="demo",
             vcpus=1,
@@ -43,6 +48,7 @@ class Bench:
             build=self._build,
             call_later=self.clock.call_later,
             check=self._check,
+            devices=lambda: list(self.devices),
             on_reset=on_reset,
             on_panic=on_panic,
             on_watchdog=on_watchdog,

@@ -155,6 +155,10 @@ class Plugged:
                 "typed": {label: console.waiting.hex() for label, console in self.inputs.items()},
             }
 
+    def stats(self) -> dict[str, float]:
+        """What has been counted since the guest's start, by name: "read_bytes". Waits for the lock at most."""
+        return {}
+
     def reconfigure(self, section: Any) -> None:
         """The section of the configuration has other values than before, of keys that may change while the VM runs."""
 

@@ -41,7 +41,14 @@ SYSTEM_BUS = True
 MOCK_INTERFACE = "org.freedesktop.DBus.Mock"
 GUEST_STOPS = (EventKind.POWEROFF, EventKind.RESET, EventKind.PANIC, EventKind.WATCHDOG, EventKind.ERROR)
 
-_TYPES: dict[str, Callable[[Any], object]] = {"s": dbus.String, "y": dbus.Byte, "t": dbus.UInt64}
+_TYPES: dict[str, Callable[[Any], object]] = {
+    "s": dbus.String,
+    "y": dbus.Byte,
+    "t": dbus.UInt64,
+    "a(ssa{sv})": lambda devices: dbus.Array([_device(*device) for device in devices], signature="(ssa{sv})"),
+    "a{sd}": lambda counters: dbus.Dictionary(counters, signature="sd"),
+}
+_DEVICES: list[tuple[str, str, dict[str, str | int | bool]]] = [("console", "serial", {"mode": "null"})]
 
 
 class MockMachine:
@@ -73,6 +80,9 @@ class MockMachine:
 
     def reconfigure(self, device: object) -> None: ...
 
+    def stats(self) -> dict[str, float]:
+        return {}
+
     def silent(self, patience_sec: float) -> list[str]:
         return []
 
@@ -96,9 +106,10 @@ class MockVm:
             memory_bytes=int(parameters.get("Memory", 512 << 20)),
             build=self._build,
             call_later=_no_timer,
+            devices=lambda: list(_DEVICES),
         )
         self._reach(str(parameters.get("State", State.RUNNING)))
-        mock.AddProperties(MAIN_IFACE, _typed(self.vm.properties()))
+        mock.AddProperties(MAIN_IFACE, _typed({**self.vm.properties(), "Stats": self.vm.stats()}))
         self.vm.subscribe(lambda changes: mock.UpdateProperties(MAIN_IFACE, _typed(changes)))
 
     def add_methods(self) -> None:
@@ -158,6 +169,12 @@ def _no_timer(_delay_sec: float, _callback: Callable[[], None]) -> NoReturn:
 
 def _typed(values: Mapping[str, object]) -> dict[str, object]:
     return {name: _TYPES[PROPERTIES[name]](value) for name, value in values.items()}
+
+
+def _device(kind: str, name: str, details: Mapping[str, str | int | bool]) -> object:
+    types = {str: dbus.String, bool: dbus.Boolean, int: dbus.UInt64}
+    typed = {key: types[type(value)](value) for key, value in details.items()}
+    return dbus.Struct((kind, name, dbus.Dictionary(typed, signature="sv")), signature="ssa{sv}")
 
 
 def _dbus_error(error: Exception) -> Exception:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from vmservice.client.units import UnitState
-from vmservice.client.vms import Facts
+from vmservice.client.vms import DeviceFacts, Facts
 from vmservice.control.names import bus_name
 from vmservice.vm.state import State
 
@@ -52,8 +52,11 @@ def details(vm: Facts, pid: int | None, unit: UnitState | None, *, colours: bool
     if unit is not None:
         process = f", main process {unit.main_pid}" if unit.main_pid else ""
         facts.append(("Unit", f"{unit.name}, {unit.active_state} ({unit.sub_state}){process}"))
+    if vm.devices is not None:
+        first, *more = _devices(vm.devices)
+        facts += [("Devices", first), *(("", line) for line in more)]
     width = max(len(label) for label, _ in facts)
-    return "\n".join((vm.name, *(f"{label:>{width + 2}}: {value}" for label, value in facts)))
+    return "\n".join((vm.name, *(f"{label:>{width + 2}}{':' if label else ' '} {value}" for label, value in facts)))
 
 
 def as_dict(vm: Facts) -> dict[str, object]:
@@ -66,6 +69,9 @@ def as_dict(vm: Facts) -> dict[str, object]:
         "max_vcpus": vm.max_vcpus,
         "memory": vm.memory,
         "last_exit": vm.last_exit,
+        "devices": [{"kind": one.kind, "name": one.name, "details": one.details} for one in vm.devices]
+        if vm.devices is not None
+        else None,
         "error": vm.error,
     }
 
@@ -80,7 +86,25 @@ def details_as_dict(vm: Facts, pid: int | None, unit: UnitState | None) -> dict[
             "sub_state": unit.sub_state,
             "main_pid": unit.main_pid or None,
         }
-    return {**as_dict(vm), "pid": pid, "unit": known}
+    return {**as_dict(vm), "stats": vm.stats, "pid": pid, "unit": known}
+
+
+def _devices(devices: Sequence[DeviceFacts]) -> list[str]:
+    """A line for each, in columns: kind, name, and its details."""
+    kinds = max((len(one.kind) for one in devices), default=0)
+    names = max((len(one.name) for one in devices), default=0)
+    return [f"{one.kind:{kinds}}  {one.name:{names}}  {_spelled(one.details)}".rstrip() for one in devices] or [NOTHING]
+
+
+def _spelled(details: Mapping[str, object]) -> str:
+    """What is so, and not what is not: "mode pty, path /dev/pts/1, readonly"."""
+    parts = []
+    for key, value in details.items():
+        if value is True:
+            parts.append(key)
+        elif value is not False and value != "":
+            parts.append(f"{key} {_memory(value) if key == 'size' and isinstance(value, int) else value}")
+    return ", ".join(parts)
 
 
 def _vcpus(vm: Facts, between: str) -> str:

@@ -36,6 +36,28 @@ class NotRunning(HostFacilityMissing):
 
 
 @dataclass(frozen=True)
+class DeviceFacts:
+    """An entry of `Devices`; values of `details` are str, int or bool."""
+
+    kind: str
+    name: str
+    details: Mapping[str, object]
+
+    @classmethod
+    def of(cls, entry: object) -> DeviceFacts | None:
+        """From what came over the bus; None for what is no such entry."""
+        if not isinstance(entry, list) or [type(part) for part in entry] != [str, str, dict]:
+            return None
+        values = {printable(key): value.value for key, value in entry[2].items()}
+        details = {
+            key: printable(value) if isinstance(value, str) else value
+            for key, value in values.items()
+            if isinstance(value, str | int)
+        }
+        return cls(printable(entry[0]), printable(entry[1]), details)
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a VM says of itself. None is what it did not say; then `error` may have the reason."""
 
@@ -45,6 +67,8 @@ class Facts:
     max_vcpus: int | None = None
     memory: int | None = None
     last_exit: str | None = None
+    devices: tuple[DeviceFacts, ...] | None = None
+    stats: Mapping[str, float] | None = None
     error: str | None = None
 
     @classmethod
@@ -59,7 +83,21 @@ class Facts:
             value = properties.get(key)
             return value if isinstance(value, int) else None
 
-        return cls(name, text("State"), number("VCPUs"), number("MaxVCPUs"), number("Memory"), text("LastExit"))
+        devices = properties.get("Devices")
+        entries = [DeviceFacts.of(entry) for entry in devices] if isinstance(devices, list) else None
+        stats = properties.get("Stats")
+        return cls(
+            name,
+            text("State"),
+            number("VCPUs"),
+            number("MaxVCPUs"),
+            number("Memory"),
+            text("LastExit"),
+            tuple(entry for entry in entries if entry is not None) if entries is not None else None,
+            {printable(key): value for key, value in stats.items() if isinstance(value, float)}
+            if isinstance(stats, dict)
+            else None,
+        )
 
 
 async def running_names(bus: Bus) -> list[str]:

@@ -42,4 +42,13 @@ VERBS = (
 BY_MEMBER = {verb.member: verb for verb in VERBS}
 
 # Property → its type.
-PROPERTIES = {"State": "s", "Name": "s", "VCPUs": "y", "MaxVCPUs": "y", "Memory": "t", "LastExit": "s"}
+PROPERTIES = {
+    "State": "s",
+    "Name": "s",
+    "VCPUs": "y",
+    "MaxVCPUs": "y",
+    "Memory": "t",
+    "LastExit": "s",
+    "Devices": "a(ssa{sv})",
+    "Stats": "a{sd}",  # read when it is asked for, and no change of it is told
+}

@@ -7,7 +7,7 @@ an unknown method, a wrong path for an unknown method too, and answers `Peer.Get
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dbus_next.signature import Variant
 
@@ -78,7 +78,7 @@ class VmObject:
     @staticmethod
     def changed(changes: dict[str, object]) -> Reply:
         """Signature and body of the PropertiesChanged signal for new values of these properties."""
-        return "sa{sv}as", [INTERFACE, {name: Variant(PROPERTIES[name], value) for name, value in changes.items()}, []]
+        return "sa{sv}as", [INTERFACE, _variants(changes), []]
 
     @staticmethod
     def _find(path: str, interface: str | None, member: str) -> str:
@@ -98,13 +98,34 @@ class VmObject:
         if interface not in METHODS and interface != "":
             raise BusFault(UNKNOWN_INTERFACE, f"{OBJECT_PATH} has no interface {interface}; the VM's is {INTERFACE}")
         present = self._vm.properties() if interface in (INTERFACE, "") else {}
+        if present and (member == "GetAll" or name == "Stats"):
+            present["Stats"] = self._vm.stats()
         if member == "GetAll":
-            return "a{sv}", [{key: Variant(PROPERTIES[key], value) for key, value in present.items()}]
+            return "a{sv}", [_variants(present)]
         if name not in present:
             raise BusFault(UNKNOWN_PROPERTY, f"{interface or OBJECT_PATH} has no property {name}")
         if member == "Set":
             raise BusFault(PROPERTY_READ_ONLY, f"property {name} is read-only")
-        return "v", [Variant(PROPERTIES[name], present[name])]
+        return "v", [_variants({name: present[name]})[name]]
+
+
+def _variants(values: Mapping[str, object]) -> dict[str, Variant]:
+    """Values of the VM's properties with their types."""
+    return {
+        name: Variant(PROPERTIES[name], [_device(*one) for one in value] if isinstance(value, list) else value)
+        for name, value in values.items()
+    }
+
+
+def _device(kind: str, name: str, details: Mapping[str, str | int | bool]) -> list[object]:
+    """An entry of `Devices`."""
+    return [kind, name, {key: _detail(value) for key, value in details.items()}]
+
+
+def _detail(value: str | int | bool) -> Variant:
+    if isinstance(value, str):
+        return Variant("s", value.encode(errors="replace").decode())  # a path may be no UTF-8
+    return Variant("b" if isinstance(value, bool) else "t", value)
 
 
 def _spelled(signature: str) -> str:

@@ -184,6 +184,7 @@ KVM_SET_CPUID2 = iow(0x90, ctypes.sizeof(kvm_cpuid2))
 KVM_ENABLE_CAP = iow(0xA3, ctypes.sizeof(kvm_enable_cap))
 KVM_SIGNAL_MSI = iow(0xA5, MSI.size)
 KVM_KVMCLOCK_CTRL = io(0xAD)
+KVM_GET_STATS_FD = io(0xCE)
 
 KVM_MEM_READONLY = 1 << 1
 KVM_PIT_SPEAKER_DUMMY = 1

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vmservice.host.consoles.base import Console, Log
     from vmservice.host.consoles.mover import Mover
 
+    # Kind, name, and what there is to say of it: plain values, and nothing that is secret.
+    Details = dict[str, str | int | bool]
+    DeviceDetails = tuple[str, str, Details]
+
     class Backend(Protocol):
         """The host's end of one device section."""
 
@@ -95,6 +99,7 @@ class Backends:
     def __init__(self, config: Config, host: Host) -> None:
         self.mover = host.mover
         self.serial: Console | None = None
+        self._sections = config.devices
         self._opened: dict[str, Backend] = {}
         try:
             mode = config.serial.mode or _default_mode()
@@ -117,6 +122,18 @@ class Backends:
         found = [self.serial] if self.serial is not None else []
         for backend in self._opened.values():
             found += backend.consoles
+        return found
+
+    def details(self) -> list[DeviceDetails]:
+        """What those devices are that somebody may want to see, the serial console first: for `Devices` on the bus."""
+        found: list[DeviceDetails] = []
+        if self.serial is not None:
+            found.append(("console", self.serial.label, self.serial.details()))
+        for section in self._sections:
+            module = plug_module(section)
+            if hasattr(module, "details"):
+                said = module.details(section, self.of(section))
+                found += [(section.kind, name, values) for name, values in said.items()]
         return found
 
     def close(self) -> None:

@@ -21,6 +21,12 @@ class BalloonPlug(Plugged):
             self.device.set_target_bytes(section.size)
         super().__init__(slot, self.device)
 
+    def stats(self) -> dict[str, float]:
+        """The guest's own figures are what it answered when it was last asked, which is each time."""
+        with self.lock:
+            self.device.request_statistics()
+            return dict(self.device.statistics())
+
     def reconfigure(self, section: BalloonDevice) -> None:
         with self.lock:
             self.device.set_target_bytes(section.size)

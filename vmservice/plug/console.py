@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmservice.board.slot import Slot
     from vmservice.config.sections.console import ConsoleDevice
     from vmservice.host.consoles.base import Console as HostConsole
-    from vmservice.plug.backend import Backend, Host
+    from vmservice.plug.backend import Backend, Details, Host
 
 
 class ConsolePlug(Plugged):
@@ -50,3 +50,7 @@ def open(section: ConsoleDevice, host: Host) -> Backend:
 
 def build(section: ConsoleDevice, backend: Backend, slot: Slot) -> Plugged:
     return ConsolePlug(backend.consoles[0], slot)
+
+
+def details(section: ConsoleDevice, backend: Backend) -> dict[str, Details]:
+    return {section.name: backend.consoles[0].details()}

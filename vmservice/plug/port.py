@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmservice.board.slot import Slot
     from vmservice.config.sections.port import PortConfig, PortsDevice
     from vmservice.host.consoles.base import Console as HostConsole
-    from vmservice.plug.backend import Backend, Host
+    from vmservice.plug.backend import Backend, Details, Host
 
 
 class PortsPlug(Plugged):
@@ -93,3 +93,8 @@ def open(section: PortsDevice, host: Host) -> Backend:
 
 def build(section: PortsDevice, backend: Backend, slot: Slot) -> Plugged:
     return PortsPlug(section.ports, backend.consoles, slot)
+
+
+def details(section: PortsDevice, backend: Backend) -> dict[str, Details]:
+    ends = zip(section.ports, backend.consoles, strict=True)
+    return {port.name: {**console.details(), "console": port.is_console} for port, console in ends}

@@ -193,6 +193,7 @@ def _make_vm(
         build=build,
         call_later=timers.call_later,
         check=check,
+        devices=backends.details,
         on_reset=config.service.on_reset,
         on_panic=config.service.on_panic,
         on_watchdog=config.service.on_watchdog,

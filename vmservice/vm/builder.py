@@ -150,6 +150,7 @@ def _build(
         guest=guest,
         slots=slots,
         devices=devices,
+        kinds={section.name: section.kind for section in config.devices},
         give_back=closers.close,
     )
 

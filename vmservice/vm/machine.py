@@ -10,7 +10,7 @@ from vmservice.errors import HostError, NotSupported
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmservice.board.board import Board
     from vmservice.board.mmio_slots import MmioSlots
@@ -30,7 +30,8 @@ _DESCRIBE_TIMEOUT_SEC = 2.0
 class KvmMachine:
     """Complete, and stopped, from its constructor on: `builder.py` has made all of it.
 
-    It owns what it is given; `rom` is a firmware's image, None for a kernel. `give_back` closes everything but the vCPUs, and
+    It owns what it is given; `rom` is a firmware's image, None for a kernel. `kinds` are those of the `devices`, by label.
+    `give_back` closes everything but the vCPUs, and
     is called when those have ended.
     """
 
@@ -46,6 +47,7 @@ class KvmMachine:
         guest: GuestRequests,
         slots: PciSlots | MmioSlots | None,
         devices: Sequence[Plugged],
+        kinds: Mapping[str, str],
         give_back: Callable[[], None],
     ) -> None:
         self.kvm_vm = vm
@@ -57,6 +59,7 @@ class KvmMachine:
         self._guest = guest
         self.slots = slots
         self.devices = devices
+        self._kinds = kinds
         self._give_back = give_back
         self._is_paused = False
         self._inputs = dict(board.inputs)
@@ -175,6 +178,14 @@ class KvmMachine:
         for device in self.devices:
             if device.label == section.name:
                 device.reconfigure(section)
+
+    def stats(self) -> dict[str, float]:
+        counters: dict[str, float] = {f"vcpu.{name}": value for name, value in self.vcpu_set.stats().items()}
+        for device in self.devices:
+            kind = self._kinds[device.label]
+            prefix = kind if kind == device.label else f"{kind}.{device.label}"
+            counters |= {f"{prefix}.{name}": value for name, value in device.stats().items()}
+        return counters
 
     def silent(self, patience_sec: float) -> list[str]:
         names = self.vcpu_set.silent()

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
         def forget_input(self, console: str) -> None:
             """Whoever typed at `console` is gone, and what the guest has not taken with them."""
 
+        def stats(self) -> dict[str, float]:
+            """Counters since the guest's start: "vcpu.exits", "disk.NAME.read_bytes" and so on. Waits for nothing."""
+
         def silent(self, patience_sec: float) -> list[str]:
             """What has given no sign of life since the last call, by name; asks for the next. Waits for `patience_sec` at most.
 

@@ -125,6 +125,9 @@ class SimMachine:
     def reconfigure(self, device: Device) -> None:
         """The simulated machine has no devices beside its console."""
 
+    def stats(self) -> dict[str, float]:
+        return {"sim.heartbeats": self._beats}
+
     def silent(self, patience_sec: float) -> list[str]:
         if not self._lock.acquire(timeout=patience_sec):
             return ["the simulated guest"]

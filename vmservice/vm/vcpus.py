@@ -120,6 +120,12 @@ class Vcpus:
         thread = self._threads.get(index)
         return thread.whereabouts() if thread is not None else "it has no thread any more"
 
+    def stats(self) -> dict[str, int]:
+        """VM exits of all of them since they were made, by kind; none where KVM does not tell."""
+        from vmservice.kvm.stats import total_exits
+
+        return total_exits([vcpu.stats_fd for vcpu in self._created.values() if vcpu.stats_fd >= 0])
+
     def close(self) -> None:
         """Stop and give everything back; HostError, with the vCPUs going on, when one does not stop."""
         self.remove(list(self._threads))

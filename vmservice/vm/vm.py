@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmservice.config.load import Device
+    from vmservice.plug.backend import DeviceDetails
     from vmservice.vm.events import GuestEvent
     from vmservice.vm.machine_protocol import Machine
     from vmservice.vm.operation import CallLater
@@ -38,6 +39,7 @@ class Vm:
     timer of the main thread.
     `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown. `on_panic` and
     `on_watchdog`, for a guest that panicked or left its watchdog unfed, may also be "pause", from which Resume leads on.
+    `devices` lists them as `Devices` on the bus has them: see Backends.details.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
     `on_trouble` is told what went wrong where no caller is told: a policy that could not be carried out, or MachineLost, after
     which the process has to end. `on_input_room` is told a console that may take typed bytes again after it refused some.
@@ -53,6 +55,7 @@ class Vm:
         build: Callable[[int], Machine],
         call_later: CallLater,
         check: Callable[[], None] = lambda: None,
+        devices: Callable[[], list[DeviceDetails]] = list,
         on_reset: str = "reboot",
         on_panic: str = "exit",
         on_watchdog: str = "reboot",
@@ -61,6 +64,7 @@ class Vm:
         self.vcpus = vcpus
         self.max_vcpus = max_vcpus
         self.memory_bytes = memory_bytes
+        self.devices = devices()  # as they were last told
         self.state = State.CREATED
         self.paused_by = ""  # PANIC or WATCHDOG of LastExit where a policy has paused it, and nobody's verb
         self.last_exit = LastExit.NONE
@@ -71,6 +75,7 @@ class Vm:
         self._boot_vcpus = vcpus
         self._call_later = call_later
         self._check = check
+        self._list_devices = devices
         self._on_reset = on_reset
         self._on_panic = on_panic
         self._on_watchdog = on_watchdog
@@ -86,7 +91,7 @@ class Vm:
         self._listeners.append(listener)
 
     def properties(self) -> Changes:
-        """Every D-Bus property of the VM with its present value."""
+        """Every D-Bus property of the VM with its present value, but for `Stats`."""
         return {
             "State": self.state,
             "Name": self.name,
@@ -94,7 +99,13 @@ class Vm:
             "MaxVCPUs": self.max_vcpus,
             "Memory": self.memory_bytes,
             "LastExit": self.last_exit,
+            "Devices": self.devices,
         }
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the guest's start: see `Machine.stats`. None where there is no guest."""
+        machine = self._holder.machine
+        return machine.stats() if machine is not None else {}
 
     @property
     def operation(self) -> Operation | None:
@@ -206,6 +217,7 @@ class Vm:
     def reconfigure_device(self, device: Device) -> None:
         """From now on, and after each boot, the device of that name is as this section of the configuration says."""
         self._holder.reconfigure(device)
+        self._changed()
 
     def hold(self, reason: str) -> None:
         """Refuse the verbs that would undo what is under way, with `reason` ("the VM is being stopped").
@@ -399,6 +411,7 @@ class Vm:
     ) -> None:
         """Take the new values and tell the listeners. A guest that stops anew for the same reason is news all the same."""
         before = self.properties()
+        self.devices = self._list_devices()
         self.state = self.state if state is None else state
         self.vcpus = self.vcpus if vcpus is None else vcpus
         self.last_exit = self.last_exit if last_exit is None else last_exit

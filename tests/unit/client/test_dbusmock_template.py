@@ -8,7 +8,7 @@ import itertools
 import sys
 import types
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ VM = "org.vmservice.VM1"
 MOCK = "org.freedesktop.DBus.Mock"
 
 # D-Bus type → what dbus-python calls it.
-PYTHON_TYPES = {"s": "String", "y": "Byte", "t": "UInt64"}
+PYTHON_TYPES = {"s": "String", "y": "Byte", "t": "UInt64", "a(ssa{sv})": "Array", "a{sd}": "Dictionary"}
 
 
 class DBusException(Exception):
@@ -37,8 +37,29 @@ def fake_dbus() -> types.ModuleType:
     module.String = type("String", (str,), {})
     module.Byte = type("Byte", (int,), {})
     module.UInt64 = type("UInt64", (int,), {})
+    module.Boolean = type("Boolean", (int,), {})
+    module.Array, module.Dictionary, module.Struct = Array, Dictionary, Struct
     module.exceptions = types.SimpleNamespace(DBusException=DBusException)
     return module  # type: ignore[no-any-return]
+
+
+class Array(list[Any]):
+    def __init__(self, items: Iterable[Any], signature: str) -> None:
+        super().__init__(items)
+        self.signature = signature
+
+
+class Dictionary(dict[str, Any]):
+    def __init__(self, items: Mapping[str, Any], signature: str) -> None:
+        super().__init__(items)
+        self.signature = signature
+
+
+class Struct(tuple[Any, ...]):
+    __slots__ = ()
+
+    def __new__(cls, items: Iterable[Any], signature: str) -> Struct:
+        return super().__new__(cls, items)
 
 
 class FakeMock:

@@ -8,7 +8,7 @@ import pytest
 
 from vmservice.client.output import as_dict, colours_wanted, details, details_as_dict, table
 from vmservice.client.units import UnitState
-from vmservice.client.vms import Facts
+from vmservice.client.vms import DeviceFacts, Facts
 
 DEMO = Facts("demo", "running", 1, 4, 512 << 20, "")
 WEB = Facts("web-1.example", "paused", 16, 16, 3 << 30, "poweroff")
@@ -86,6 +86,30 @@ def test_details() -> None:
     assert "Unit" not in details(DEMO, None, None, colours=False)
 
 
+DISK = DeviceFacts("disk", "root", {"path": "/a b.raw", "size": 8 << 30, "readonly": True, "ephemeral": False})
+SERIAL = DeviceFacts("console", "serial", {"mode": "journal"})
+NAMELESS = DeviceFacts("rng", "", {})
+
+
+def test_devices_are_in_columns() -> None:
+    text = details(Facts("demo", devices=(SERIAL, DISK, NAMELESS)), None, None, colours=False)
+    assert text.endswith(
+        "    Process: ?\n"
+        "    Devices: console  serial  mode journal\n"
+        "             disk     root    path /a b.raw, size 8 GiB, readonly\n"
+        "             rng"
+    )
+    assert details(Facts("demo", devices=()), None, None, colours=False).endswith("\n    Devices: -")
+    assert "Devices" not in details(Facts("demo"), None, None, colours=False), "an older VMM does not say"
+
+
+def test_devices_and_counters_for_programs() -> None:
+    vm = Facts("demo", devices=(SERIAL,), stats={"vcpu.exits": 7.0})
+    said = details_as_dict(vm, None, None)
+    assert said["devices"] == [{"kind": "console", "name": "serial", "details": {"mode": "journal"}}]
+    assert said["stats"] == {"vcpu.exits": 7.0}
+
+
 def test_for_programs() -> None:
     assert as_dict(WEB) == {
         "name": "web-1.example",
@@ -95,10 +119,11 @@ def test_for_programs() -> None:
         "max_vcpus": 16,
         "memory": 3 << 30,
         "last_exit": "poweroff",
+        "devices": None,
         "error": None,
     }
     assert as_dict(STUCK)["state"] is None
     assert as_dict(STUCK)["error"] == "the VM stuck did not answer within 2 seconds"
     unit = {"name": "vm@demo.service", "active_state": "active", "sub_state": "running", "main_pid": 485}
-    assert details_as_dict(DEMO, 485, UNIT) == {**as_dict(DEMO), "pid": 485, "unit": unit}
-    assert details_as_dict(DEMO, None, None) == {**as_dict(DEMO), "pid": None, "unit": None}
+    assert details_as_dict(DEMO, 485, UNIT) == {**as_dict(DEMO), "stats": None, "pid": 485, "unit": unit}
+    assert details_as_dict(DEMO, None, None) == {**as_dict(DEMO), "stats": None, "pid": None, "unit": None}

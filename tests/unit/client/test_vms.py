@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dbus_next import Variant
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmservice.client.bus import CallFailed, printable
 from vmservice.client.units import unit_path
-from vmservice.client.vms import Facts, failure, name_of_label
+from vmservice.client.vms import DeviceFacts, Facts, failure, name_of_label
 from vmservice.control.names import escape_label
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
@@ -40,6 +41,20 @@ def test_any_label_is_a_vms_or_nobodys(label: str) -> None:
 def test_facts_are_the_properties() -> None:
     said = {"State": "paused", "Name": "x", "VCPUs": 1, "MaxVCPUs": 4, "Memory": 5, "LastExit": "", "More": 1}
     assert Facts.of("demo", said) == Facts("demo", "paused", 1, 4, 5, "")
+
+
+def test_devices_are_what_was_said_of_them() -> None:
+    details = {
+        "mode": Variant("s", "pty\x1b"),
+        "size": Variant("t", 5),
+        "readonly": Variant("b", True),
+        "odd": Variant("as", []),
+    }
+    said = {"Devices": [["disk", "ro\not", details], ["short"], 7, [1, 2, {}]], "Stats": {"vcpu.exits": 7.0, "bad": "x"}}
+    found = Facts.of("demo", said)
+    assert found.devices == (DeviceFacts("disk", "ro?ot", {"mode": "pty?", "size": 5, "readonly": True}),)
+    assert found.stats == {"vcpu.exits": 7.0}
+    assert Facts.of("demo", {"Devices": "none", "Stats": 1}) == Facts("demo")
 
 
 def test_what_is_missing_or_of_a_wrong_type_was_not_said() -> None:

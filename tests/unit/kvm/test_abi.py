@@ -73,6 +73,7 @@ NUMBERS = {
     "KVM_ENABLE_CAP": 0x4068AEA3,
     "KVM_SIGNAL_MSI": 0x4020AEA5,
     "KVM_KVMCLOCK_CTRL": 0xAEAD,
+    "KVM_GET_STATS_FD": 0xAECE,
 }
 ALL = vars(abi) | vars(abi_state)
 STRUCTS = [name for name in ALL if name.startswith("kvm_")]

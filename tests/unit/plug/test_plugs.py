@@ -18,12 +18,14 @@ from vmservice.board.slot import Services, Slot
 from vmservice.board.timers import Timers
 from vmservice.config.core import ConsoleConfig
 from vmservice.config.load import load_config
+from vmservice.config.sections.balloon import BalloonDevice
 from vmservice.config.sections.console import ConsoleDevice
 from vmservice.config.sections.port import PortConfig, PortsDevice
 from vmservice.host.consoles.base import NullConsole
 from vmservice.host.consoles.mover import Mover
-from vmservice.plug import console, port
-from vmservice.plug.backend import Backends, ConsolesBackend, Host
+from vmservice.plug import balloon, console, port
+from vmservice.plug.backend import Backends, ConsolesBackend, Host, NoBackend
+from vmservice.plug.balloon import BalloonPlug
 from vmservice.plug.console import ConsolePlug
 from vmservice.plug.port import PortsPlug
 
@@ -186,3 +188,35 @@ def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(tmp_p
     mover.close()
     for listener in listeners:
         listener.close()
+
+
+def test_what_a_person_may_see_of_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each console is, after the serial one; a source of random numbers is nothing to look for."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    (tmp_path / "demo.toml").write_text(
+        '[firmware]\npath = "bios"\n[serial]\nmode = "file"\npath = "log"\n[console]\nmode = "pty"\n[rng]\n'
+        '[[port]]\nname = "agent"\n[[port]]\nname = "tty"\nmode = "null"\nconsole = true\n[balloon]\nsize = 0\n'
+    )
+    log = SimpleNamespace(info=lambda text: None, warning=pytest.fail)
+    mover = Mover()
+    backends = Backends(load_config("demo", str(tmp_path / "demo.toml")), Host("demo", log, mover, []))
+    assert backends.details() == [
+        ("console", "serial", {"mode": "file", "path": f"{tmp_path}/log"}),
+        ("console", "hvc", {"mode": "pty", "path": os.readlink(tmp_path / "hvc")}),
+        ("port", "agent", {"mode": "socket", "path": f"{tmp_path}/agent.sock", "console": False}),
+        ("port", "tty", {"mode": "null", "console": True}),
+    ]
+    backends.close()
+    mover.close()
+
+
+def test_a_balloon_counts_what_is_in_it_and_asks_the_guest_for_its_own_figures(place: Place) -> None:
+    plugged = balloon.build(BalloonDevice(1 << 20), NoBackend(), place.slot("balloon"))
+    assert isinstance(plugged, BalloonPlug)
+    assert plugged.stats() == {"target_bytes": 1 << 20, "actual_bytes": 0}
+    asked: list[bool] = []
+    plugged.device.request_statistics = lambda: bool(asked.append(plugged.lock.locked()))  # type: ignore[func-returns-value, method-assign]
+    plugged.device.write_config(4, (256).to_bytes(4, "little"))
+    assert plugged.stats() == {"target_bytes": 1 << 20, "actual_bytes": 1 << 20}
+    assert asked == [True]
+    plugged.close()

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from support.vm_bench import VERBS, Bench
 
+from vmservice.config.sections.balloon import BalloonDevice
 from vmservice.errors import Busy, ConfigError, HostError, InvalidArgument, InvalidStateTransition
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import TRANSITIONS, LastExit, State
@@ -286,3 +287,26 @@ def test_input_of_somebody_who_is_gone_is_forgotten() -> None:
     assert told == []
     bench.vm.shutdown()
     bench.vm.forget_input("hvc")
+
+
+def test_devices_that_are_others_now_are_told_with_what_changed_them() -> None:
+    bench = Bench().bring_to(State.RUNNING)
+    before = list(bench.devices)
+    assert bench.vm.properties()["Devices"] == before
+    bench.devices.append(("disk", "root", {"path": "/root.raw", "size": 512}))
+    assert bench.vm.properties()["Devices"] == before, "what has been told holds until something else is"
+    bench.vm.reconfigure_device(BalloonDevice(0))
+    assert bench.changes == [{"Devices": bench.devices}]
+    bench.vm.pause()
+    assert bench.changes[1:] == [{"State": State.PAUSED}]
+
+
+def test_counters_are_those_of_the_guest_that_runs() -> None:
+    bench = Bench()
+    assert bench.vm.stats() == {}
+    bench.vm.boot()
+    bench.machines[0].counters = {"vcpu.exits": 7.0}
+    assert bench.vm.stats() == {"vcpu.exits": 7.0}
+    assert "Stats" not in bench.vm.properties(), "a change of it is no news"
+    bench.vm.reboot()
+    assert bench.vm.stats() == {}

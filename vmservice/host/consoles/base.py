@@ -63,6 +63,9 @@ if TYPE_CHECKING:
         def fds(self) -> dict[str, int]:
             """What it has open and would go on with elsewhere, by name."""
 
+        def details(self) -> dict[str, str | int | bool]:
+            """For a person: its mode as the configuration calls it, and the `path` at which it is found, if any."""
+
         def close(self) -> None: ...
 
     class Log(Protocol):
@@ -122,6 +125,9 @@ class OutputConsole:
 
 
 class NullConsole(OutputConsole):
+    def details(self) -> dict[str, str | int | bool]:
+        return {"mode": "null"}
+
     def write(self, data: bytes) -> None:
         """Nobody wants it."""
 

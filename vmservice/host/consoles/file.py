@@ -88,6 +88,9 @@ class FileConsole(OutputConsole):
         self._move_out(data)
         return [], due
 
+    def details(self) -> dict[str, str | int | bool]:
+        return {"mode": "file", "path": self._path}
+
     def close(self) -> None:
         if not self._mover.remove(self):
             self._log.warning(f"console output is lost: {self._path}: the disk does not take it")

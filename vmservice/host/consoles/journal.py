@@ -83,6 +83,9 @@ class JournalConsole(OutputConsole):
             self._emit_rest("timeout")
         return [], self._due(now)
 
+    def details(self) -> dict[str, str | int | bool]:
+        return {"mode": "journal"}
+
     def close(self) -> None:
         self._mover.remove(self)
         while self._printed or self._at < len(self._chunk):

@@ -69,6 +69,9 @@ class PtyConsole(StreamConsole):
     def fds(self) -> dict[str, int]:
         return {"output": self._fd, "terminal": self._terminal}
 
+    def details(self) -> dict[str, str | int | bool]:
+        return {"mode": "pty", "path": self.path}
+
     def close(self) -> None:
         super().close()
         self.input_fd = -1

@@ -58,7 +58,8 @@ class SocketConsole(StreamConsole):
         listener.setblocking(False)
         self._listener = listener
         self._log = log
-        self._own_path = path if is_own else ""
+        self._path = path
+        self._is_own = is_own
         self._is_stream = is_stream
         self._door = _thread.allocate_lock()  # held while somebody is let in or shown out
         self._client = -1
@@ -117,6 +118,9 @@ class SocketConsole(StreamConsole):
     def fds(self) -> dict[str, int]:
         return {"listener": self._listener.fileno(), "client": self._client}
 
+    def details(self) -> dict[str, str | int | bool]:
+        return {"mode": "socket", "path": self._path}
+
     def close(self) -> None:
         self._mover.remove(self)
         with self._lock:
@@ -128,8 +132,8 @@ class SocketConsole(StreamConsole):
         if not self._poll.closed:
             self._poll.close()
             self._listener.close()
-            if self._own_path and os.path.lexists(self._own_path):
-                os.unlink(self._own_path)
+            if self._is_own and os.path.lexists(self._path):
+                os.unlink(self._path)
 
     # With the door's lock held
 

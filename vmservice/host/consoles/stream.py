@@ -97,6 +97,9 @@ class StreamConsole:
         except OSError:  # no terminal, or closed
             return 0, 0
 
+    def details(self) -> dict[str, str | int | bool]:
+        return {"mode": "tty"}
+
     def close(self) -> None:
         is_certain = self._mover.remove(self)
         with self._lock:
