@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import struct
 import time
@@ -290,6 +291,34 @@ def test_an_answer_in_pieces_is_one(pair: Pair) -> None:
     finally:
         front.close()
         theirs.close()
+
+
+def test_whatever_a_back_end_says_is_an_error_of_the_host(memory: GuestMemory, eventfd: int) -> None:
+    """Answers to the right requests with anything in them, up to some point, and noise behind."""
+    for seed in range(300):
+        rng = random.Random(seed)
+        ours, theirs = socket.socketpair()
+        front = VhostUser(ours, "the back end of disk0", QUICK_SEC)
+        said = b""
+        for request in STEPS[: rng.randrange(len(STEPS) + 1)]:
+            body = rng.choice([rng.randbytes(8), struct.pack("<Q", 1 << 30 | rng.getrandbits(16)), bytes(8)])
+            said += message(request, body if rng.random() < 0.9 else rng.randbytes(rng.randrange(80)))
+        theirs.send(said + rng.randbytes(rng.randrange(1, 100)))
+        theirs.shutdown(socket.SHUT_WR)
+        try:
+            with pytest.raises(HostError, match="the back end of disk0"):
+                everything(front, memory, eventfd)
+        finally:
+            front.close()
+            theirs.close()
+
+
+def everything(front: VhostUser, memory: GuestMemory, eventfd: int) -> None:
+    open_and_read(front)
+    front.set_memory(memory.regions)
+    front.start_ring(0, 8, 0, RINGS, kick=eventfd, call=eventfd)
+    front.stop_ring(0)
+    front.read_config(CONFIG_BYTES)
 
 
 def test_nobody_at_the_socket(tmp_path: Path) -> None:
