@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.board.slot import Plugged, Slot
     from vmservice.config.sections.disk import DiskDevice
-    from vmservice.plug.backend import Backend, Host
+    from vmservice.plug.backend import Backend, Details, Host
 
 DAEMON = "/usr/bin/qemu-storage-daemon"
 
@@ -64,6 +64,11 @@ def build(section: DiskDevice, backend: ExternalBackend, slot: Slot) -> Plugged:
     return ExternalPlug(
         slot, link, TYPE_BLOCK, features, is_volatile=is_volatile, adapt=lambda config: adapted(config, link.queues)
     )
+
+
+def details(section: DiskDevice, backend: ExternalBackend) -> dict[str, Details]:
+    socket = backend.link.path
+    return {section.name: {"path": section.path, "format": "qcow2", "readonly": section.readonly, "socket": socket}}
 
 
 def offered(features: int, config: bytes, *, readonly: bool, discard: bool) -> int:
