@@ -79,6 +79,8 @@ class Bench:
         for index in range(len(queues)):
             self.read(0, index)
             self.answers(index)
+        assert self.rings is not None
+        self.rings.refresh()  # by the thread, which has handed over all of them before
         return queues
 
     def read(self, sector: int, index: int = 0, sectors: int = 1) -> None:
@@ -428,13 +430,14 @@ def test_real_data_comes_back(real: Bench) -> None:
 
 def test_real_reads_in_flight_are_done_when_it_is_paused(tmp_path: Path) -> None:
     """It answers at once that it has stopped, and goes on writing into guest memory until the last one is done."""
-    daemon = StorageDaemon(tmp_path, requests_per_sec=100)
+    daemon = StorageDaemon(tmp_path, requests_per_sec=30)
     daemon.start()
     try:
         with bench_of(daemon.path, is_volatile=True) as bench:
             queue = bench.serve()[0]
             for number in range(32):
                 bench.read(number)
+            until(lambda: queue.used_index() > 1)  # it has taken them all, and has two or more done
             assert bench.rings is not None and not bench.rings.stop(0.02)
             bench.rings.go_on()
             assert bench.transport.stop()
