@@ -14,6 +14,7 @@ from support.guest_ram import MIB, guest_ram
 from support.virtqueue import Driver, DriverQueue
 
 from vmservice.config.sections.disk import DiskDevice
+from vmservice.memory.guest_memory import GuestMemory
 from vmservice.plug import disk
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
@@ -33,11 +34,11 @@ def segment(sector: int, sectors: int, flags: int = 0) -> bytes:
 class DiskSlot:
     """What a plug sees of a slot; `driver` works the device that was placed here. `warnings` is the journal."""
 
-    def __init__(self, tree: dict[str, Any] | None = None, ram_bytes: int = 2 * MIB) -> None:
+    def __init__(self, tree: dict[str, Any] | None = None, memory: GuestMemory | None = None) -> None:
         self.label = "root"
         self.tree = tree or {}
         self.lock = _thread.allocate_lock()
-        self.memory = guest_ram((0, ram_bytes))
+        self.memory = memory or guest_ram((0, 2 * MIB))
         self.warnings: list[str] = []
         self.warn = self.warnings.append
         self.driver: Driver | None = None
@@ -54,11 +55,11 @@ class DiskSlot:
 class Disk:
     """The disk of `section`, opened and plugged in; `queues` are its driver's after `start`."""
 
-    def __init__(self, section: DiskDevice, ram_bytes: int = 2 * MIB) -> None:
+    def __init__(self, section: DiskDevice, memory: GuestMemory | None = None) -> None:
         self.section = section
         self.log: list[str] = []
         self.backend = disk.open(section, SimpleNamespace(log=SimpleNamespace(warning=self.log.append, info=self.log.append)))  # type: ignore[arg-type]
-        self.slot = DiskSlot(ram_bytes=ram_bytes)
+        self.slot = DiskSlot(memory=memory)
         self.plug = disk.build(section, self.backend, self.slot)  # type: ignore[arg-type]
         assert isinstance(self.plug, disk.DiskPlug)
         assert self.slot.driver is not None

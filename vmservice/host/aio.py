@@ -9,11 +9,12 @@ import ctypes
 import os
 import struct
 
-from vmservice.host import direct_io
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmservice.host.block_file import Views
+    from collections.abc import Sequence
+
+    Buffers = Sequence[tuple[int, int]]
+    """(address, bytes) of each part."""
 
 # x86-64's numbers, <asm/unistd_64.h>
 _IO_SETUP = 206
@@ -70,28 +71,23 @@ class Aio:
         if context:
             _syscall(_IO_DESTROY, context, 0, 0, 0, 0)
 
-    def add(self, slot: int, fd: int, views: Views, offset: int, length: int, *, write: bool, flags: int = 0) -> bool:
-        """Have it submitted with the others; False where that has to be done before there is room for this one.
-
-        `views` are writable, for only such tell where they are.
-        """
-        if len(views) == 1:
-            opcode, buffer, count = _WRITE if write else _READ, direct_io.address(views[0]), length
+    def add(self, slot: int, fd: int, buffers: Buffers, offset: int, *, write: bool, flags: int = 0) -> bool:
+        """Have it submitted with the others; False where that has to be done before there is room for this one."""
+        if len(buffers) == 1:
+            opcode, (buffer, count) = _WRITE if write else _READ, buffers[0]
         else:
-            first, count = self._used_vectors, len(views)
+            first, count = self._used_vectors, len(buffers)
             if first + count > _VECTORS:
                 return False
             vectors, place = self._vectors, 2 * first
-            for view in views:
-                vectors[place], vectors[place + 1] = direct_io.address(view), len(view)
+            for address, size in buffers:
+                vectors[place], vectors[place + 1] = address, size
                 place += 2
             self._used_vectors = first + count
             opcode, buffer = _WRITE_VECTOR if write else _READ_VECTOR, self._vectors_at + _VECTOR_BYTES * first
-        _IOCB.pack_into(
-            *(self._iocbs, _IOCB_BYTES * slot),
-            *(slot, 0, flags, opcode, 0, fd, buffer, count, offset, 0, _RESFD, self._eventfd),
-        )
-        self._pointers[len(self._added)] = self._iocbs_at + _IOCB_BYTES * slot
+        at = _IOCB_BYTES * slot
+        _IOCB.pack_into(self._iocbs, at, slot, 0, flags, opcode, 0, fd, buffer, count, offset, 0, _RESFD, self._eventfd)
+        self._pointers[len(self._added)] = self._iocbs_at + at
         self._added.append(slot)
         return True
 
@@ -111,4 +107,5 @@ class Aio:
         count = _syscall(_IO_GETEVENTS, self._context, 0, self._depth, self._events_at, 0)
         if count <= 0:
             return []
-        return [(slot, result) for slot, _, result, _ in _EVENT.iter_unpack(self._events.raw[: _EVENT.size * count])]
+        events = memoryview(self._events)[: _EVENT.size * count]
+        return [(slot, result) for slot, _, result, _ in _EVENT.iter_unpack(events)]

@@ -74,7 +74,7 @@ class BlockFile:
 
     def read(self, views: Views, offset: int, length: int) -> None:
         """Fill `views`, `length` bytes in all, from `offset` on. EIO where the image ends before."""
-        if self.is_direct and not direct_io.is_aligned(views, self.memory_align, self.block_bytes):
+        if self.is_direct and direct_io.aligned(views, self.memory_align, self.block_bytes) is None:
             direct_io.bounce_in(views, length, lambda part, place: self.read([part], offset + place, len(part)))
             return
         while length:
@@ -88,7 +88,7 @@ class BlockFile:
     def write(self, views: Views, offset: int, length: int, durable: bool = False) -> None:
         """Write `views`, `length` bytes in all, to `offset`; if `durable`, they are on the disk then, as after a flush."""
         self.is_dirty = True
-        if self.is_direct and not direct_io.is_aligned(views, self.memory_align, self.block_bytes):
+        if self.is_direct and direct_io.aligned(views, self.memory_align, self.block_bytes) is None:
             direct_io.bounce_out(views, length, lambda part, place: self.write([part], offset + place, len(part), durable))
             return
         flags = os.RWF_DSYNC if durable else 0

@@ -53,14 +53,17 @@ def _u32(data: bytearray, offset: int) -> int:
     return int.from_bytes(data[offset : offset + 4], "little")
 
 
-def address(view: memoryview) -> int:
-    """Where the bytes of a writable view are in this process."""
-    return _address_of(_in_place(view))
+def aligned(views: Views, memory_align: int, block_bytes: int) -> list[tuple[int, int]] | None:
+    """(address in this process, bytes) of each of these writable views; None if one is not aligned.
 
-
-def is_aligned(views: Views, memory_align: int, block_bytes: int) -> bool:
-    """ext4 takes others too, through the page cache; XFS refuses them."""
-    return all(len(view) % block_bytes == 0 and _address_of(_in_place(view)) % memory_align == 0 for view in views)
+    ext4 would take others too, through the page cache; XFS refuses them.
+    """
+    found, bits = [], 0
+    for view in views:
+        address, size = _address_of(_in_place(view)), len(view)
+        bits |= (address & memory_align - 1) | (size & block_bytes - 1)
+        found.append((address, size))
+    return None if bits else found
 
 
 def bounce_in(views: Views, length: int, read: Callable[[memoryview, int], None]) -> None:

@@ -73,16 +73,17 @@ class DirectLane(Lane):
         image, (_, views, offset, length, is_write, durable) = self._image, pending
         self.in_flight += 1
         aio = self._aio or self._open()
-        fits = length <= _MAX_BYTES and len(views) <= _MAX_VIEWS and self._free
-        if aio is None or not fits or not direct_io.is_aligned(views, image.memory_align, image.block_bytes):
+        buffers = direct_io.aligned(views, image.memory_align, image.block_bytes)
+        if aio is None or buffers is None or length > _MAX_BYTES or len(views) > _MAX_VIEWS or not self._free:
             self._hand_to_pool(pending)
             return
-        image.is_dirty |= is_write
+        if is_write:
+            image.is_dirty = True
         slot, flags = self._free.pop(), os.RWF_DSYNC if durable else 0
         self._pending[slot] = pending
-        if not aio.add(slot, image.fd, views, offset, length, write=is_write, flags=flags):
+        if not aio.add(slot, image.fd, buffers, offset, write=is_write, flags=flags):
             self.push()
-            aio.add(slot, image.fd, views, offset, length, write=is_write, flags=flags)
+            aio.add(slot, image.fd, buffers, offset, write=is_write, flags=flags)
 
     def _hand_to_pool(self, pending: Pending) -> None:
         token, views, offset, length, is_write, durable = pending
