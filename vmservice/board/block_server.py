@@ -35,6 +35,30 @@ if TYPE_CHECKING:
             """Those that were in flight, with their errno, or 0."""
 
 
+class Counters:
+    """Of one virtqueue, whose thread alone changes them: requests that were done, their bytes, and those that were not."""
+
+    __slots__ = ("discards", "errors", "flushes", "read_bytes", "reads", "writes", "written_bytes")
+
+    def __init__(self) -> None:
+        self.discards = self.errors = self.flushes = self.read_bytes = self.reads = self.writes = self.written_bytes = 0
+
+    def count(self, request: Request, answer: int) -> None:
+        kind = request.kind
+        if answer:
+            self.errors += 1
+        elif kind == block.IN:
+            self.reads += 1
+            self.read_bytes += request.length
+        elif kind == block.OUT:
+            self.writes += 1
+            self.written_bytes += request.length
+        elif kind == block.T_FLUSH:
+            self.flushes += 1
+        elif kind != block.GET_ID:
+            self.discards += 1
+
+
 class BlockServer:
     """`serve` and `finish` are for `ThreadRings`. `lanes` are the image by virtqueue; `on_error(kind, errno)` is told, in a
     virtqueue's thread, of each request that the host has refused."""
@@ -43,12 +67,17 @@ class BlockServer:
         self._device = device
         self._lanes = lanes
         self._on_error = on_error
+        self._counters = [Counters() for _ in device.queue_max_sizes]
+
+    def stats(self) -> dict[str, float]:
+        """Of all virtqueues."""
+        return {name: sum(getattr(one, name) for one in self._counters) for name in Counters.__slots__}
 
     def serve(self, index: int, queue: Queue) -> bool:
         """Give back what is done, take what a slice has room for; whether to interrupt."""
-        device, lane = self._device, self._lanes[index]
+        device, lane, counters = self._device, self._lanes[index], self._counters[index]
         if lane.in_flight:
-            self._give_back(queue, lane)
+            self._give_back(queue, lane, counters)
         # An honest driver cannot have more of them under way than there are entries.
         room = queue.state.size - lane.in_flight
         if room > 0:
@@ -63,6 +92,7 @@ class BlockServer:
                             break
                         continue
                     answer = block.OK if not number else self._refused(request, number)
+                counters.count(request, answer)
                 device.complete(queue, request, answer)
             lane.push()
         return queue.publish()
@@ -71,12 +101,14 @@ class BlockServer:
         """Take nothing, give back what is done; whether to interrupt, and whether nothing is in flight any more."""
         lane = self._lanes[index]
         lane.push()
-        self._give_back(queue, lane)
+        self._give_back(queue, lane, self._counters[index])
         return queue.publish(), not lane.in_flight
 
-    def _give_back(self, queue: Queue, lane: Lane) -> None:
+    def _give_back(self, queue: Queue, lane: Lane, counters: Counters) -> None:
         for request, number in lane.take_done():
-            self._device.complete(queue, request, block.OK if not number else self._refused(request, number))
+            answer = block.OK if not number else self._refused(request, number)
+            counters.count(request, answer)
+            self._device.complete(queue, request, answer)
 
     def _begin(self, lane: Lane, request: Request) -> int | None:
         kind = request.kind

@@ -7,4 +7,5 @@ A module has
     unit_needs(section, vm_name) -> (kind, lines)       where a unit of its own, vm-KIND@NAME:DEVICE, serves the device: what
                                                         its sandbox has to let through, as lines of a unit file
     details(section, backend) -> {name: {key: value}}   for kinds that `Devices` on the bus shows: values are str, int or bool
+    IN_SIMULATION                                       where it is true, a simulated machine has it opened too
 """

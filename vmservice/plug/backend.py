@@ -32,9 +32,15 @@ if TYPE_CHECKING:
 
 
 class Host:
-    """What `open` of a plug may use. `passed` are sockets that systemd gave to the process: (name, descriptor)."""
+    """What `open` of a plug may use. `passed` are sockets that systemd gave to the process: (name, descriptor).
 
-    def __init__(self, vm_name: str, log: Log, mover: Mover, passed: list[tuple[str, int]]) -> None:
+    Where the machine `is_simulated`, only consoles have an end in the host: it needs no file and no other program.
+    """
+
+    def __init__(
+        self, vm_name: str, log: Log, mover: Mover, passed: list[tuple[str, int]], *, is_simulated: bool = False
+    ) -> None:
+        self.is_simulated = is_simulated
         self.vm_name = vm_name
         self.log = log
         self.mover = mover
@@ -106,7 +112,9 @@ class Backends:
             if mode != "off":
                 self.serial = host.open_console("serial", mode, config.serial.path)
             for device in config.devices:
-                self._opened[device.name] = plug_module(device).open(device, host)
+                plug = plug_module(device)
+                is_wanted = not host.is_simulated or getattr(plug, "IN_SIMULATION", False)
+                self._opened[device.name] = plug.open(device, host) if is_wanted else NoBackend()
         except BaseException:
             self.close()
             raise
@@ -131,7 +139,7 @@ class Backends:
             found.append(("console", self.serial.label, self.serial.details()))
         for section in self._sections:
             module = plug_module(section)
-            if hasattr(module, "details"):
+            if hasattr(module, "details") and not isinstance(self.of(section), NoBackend):
                 said = module.details(section, self.of(section))
                 found += [(section.kind, name, values) for name, values in said.items()]
         return found

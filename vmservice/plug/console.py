@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vmservice.host.consoles.base import Console as HostConsole
     from vmservice.plug.backend import Backend, Details, Host
 
+# A simulated machine has it too.
+IN_SIMULATION = True
+
 
 class ConsolePlug(Plugged):
     def __init__(self, host_console: HostConsole, slot: Slot) -> None:

@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.board.slot import Slot
     from vmservice.config.sections.disk import DiskDevice
-    from vmservice.plug.backend import Host
+    from vmservice.plug.backend import Backend, Details, Host
 
 POOL_THREADS = 4
 
@@ -45,7 +45,7 @@ class DiskPlug(Plugged):
         self.device = Block(_shape(section, image), slot.state_of(BlockState) or BlockState(capacity))
         self._pool = Pool(f"io-{slot.label}", POOL_THREADS, self._on_bug)
         self._lanes: list[Lane] = []
-        server = BlockServer(self.device, self._lanes, self._on_error)
+        self._server = server = BlockServer(self.device, self._lanes, self._on_error)
         self._rings = ThreadRings(slot.label, section.queues, server.serve, self._on_bug, finish=server.finish)
         try:
             self._lanes += [self._lane(kick) for kick in self._rings.kicks]
@@ -68,6 +68,9 @@ class DiskPlug(Plugged):
     def pause(self) -> None:
         super().pause()
         self._flush()
+
+    def stats(self) -> dict[str, float]:
+        return self._server.stats()
 
     def reconfigure(self, section: DiskDevice) -> None:
         """A reload: the image may be larger than before."""
@@ -169,3 +172,15 @@ def open(section: DiskDevice, host: Host) -> Image:
 
 def build(section: DiskDevice, backend: Image, slot: Slot) -> Plugged:
     return DiskPlug(section, backend, slot)
+
+
+def details(section: DiskDevice, backend: Backend) -> dict[str, Details]:
+    return {
+        section.name: {
+            "path": section.path,
+            "format": "raw",
+            "readonly": section.readonly,
+            "ephemeral": section.ephemeral,
+            "serial": section.serial,
+        }
+    }

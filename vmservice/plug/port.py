@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vmservice.host.consoles.base import Console as HostConsole
     from vmservice.plug.backend import Backend, Details, Host
 
+# A simulated machine has it too.
+IN_SIMULATION = True
+
 
 class PortsPlug(Plugged):
     """`consoles` are the host's ends of `ports`, one each."""

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,8 +31,12 @@ from support.disks import (
 )
 from support.virtqueue import NEXT, WRITE, DriverQueue
 
-from vmservice.errors import HostError
+from vmservice.config.load import load_config
+from vmservice.errors import ConfigError, HostError
+from vmservice.host.consoles.mover import Mover
 from vmservice.host.storage import Image
+from vmservice.plug import disk as disk_plug
+from vmservice.plug.backend import Backends, Host
 
 MIB = 1 << 20
 
@@ -104,6 +109,42 @@ def test_a_driver_that_never_flushes(make: Callable[..., Disk], monkeypatch: pyt
     disk.start()
     assert disk.write(0, bytes(512)) == OK
     assert asked == [os.RWF_DSYNC, 0]
+
+
+def test_what_it_has_done_is_counted(make: Callable[..., Disk]) -> None:
+    disk = make()
+    disk.start()
+    assert not any(disk.plug.stats().values())
+    for sector in (0, 8, 4096):
+        disk.read(sector, 4096)
+    disk.write(0, bytes(512))
+    disk.ask([header(FLUSH)], [1])
+    disk.ask([header(DISCARD), segment(0, 8)], [1])
+    disk.ask([header(GET_ID)], [20, 1])
+    counted = {"reads": 2, "read_bytes": 8192, "writes": 1, "written_bytes": 512, "flushes": 1, "discards": 1, "errors": 1}
+    assert disk.plug.stats() == counted
+
+
+def test_a_simulated_machine_needs_no_image(tmp_path: Path) -> None:
+    (tmp_path / "demo.toml").write_text(
+        '[kernel]\npath = "k"\n[[disk]]\nformat = "raw"\npath = "none"\n[serial]\nmode = "null"\n[console]\nmode = "null"\n'
+    )
+    config = load_config("demo", str(tmp_path / "demo.toml"))
+    mover = Mover()
+    log: Any = SimpleNamespace(info=lambda text: None, warning=lambda text: None)
+    with pytest.raises(ConfigError, match=r"disk disk0: .*/none does not exist"):
+        Backends(config, Host("demo", log, mover, []))
+    backends = Backends(config, Host("demo", log, mover, [], is_simulated=True))
+    assert [console.label for console in backends.consoles] == ["serial", "hvc"]
+    assert "disk" not in [kind for kind, _, _ in backends.details()]
+    backends.close()
+    mover.close()
+
+
+def test_what_the_bus_shows_of_it(make: Callable[..., Disk], file: Path) -> None:
+    disk = make(readonly=True, serial="s")
+    said = disk_plug.details(disk.section, disk.backend)
+    assert said == {"root": {"path": str(file), "format": "raw", "readonly": True, "ephemeral": False, "serial": "s"}}
 
 
 FAILURES = {
@@ -180,8 +221,6 @@ def test_an_image_that_has_grown_is_larger_at_the_next_reload(disk: Disk, file: 
 def test_a_next_machine_has_the_same_image(disk: Disk, file: Path) -> None:
     """After a reset of the guest: the image stays open, and with it locked."""
     from support.disks import DiskSlot
-
-    from vmservice.plug import disk as disk_plug
 
     assert disk.write(0, b"1" * 512) == OK
     disk.plug.close()
