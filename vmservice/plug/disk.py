@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 POOL_THREADS = 4
 
+# Requests of a virtqueue that are asynchronous at the same time; more are the pool's. The host has 65,536 (fs.aio-max-nr).
+AIO_DEPTH = 128
+
 # How long a pause waits for the host to have all on its disk: the image is complete for whoever copies it then. Sixteen disks
 # of a host in trouble take less than systemd's watchdog allows.
 FLUSH_TIMEOUT_SEC = 5.0
@@ -59,7 +62,7 @@ class DiskPlug(Plugged):
             return Lane(self._image, self._pool, kick)
         from vmservice.host.direct_lane import DirectLane
 
-        return DirectLane(self._image, self._pool, kick, block.QUEUE_SIZE, self._slot.warn)
+        return DirectLane(self._image, self._pool, kick, AIO_DEPTH, self._slot.warn)
 
     def start(self) -> None:
         super().start()

@@ -435,8 +435,8 @@ def test_whatever_is_in_the_virtqueue_the_disk_lives_on(make: Callable[..., Disk
     assert disk.read(0, 512)[-1:] == OK
     assert not [text for text in disk.slot.warnings if "internal error" in text]
     assert file.stat().st_size == MIB
-    assert broken > 100
-    assert answered > 1000
+    assert broken > 10
+    assert answered > 100
 
 
 def scribble(queue: DriverQueue, rng: random.Random) -> None:
