@@ -9,9 +9,9 @@ from vmservice.board.board import Board
 from vmservice.board.slot import Services
 from vmservice.boot.firmware import image_of, load_firmware
 from vmservice.errors import ConfigError
+from vmservice.host.file_watch import FileWatch
 from vmservice.kvm import abi
 from vmservice.memory import backing
-from vmservice.memory.file_watch import FileWatch
 from vmservice.plug.backend import plug_module
 from vmservice.vm.exit_handler import ExitHandler
 from vmservice.vm.guest_requests import GuestRequests

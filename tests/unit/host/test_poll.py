@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmservice.host.consoles.mover import Mover
+from vmservice.host.file_watch import FileWatch
 from vmservice.host.poll import wait
-from vmservice.memory.file_watch import FileWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmservice.errors import HostError
-from vmservice.memory.file_watch import FileWatch
+from vmservice.host.file_watch import FileWatch
 
 TIMEOUT_SEC = 10
 

@@ -1,4 +1,4 @@
-"""Watches the file behind guest memory: whoever cuts it short takes pages away from the guest, and from us.
+"""Watches a file behind guest memory: whoever cuts it short takes pages away from the guest, and from us.
 
 An access of ours to such a page would end the process by SIGBUS, without a word: to be told first is better (inotify(7)).
 """
