@@ -29,6 +29,7 @@ ELSEWHERE = {
     "pci.bar_map.BarMap._blocked": "follows from where BARs lie and which of them answer; for the warning only",
     "pci.bar_map.BarMap._mapped": "`PciBusState.answering`",
     "pci.bar_map.BarMap._mmio": CALLED,
+    "pci.bar_map.BarMap._reserved": "where guest memory is, whose regions are told to the bus anew",
     "pci.bus.PciBus._bar_map": CALLED,
     "pci.bus.PciBus._started": "`start` is the machine's",
     "pci.bus.PciBus.functions": BUILDER,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from vmservice.board.board import Board
 from vmservice.board.resources import Resources
+from vmservice.board.slot import Services
 from vmservice.board.timers import Timers
 from vmservice.memory.guest_memory import GuestMemory
 
@@ -37,6 +38,19 @@ class RecordingGuest:
         self.did.append("vcpus")
 
 
+def make_services(
+    board: Board,
+    memory: GuestMemory,
+    timers: Timers,
+    *,
+    post: Callable[[Callable[[], None]], None] = lambda call: None,
+    warn: Callable[[str], None] = lambda text: None,
+    fault: Callable[[str], None] = lambda reason: None,
+) -> Services:
+    """What the slots of a machine with `board` share."""
+    return Services(memory, timers, board.resources, post=post, on_input_room=lambda label: None, warn=warn, fault=fault)
+
+
 def make_board(
     memory: GuestMemory,
     *,
@@ -48,6 +62,7 @@ def make_board(
     max_vcpus: int = 1,
     console: Callable[[bytes], None] | None = None,
     on_console_room: Callable[[str], None] = lambda console: None,
+    device_memory: Sequence[int] = (),
 ) -> Board:
     """`vm` stands for KVM; one that takes messages and routes and forgets them unless given."""
     if vm is None:
@@ -56,7 +71,7 @@ def make_board(
     return Board(
         vm,
         memory,
-        Resources(memory.end, ADDRESS_BITS),
+        Resources(memory.end, ADDRESS_BITS, device_memory),
         timers,
         guest if guest is not None else RecordingGuest(),
         split_irqchip=split_irqchip,

@@ -278,5 +278,6 @@ def state_of(tree: Tree, name: str, kind: type[S]) -> S | None:
 
 
 def _rtc(memory: GuestMemory, state: RtcState | None) -> Rtc:
-    below = sum(region.size_bytes for region in memory.regions if region.gpa < layout.RAM_64BIT_START)
+    ram = (region for region in memory.regions if region.is_ram)
+    below = sum(region.size_bytes for region in ram if region.gpa < layout.RAM_64BIT_START)
     return Rtc(time.time, below, memory.size_bytes - below, state)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmservice.devices.virtio.device import VirtioDevice
     from vmservice.devices.virtio.rings import RingOwner
     from vmservice.kvm.vm import KvmVm
+    from vmservice.memory.guest_memory import Region
 
 # What the PCI root hands down of the I/O ports: all but those of the configuration mechanism.
 _PCI_PORTS = [(0, layout.PCI_CONFIG_PORT - 1), (0xD00, 0xFFFF)]
@@ -42,8 +43,7 @@ class PciSlots:
         self._ioeventfd = ioeventfd
         self._interrupts: list[MessageInterrupts] = []
         # What answers at these addresses without being on the MMIO bus: no BAR may be moved there.
-        reserved = [(region.gpa, region.size_bytes, "RAM") for region in services.memory.regions]
-        reserved += [
+        reserved = [
             (layout.IOAPIC_BASE, layout.IOAPIC_LEN, "the IOAPIC"),
             (layout.LAPIC_BASE, layout.LAPIC_LEN, "the local APICs"),
             (layout.IDENTITY_MAP_ADDRESS, layout.KVM_PAGES_SIZE, "pages of KVM's own"),
@@ -52,11 +52,22 @@ class PciSlots:
         self.bus = pci_bus.PciBus(
             board.mmio, reserved=reserved, warn=services.warn, state=state_of(tree, "bus", pci_bus.PciBusState)
         )
+        services.memory.listen(self)
         board.add_ports(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_LEN, self.bus.config_ports, self.bus.lock)
         board.mmio.insert(layout.PCI_ECAM, pci_bus.ECAM_SIZE, self.bus.ecam, self.bus.lock)
         self._host_bridge = host_bridge(state_of(tree, "host_bridge", ConfigSpaceState))
         self.bus.insert(self._host_bridge)
         self._numbers: dict[str, int] = dict(tree.get("slots", {}))
+
+    # As a listener of guest memory
+
+    def region_added(self, region: Region) -> None:
+        self.bus.reserve(region.gpa, region.size_bytes, "RAM" if region.is_ram else "a device's memory")
+
+    def region_removed(self, region: Region) -> None:
+        self.bus.free(region.gpa)
+
+    # Slots
 
     def slot(self, label: str, tree: Tree | None = None) -> Slot:
         return Slot(label, self._services, self._place, tree)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from vmservice.arch.x86_64 import layout
 from vmservice.errors import ConfigError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 # Below this port are the devices of a PC, which a guest may touch whether they are there or not.
 _FIRST_FREE_PORT = 0x1000
 _PORTS = 0x10000
@@ -15,8 +19,9 @@ _FIRST_FREE_PIN = 5
 # Behind the pins. KVM routes as many GSIs (KVM_MAX_IRQ_ROUTES).
 _GSIS = 4096
 
-# PCI bridges and firmware divide the address space in large pieces.
-_MMIO_64BIT_ALIGNMENT = layout.GIB
+# PCI bridges and firmware divide the address space in large pieces. So does Linux, which adds memory in sections of 128 MiB and
+# maps it by pages of a GiB at best: no two kinds of memory share a piece.
+_PIECE_ALIGNMENT = layout.GIB
 
 
 class ResourcesExhausted(ConfigError):
@@ -94,21 +99,38 @@ class Resources:
     """What the devices of one machine share.
 
     `pins` are the IOAPIC's, and the GSIs of the same number; `msi_gsis` are those behind them, for irqfd and message routes.
-    `mmio32` lies in the hole below 4 GiB, `mmio64` above all RAM up to the last address that the host's processors reach; both
-    are what the PCI root's windows say. `ram_end` is the first gpa behind RAM.
+    `memory` lies above RAM and has room for `device_memory`, the sizes in bytes of memory that devices bring. `mmio32` lies in
+    the hole below 4 GiB, `mmio64` above all memory up to the last address that the host's processors reach; both are what the
+    PCI root's windows say. `ram_end` is the first gpa behind RAM.
     """
 
-    __slots__ = ("mmio32", "mmio64", "msi_gsis", "pins", "pio")
+    __slots__ = ("memory", "mmio32", "mmio64", "msi_gsis", "pins", "pio")
 
-    def __init__(self, ram_end: int, address_bits: int) -> None:
+    def __init__(self, ram_end: int, address_bits: int, device_memory: Sequence[int] = ()) -> None:
         check_reach(ram_end, address_bits)
         reach = 1 << address_bits
         self.pins = RangeAllocator("interrupt pins", 0, layout.IOAPIC_PINS, first_free=_FIRST_FREE_PIN, number="d")
         self.msi_gsis = RangeAllocator("message GSIs", layout.IOAPIC_PINS, _GSIS - layout.IOAPIC_PINS, number="d")
         self.pio = RangeAllocator("I/O ports", 0, _PORTS, first_free=_FIRST_FREE_PORT)
         self.mmio32 = RangeAllocator("device addresses below 4 GiB", layout.PCI_MMIO_32BIT, layout.PCI_MMIO_32BIT_SIZE)
-        above = _align_up(max(ram_end, layout.RAM_64BIT_START), _MMIO_64BIT_ALIGNMENT)
-        self.mmio64 = RangeAllocator("device addresses above RAM", above, max(reach - above, 0))
+        above = _align_up(max(ram_end, layout.RAM_64BIT_START), _PIECE_ALIGNMENT)
+        # Next to RAM: where Linux places its map of memory at random, that ends 10 TiB behind RAM
+        # (CONFIG_RANDOMIZE_MEMORY_PHYSICAL_PADDING).
+        memory_end = above + sum(_align_up(size, _PIECE_ALIGNMENT) for size in device_memory)
+        if device_memory and memory_end > reach:
+            raise RangeOutside(
+                f"memory and the memory of devices would end at {memory_end:#x}, but this host's processors have"
+                f" {address_bits} address bits, which end at {reach:#x}"
+            )
+        self.memory = RangeAllocator("addresses of devices' memory", above, memory_end - above)
+        self.mmio64 = RangeAllocator("device addresses above RAM", memory_end, max(reach - memory_end, 0))
+
+    def place_memory(self, size: int, owner: str, at: int | None = None) -> int:
+        """Take addresses of `memory`; the first of them. `at` is where it was in a machine that this one goes on from."""
+        if at is None:
+            return self.memory.allocate(size, owner, alignment=_PIECE_ALIGNMENT)
+        self.memory.reserve(at, size, owner)
+        return at
 
     def mmio64_window(self) -> tuple[int, int] | None:
         """`mmio64` as (first, last) address; None when RAM takes all that there is above 4 GiB."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import _thread
 
 from vmservice.errors import HostError
+from vmservice.memory.guest_memory import Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
     from typing import Any, Protocol, TypeVar
 
     from vmservice.board.input import ConsoleInput
+    from vmservice.board.resources import Resources
     from vmservice.board.timers import Timer, Timers
     from vmservice.devices.state import DeviceState
     from vmservice.devices.virtio.device import VirtioDevice
@@ -40,21 +43,26 @@ class Services:
     """What of the machine the devices in all slots share.
 
     `post(callback)` runs `callback` soon in the event loop's thread, with no lock held, unless the machine is gone by then.
-    `on_input_room` is told, from any thread, the console that has room for typed bytes again.
+    `on_input_room` is told, from any thread, the console that has room for typed bytes again. `fault(reason)` ends the guest:
+    neither it nor its machine can go on.
     """
 
-    __slots__ = ("memory", "on_input_room", "post", "timers", "warn")
+    __slots__ = ("fault", "memory", "on_input_room", "post", "resources", "timers", "warn")
 
     def __init__(
         self,
         memory: GuestMemory,
         timers: Timers,
+        resources: Resources,
         *,
         post: Callable[[Callable[[], None]], None],
         on_input_room: Callable[[str], None],
         warn: Callable[[str], None],
+        fault: Callable[[str], None],
     ) -> None:
+        self.fault = fault
         self.memory = memory
+        self.resources = resources
         self.timers = timers
         self.post = post
         self.on_input_room = on_input_room
@@ -109,6 +117,28 @@ class Slot:
     def warn(self, text: str) -> None:
         self._services.warn(text)
 
+    def fault(self, reason: str) -> None:
+        """End the guest, once the machine has been started. From any thread."""
+        self._services.fault(reason)
+
+    def add_memory(self, mapping: mmap.mmap, at: int | None = None, *, fd: int = -1) -> int:
+        """Show all of `mapping` to the guest as memory of the device's, which no memory map tells it of; its gpa.
+
+        While the device is built. `at` is where a machine had it that this one goes on from. `fd` is the file that `mapping`
+        shares with whoever maps that, too. The mapping is guest memory's to close from then on. ConfigError or HostError where
+        there is no room.
+        """
+        services = self._services
+        gpa = services.resources.place_memory(len(mapping), self.label, at)
+        # None of it is ever given back: a hole in the file would be what is left.
+        region = Region(gpa, mapping, None, fd=fd, is_ram=False)
+        try:
+            services.memory.add(region)
+        except BaseException:
+            region.view.release()  # the mapping stays the caller's
+            raise
+        return gpa
+
     def _with_lock(self, callback: Callable[[], None]) -> None:
         with self.lock:
             callback()
@@ -142,6 +172,10 @@ class Plugged:
 
     def resume(self) -> None:
         self.transport.virtio.start()
+
+    def explain(self) -> str:
+        """What the host knows of this device that may be why the guest has failed; empty for nothing. From any thread."""
+        return ""
 
     def abandon(self) -> None:
         """The machine is at its end: what the driver has asked for need not be waited for any longer than it is worth."""

@@ -60,7 +60,7 @@ class Region:
 
 
 class GuestMemory:
-    """The RAM of one guest: ordered, disjoint regions. It owns their mappings, and `fd`, the file behind them, -1 for none.
+    """The memory of one guest: ordered, disjoint regions. It owns their mappings, and `fd`, the file behind RAM, -1 for none.
 
     Regions come and go while the guest runs, by the main thread; every thread may look one up meanwhile.
     """
@@ -83,7 +83,10 @@ class GuestMemory:
         self._listeners.append(listener)
 
     def add(self, region: Region) -> None:
-        """More RAM; ValueError where there is some already. Listeners that were told forget it again when one of them fails."""
+        """One region more, which it owns from then on; ValueError where there is memory already.
+
+        Listeners that were told forget it again when one of them fails.
+        """
         for other in self.regions:
             if region.gpa < other.end and other.gpa < region.end:
                 raise ValueError(f"guest memory at {region.gpa:#x}-{region.end - 1:#x} is there already")
@@ -160,7 +163,7 @@ class GuestMemory:
                     return
 
     def is_cut_short(self) -> bool:
-        """Whether the file behind it has lost some of the guest's pages, which KVM then cannot reach."""
+        """Whether the file behind RAM has lost some of the guest's pages, which KVM then cannot reach."""
         return self.fd >= 0 and os.fstat(self.fd).st_size < self.size_bytes
 
     def close(self, progress: Callable[[], None] | None = None) -> None:

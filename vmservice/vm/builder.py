@@ -20,7 +20,7 @@ from vmservice.vm.vcpus import Vcpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from vmservice.board.board import Tree
     from vmservice.board.mmio_slots import MmioSlots
@@ -102,15 +102,17 @@ def _build(
     closers.add(vm.close)
     _show_memory(vm, memory)
     split_irqchip = _create_irqchip(vm, kvm)
-    guest = GuestRequests(host.events, lambda: _explain_memory(memory))
+    devices: list[Plugged] = []
+    guest = GuestRequests(host.events, lambda: _explain_memory(memory) + "".join(device.explain() for device in devices))
     if config.memory.file is not None:
         closers.add(_watch_memory(memory, guest).close)
-    services = _slot_services(memory, guest, host)
+    available = resources.Resources(memory.end, physical_address_bits(cpuid), _device_memory(config, host))
+    services = _slot_services(memory, available, guest, host)
     serial = host.backends.serial
     board = Board(
         vm,
         memory,
-        resources.Resources(memory.end, physical_address_bits(cpuid)),
+        available,
         host.timers,
         guest,
         split_irqchip=split_irqchip,
@@ -126,7 +128,7 @@ def _build(
     created = Vcpus(_vcpu_creator(vm, kvm, cpuid, config), map(int, parts["vcpus"]) if parts else range(vcpus))
     closers.add(created.close)
     slots = _create_slots(config, board, services, vm, kvm, closers, parts.get("slots"))
-    devices = _plug_in(config, slots, host, closers, parts.get("devices", {}))
+    _plug_in(config, slots, host, closers, parts.get("devices", {}), devices)
     rom = None
     if config.kernel is not None:
         if board.serial is not None and kvm.extension(abi.KVM_CAP_COALESCED_PIO):
@@ -155,11 +157,19 @@ def _build(
     )
 
 
-def _slot_services(memory: GuestMemory, guest: GuestRequests, host: HostServices) -> Services:
+def _slot_services(memory: GuestMemory, available: resources.Resources, guest: GuestRequests, host: HostServices) -> Services:
     def on_input_room(label: str) -> None:
         guest.call_soon(lambda: host.on_input_room(label))
 
-    return Services(memory, host.timers, post=guest.call_soon, on_input_room=on_input_room, warn=host.warn)
+    return Services(
+        memory,
+        host.timers,
+        available,
+        post=guest.call_soon,
+        on_input_room=on_input_room,
+        warn=host.warn,
+        fault=guest.fault,
+    )
 
 
 def _create_slots(
@@ -182,18 +192,29 @@ def _create_slots(
     return slots
 
 
+def _device_memory(config: Config, host: HostServices) -> list[int]:
+    """The sizes of memory that devices bring."""
+    if config.transport is None:
+        return []
+    modules = ((section, plug_module(section)) for section in config.devices)
+    return [module.memory_bytes(host.backends.of(section)) for section, module in modules if hasattr(module, "memory_bytes")]
+
+
 def _plug_in(
-    config: Config, slots: PciSlots | MmioSlots | None, host: HostServices, closers: Closers, trees: Tree
-) -> Sequence[Plugged]:
-    devices: list[Plugged] = []
+    config: Config,
+    slots: PciSlots | MmioSlots | None,
+    host: HostServices,
+    closers: Closers,
+    trees: Tree,
+    devices: list[Plugged],
+) -> None:
     if slots is None:
-        return devices
+        return
     for section in config.devices:
         slot = slots.slot(section.name, trees.get(section.name))
         device = plug_module(section).build(section, host.backends.of(section), slot)
         closers.add(device.close)
         devices.append(device)
-    return devices
 
 
 def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:

@@ -1,7 +1,7 @@
 """A machine's whole state as one tree of plain values, and a machine that goes on from there.
 
     model     the machine's layout: addresses, ACPI contents, slots
-    memory    [gpa, size in bytes] of each region; the bytes themselves stay where they are
+    memory    [gpa, size in bytes] of each region of RAM; the bytes themselves stay where they are
     kvm       the VM's clock, and interrupt controllers that are in the kernel
     vcpus     by index: registers, local APIC, MSRs, …
     board     the devices that every machine has
@@ -45,7 +45,7 @@ def collect(machine: KvmMachine, kvm: Kvm) -> Tree:
         board = machine.board.collect()
     return {
         "model": MODEL,
-        "memory": [[region.gpa, region.size_bytes] for region in machine.memory.regions],
+        "memory": [[region.gpa, region.size_bytes] for region in machine.memory.regions if region.is_ram],
         "kvm": state.get_vm(),
         "vcpus": {str(index): state.get_vcpu(vcpu) for index, vcpu in vcpus.items()},
         "board": board,

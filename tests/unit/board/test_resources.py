@@ -6,14 +6,13 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from support.boards import make_board
+from support.boards import make_board, make_services
 from support.guest_ram import guest_ram
 
 from vmservice.arch.x86_64 import layout
 from vmservice.arch.x86_64.layout import GIB, MIB
 from vmservice.board.pci_slots import PciSlots
 from vmservice.board.resources import RangeAllocator, RangeOutside, RangeOverlap, Resources, ResourcesExhausted
-from vmservice.board.slot import Services
 from vmservice.board.timers import Timers
 from vmservice.errors import ConfigError
 
@@ -124,8 +123,7 @@ def of_a_machine() -> Iterator[Resources]:
     """With what its board has taken, and its PCI bus."""
     memory, timers = guest_ram((0, 2 * MIB)), Timers()
     board = make_board(memory, timers=timers, max_vcpus=2, console=lambda data: None)
-    services = Services(memory, timers, post=lambda call: None, on_input_room=lambda label: None, warn=lambda text: None)
-    PciSlots(board, services, None, irqfd=False, ioeventfd=False)  # type: ignore[arg-type]
+    PciSlots(board, make_services(board, memory, timers), None, irqfd=False, ioeventfd=False)  # type: ignore[arg-type]
     yield board.resources
     memory.close()
     timers.close()
@@ -200,6 +198,31 @@ def test_where_ram_leaves_no_64_bit_area_nothing_is_given() -> None:
         ResourcesExhausted, match=r"^a wants 0x8000 of the device addresses above RAM, of which this machine has none$"
     ):
         Resources(ram_end(1 * TIB - 1 * GIB), 40).mmio64.allocate(0x8000, "a")
+
+
+def test_memory_of_devices_lies_between_ram_and_the_64_bit_area() -> None:
+    resources = Resources(ram_end(3 * GIB + 1 * MIB), 39, [2 * MIB, 1 * GIB + 2 * MIB])
+    assert resources.place_memory(2 * MIB, "a") == 5 * GIB
+    assert resources.place_memory(1 * GIB + 2 * MIB, "b") == 6 * GIB
+    assert resources.mmio64_window() == (8 * GIB, 512 * GIB - 1)
+    with pytest.raises(ResourcesExhausted, match=r"c wants 0x1 of the addresses of devices' memory, but .* no such gap left"):
+        resources.place_memory(1, "c")
+
+
+def test_memory_of_a_device_is_where_it_was() -> None:
+    resources = Resources(ram_end(1 * GIB), 39, [2 * MIB, 2 * MIB])
+    assert resources.place_memory(2 * MIB, "b", 5 * GIB) == 5 * GIB
+    assert resources.place_memory(2 * MIB, "a") == 4 * GIB
+    with pytest.raises(RangeOverlap, match=r"c wants 0x100000000-0x1001fffff .*, but a has"):
+        resources.place_memory(2 * MIB, "c", 4 * GIB)
+    with pytest.raises(RangeOutside):
+        resources.place_memory(2 * MIB, "c", 6 * GIB)
+
+
+def test_memory_of_devices_that_the_processors_do_not_reach_is_refused() -> None:
+    with pytest.raises(RangeOutside, match=r"^memory and the memory of devices would end at 0x1040000000, .* 36 address bits"):
+        Resources(ram_end(1 * GIB), 36, [60 * GIB, 1])
+    Resources(ram_end(1 * GIB), 36, [60 * GIB])
 
 
 def test_memory_that_the_processors_do_not_reach_is_refused() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.boards import make_board
+from support.boards import make_board, make_services
 from support.guest_ram import MIB, guest_ram
 
 from vmservice.board.mmio_slots import MmioSlots
 from vmservice.board.pci_slots import PciSlots
-from vmservice.board.slot import Services, Slot
+from vmservice.board.slot import Slot
 from vmservice.board.timers import Timers
 from vmservice.config.core import ConsoleConfig
 from vmservice.config.load import load_config
@@ -62,10 +62,8 @@ class Place:
         self.memory = guest_ram((0, 2 * MIB))
         self.timers = Timers()
         self.posted: list[Callable[[], None]] = []
-        services = Services(
-            self.memory, self.timers, post=self.posted.append, on_input_room=lambda label: None, warn=lambda text: None
-        )
         board = make_board(self.memory, timers=self.timers)
+        services = make_services(board, self.memory, self.timers, post=self.posted.append)
         self.slots: PciSlots | MmioSlots
         if transport == "pci":
             self.slots = PciSlots(board, services, None, irqfd=False, ioeventfd=False)  # type: ignore[arg-type]

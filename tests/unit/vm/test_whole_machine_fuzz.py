@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import pytest
 from support.backends import SinkConsole
-from support.boards import RecordingGuest, make_board
+from support.boards import RecordingGuest, make_board, make_services
 from support.guest_ram import MIB, guest_ram
 
 from vmservice.arch.x86_64 import layout
 from vmservice.board.mmio_slots import MmioSlots
 from vmservice.board.pci_slots import PciSlots
-from vmservice.board.slot import Plugged, Services
+from vmservice.board.slot import Plugged
 from vmservice.board.timers import Timers
 from vmservice.config.sections.balloon import BalloonDevice
 from vmservice.devices.virtio import mmio_transport as mmio
@@ -118,9 +118,7 @@ class Machine:
             max_vcpus=8,
             console=lambda data: None,
         )
-        services = Services(
-            self.memory, self.timers, post=self._calls.append, on_input_room=lambda label: None, warn=self._warn
-        )
+        services = make_services(self.board, self.memory, self.timers, post=self._calls.append, warn=self._warn)
         self.slots: PciSlots | MmioSlots
         if transport == "pci":
             self.slots = PciSlots(self.board, services, self.vm, irqfd=True, ioeventfd=False)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ class BarMap:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mmio = mmio
-        self._reserved = tuple(reserved)
+        self._reserved = list(reserved)
         self._warn = LimitedWarnings(warn, monotonic)  # a guest may move BARs in a loop
         self._mapped: dict[Bar, tuple[PciFunction, int]] = {}
         self._blocked: dict[Bar, int] = {}
@@ -39,6 +39,14 @@ class BarMap:
     def answering(self) -> list[tuple[PciFunction, Bar]]:
         """The BARs that answer, and whose they are."""
         return [(function, bar) for bar, (function, _) in self._mapped.items()]
+
+    def reserve(self, base: int, size: int, name: str) -> None:
+        """No BAR is to answer in this range from now on."""
+        self._reserved.append((base, size, name))
+
+    def free(self, base: int) -> None:
+        """Take back what was reserved from `base` on."""
+        self._reserved = [reserved for reserved in self._reserved if reserved[0] != base]
 
     def update(self, bars: Sequence[tuple[str, PciFunction, Bar]]) -> None:
         """Bring the bus to what the guest wants of all BARs, each with the name of its function for messages."""

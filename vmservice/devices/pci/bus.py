@@ -90,6 +90,16 @@ class PciBus:
         self.config_ports = ConfigPorts(self, state.config_ports)
         self.ecam = Ecam(self)
 
+    def reserve(self, base: int, size: int, name: str) -> None:
+        """Something that is not on `mmio` answers in this range from now on: no BAR does."""
+        with self.lock:
+            self._bar_map.reserve(base, size, name)
+
+    def free(self, base: int) -> None:
+        """Take back what was reserved from `base` on."""
+        with self.lock:
+            self._bar_map.free(base)
+
     def insert(self, function: PciFunction, slot: int | None = None) -> int:
         """Plug `function` into `slot`, or the first free one; which one it is. ConfigError when all are taken."""
         with self.lock:

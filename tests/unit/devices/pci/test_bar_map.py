@@ -89,6 +89,20 @@ def test_the_guest_moves_a_bar(base: int) -> None:
     assert machine.warnings == []
 
 
+def test_no_bar_answers_where_memory_has_come() -> None:
+    machine, base = Machine(), 0x1_4000_0000
+    machine.bus.reserve(base, 0x200000, "a device's memory")
+    machine.enable(0, on=False)
+    machine.move(0, base + 0x100000)
+    machine.enable(0)
+    assert machine.at(base + 0x100000) == 0xFF
+    assert machine.warnings[-1].endswith("0x140100000-0x140107fff overlaps a device's memory at 0x140000000-0x1401fffff")
+    machine.bus.free(base)
+    machine.enable(0, on=False)
+    machine.enable(0)
+    assert machine.at(base + 0x100000) == 0x10
+
+
 def test_the_host_places_a_bar_that_answers_already() -> None:
     machine = Machine()
     machine.functions[0].place_bar(machine.bars[0], 0xD0000000)
