@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import struct
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,6 +110,10 @@ def waiting() -> Iterator[None]:
     while time.monotonic() < deadline:
         yield
         time.sleep(0.0005)
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
 def section(path: Path, **keys: Any) -> DiskDevice:

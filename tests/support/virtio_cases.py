@@ -13,6 +13,7 @@ from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.balloon import Balloon, BalloonState
 from vmservice.devices.virtio.block import Block, BlockShape, BlockState, Request
 from vmservice.devices.virtio.console import Console, ConsoleState, Port
+from vmservice.devices.virtio.pmem import Pmem, PmemState
 from vmservice.devices.virtio.rng import Rng, RngState
 from vmservice.memory.guest_memory import GuestMemory
 
@@ -189,9 +190,48 @@ class BlockRig(VirtioRig):
         self.device.resize(rng.randrange(1, 65))
 
 
+class InlinePmem(Pmem):
+    """Served where it is notified, as its ring owner's thread would."""
+
+    queue: Queue | None = None
+
+    def activate(self, queues: Sequence[Queue], interrupt: DriverPort, features: int) -> None:
+        self.queue, self.port = queues[0], interrupt
+
+    def reset(self) -> None:
+        self.queue = None
+
+    def notify(self, index: int) -> None:
+        if self.queue is not None and self.serve(index, self.queue):
+            self.port.interrupt_queue(index)
+
+
+class PmemRig(VirtioRig):
+    """Every third flush fails."""
+
+    state_class = PmemState
+
+    def __init__(self, memory: GuestMemory, state: PmemState | None = None) -> None:
+        super().__init__()
+        self.device: InlinePmem = InlinePmem(state or PmemState(1 << 32, 2 << 20), self.flush)
+
+    def flush(self) -> bool:
+        self.said.append("flush")
+        return len(self.said) % 3 != 0
+
+    def request(self, rng: random.Random) -> tuple[bytes, int]:
+        if rng.random() < 0.3:
+            return b"", 0
+        return struct.pack("<I", rng.choice((0, 0, rng.randrange(1 << 32)))), rng.choice((4, 4, 100))
+
+    def poke(self, rng: random.Random) -> None:
+        """The host says nothing to it."""
+
+
 CASES: dict[str, Callable[..., VirtioRig]] = {
     "console": ConsoleRig,
     "entropy": RngRig,
     "balloon": BalloonRig,
     "block": BlockRig,
+    "pmem": PmemRig,
 }

@@ -6,6 +6,10 @@ import os
 
 from vmservice.errors import UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.config.reader import TableReader
+
 NAME_MAX_LENGTH = 64
 NAME_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 NAME_REST = NAME_FIRST | frozenset("_.-")
@@ -23,6 +27,15 @@ def check_name(name: str) -> None:
 def is_name(name: str) -> bool:
     """Whether a VM, or a device of one, may be called so."""
     return 0 < len(name) <= NAME_MAX_LENGTH and name[0] in NAME_FIRST and NAME_REST.issuperset(name)
+
+
+def read_device_name(reader: TableReader, section: str, default: str) -> str:
+    """`name` of one section of an array."""
+    name = reader.text(section, "name", default)
+    if not is_name(name):
+        letters = "A-Z a-z 0-9 _ . - that begin with a letter or digit"
+        raise reader.refusal(section, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
+    return name
 
 
 def config_path(name: str, *, user: bool) -> str:

@@ -46,7 +46,7 @@ class Shape:
 
 def check_image(path: str, what: str, *, writable: bool) -> None:
     """ConfigError unless there is an image or block device at `path` that this account can open. `what` begins the sentence."""
-    os.close(_open(path, what, os.O_RDWR if writable else os.O_RDONLY, claim=False))  # a VM that runs may have claimed it
+    os.close(open_image(path, what, os.O_RDWR if writable else os.O_RDONLY, claim=False))  # a VM that runs may have claimed it
 
 
 class Image(BlockFile):
@@ -57,7 +57,7 @@ class Image(BlockFile):
     def __init__(self, path: str, what: str, *, writable: bool, is_direct: bool = False) -> None:
         """`what` is the subject of a sentence: `disk root`. ConfigError or HostError, with nothing left open."""
         flags = os.O_RDWR if writable else os.O_RDONLY
-        fd = _open(path, what, flags | (os.O_DIRECT if is_direct else 0), claim=writable)
+        fd = open_image(path, what, flags | (os.O_DIRECT if is_direct else 0), claim=writable)
         super().__init__(fd, is_direct=is_direct, is_device=stat.S_ISBLK(os.fstat(fd).st_mode))
         self.path = path
         self.what = what
@@ -66,9 +66,7 @@ class Image(BlockFile):
             self.shape = self._look_at_shape()
             self.block_bytes = self.shape.block_bytes
             self.size_bytes = self._look_at_size()
-            if not self.size_bytes or self.size_bytes % self.block_bytes:
-                expected = f"a multiple of {self.block_bytes} that is not 0"
-                raise ConfigError(f"{what}: {path} has {self.size_bytes} bytes; expected {expected}")
+            self._check_size()
         except OSError as error:
             self.close()
             raise HostError.from_os(f"{what}: cannot look at {path}", error) from error
@@ -78,6 +76,11 @@ class Image(BlockFile):
 
     def fds(self) -> dict[str, int]:
         return {"image": self.fd}
+
+    def _check_size(self) -> None:
+        if not self.size_bytes or self.size_bytes % self.block_bytes:
+            expected = f"a multiple of {self.block_bytes} that is not 0"
+            raise ConfigError(f"{self.what}: {self.path} has {self.size_bytes} bytes; expected {expected}")
 
     def _look_at_shape(self) -> Shape:
         block_bytes = SECTOR_BYTES
@@ -119,9 +122,7 @@ class Image(BlockFile):
         return self.size_bytes
 
     def _look_at_size(self) -> int:
-        if self.is_device:
-            return int.from_bytes(fcntl.ioctl(self.fd, _BLKGETSIZE64, bytes(8)), "little")
-        return os.fstat(self.fd).st_size
+        return size_of(self.fd)
 
     def looks_like_qcow2(self) -> bool:
         """Whether it begins as such an image does."""
@@ -130,7 +131,15 @@ class Image(BlockFile):
         return page[:4] == _QCOW2_MAGIC
 
 
-def _open(path: str, what: str, flags: int, *, claim: bool) -> int:
+def size_of(fd: int) -> int:
+    """Of a regular file or block device, in bytes. OSError when that cannot be had."""
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        return int.from_bytes(fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)), "little")
+    return status.st_size
+
+
+def open_image(path: str, what: str, flags: int, *, claim: bool) -> int:
     """A regular file or a block device. A device that is claimed must not be mounted, or part of another."""
     try:
         # O_NONBLOCK: the open of a FIFO would wait. It changes nothing for what is wanted.

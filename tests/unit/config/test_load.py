@@ -237,9 +237,9 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + '[serial]\npath = "/x"', 'serial.path is only for mode "file"; the mode here is not set'),
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
-            KERNEL + "[[tape]]",
-            "[tape] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [virtio], [service],"
-            " [console], [port], [rng], [balloon], [disk]",
+            KERNEL + "[[zzz]]",
+            "[zzz] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [virtio], [service],"
+            " [console], [port], [rng], [balloon], [disk], [pmem]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
@@ -256,7 +256,7 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (
             'path = "/boot/vmlinuz"',
             "path is not in a section; did you mean kernel.path or firmware.path or serial.path or console.path or port.path"
-            " or disk.path?",
+            " or disk.path or pmem.path?",
         ),
         (
             KERNEL + '[serial]\nmode = "tty"\n[console]\nmode = "tty"',

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.disks import DISCARD, FLUSH, OK, WRITE_ZEROES, Disk, header, section, segment
+from support.disks import DISCARD, FLUSH, OK, WRITE_ZEROES, Disk, header, run, section, segment
 
 from vmservice.errors import ConfigError
 from vmservice.host.storage import Image, check_image
 
 MIB = 1 << 20
-
-
-def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
-
-
-@pytest.fixture
-def backing(tmp_path: Path) -> Path:
-    path = tmp_path / "backing"
-    path.write_bytes(bytes(8 * MIB))
-    return path
-
-
-@pytest.fixture
-def device(backing: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can make a loop device")
-    if not os.path.exists("/dev/loop-control"):
-        pytest.skip("this machine has no loop devices")
-    device = Path(run("losetup", "--find", "--show", str(backing)))
-    yield device
-    run("losetup", "--detach", str(device))
 
 
 @pytest.mark.parametrize("is_direct", [False, True])

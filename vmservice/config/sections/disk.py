@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmservice.config.names import NAME_MAX_LENGTH, is_name
+from vmservice.config.names import read_device_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def read(reader: TableReader, config: Config) -> tuple[DiskDevice, ...]:
 
 
 def _read_one(reader: TableReader, where: str, default_name: str, config: Config) -> DiskDevice:
-    name = reader.text(where, "name", default_name)
-    if not is_name(name):
-        letters = "A-Z a-z 0-9 _ . - that begin with a letter or digit"
-        raise reader.refusal(where, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
+    name = read_device_name(reader, where, default_name)
     image_format = reader.choice(where, "format", ("raw", "qcow2"), "")
     if not image_format:
         raise reader.refusal(where, "format", '"raw" or "qcow2": it is never guessed')
