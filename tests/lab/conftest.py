@@ -96,7 +96,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def _revive(item: pytest.Item, lab: LabHost, death: HostDied | NoSuchLine) -> None:
-    item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {death}")
+    item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {death}\n{lab.last_words()}")
     lab.stop()
     lab.start(payload())
     install(lab)

@@ -20,6 +20,7 @@ def payload() -> dict[str, Path]:
         "journal_wait.py": _SUPPORT / "journal_wait.py",
         "person.py": Path(__file__).with_name("person.py"),
         "masked.py": Path(__file__).with_name("masked.py"),
+        "typist.py": Path(__file__).with_name("typist.py"),
     }
 
 

@@ -1,0 +1,116 @@
+"""Ordinary Debian root disks as guests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from lab.channel import HostDied
+from lab.disk_guest import DiskGuest, copy_roots, disk_table
+from lab.gpt import FIRST_BYTE
+from lab.guest_checks import unexplained_warnings
+from lab.root_disk import ARCHIVED
+from support.unit_vm import UnitVm
+
+MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def debians(guests: dict[str, UnitVm]) -> Iterator[dict[str, DiskGuest]]:
+    """A VM for each release with its root disk, to be configured. Within the test, for a host that is started anew has none."""
+    debians = {release: DiskGuest(vm, release) for release, vm in guests.items()}
+    host = next(iter(debians.values())).host
+    copy_roots(host, debians.values())
+    try:
+        yield debians
+    finally:
+        with contextlib.suppress(HostDied):
+            for guest in debians.values():
+                guest.remove()
+            host.run("losetup --detach-all")
+
+
+def as_block_device(guest: DiskGuest) -> str:
+    """The guest's root disk as a block device of the host, which its unit may use; the path."""
+    device = guest.host.run(f"losetup --find --show {guest.root}", check=True).stdout.strip()
+    drop_in = f"[Service]\nBindPaths={device}\nDeviceAllow={device} rw\nSupplementaryGroups=disk\n"
+    folder = f"/run/systemd/system/{guest.vm.unit}.d"
+    guest.host.run(f"mkdir -p {folder}; cat > {folder}/disk.conf; systemctl daemon-reload", stdin=drop_in.encode(), check=True)
+    return device
+
+
+def test_a_debian_from_boot_to_power_off(guests: dict[str, UnitVm]) -> None:
+    """Debian 13 from an image file with its own initramfs and four vCPUs, Debian 12 from a block device with one."""
+    cpus = {"trixie": 4, "bookworm": 1}
+    with debians(guests) as booted:
+        for release, guest in booted.items():
+            path = guest.root if release == "trixie" else as_block_device(guest)
+            data = disk_table("data", guest.add_disk("data", "64M"))
+            initramfs = "initrd" if release == "trixie" else "quick"
+            guest.configure(disk_table("root", path) + data, cpus=cpus[release], initramfs=initramfs)
+            guest.vm.start()
+        for release, guest in booted.items():
+            assert unexplained_warnings(guest.wait_up()) == []
+            _use(guest, cpus[release])
+            guest.vm.stop()
+            assert guest.vm.show("Result") == "success"
+            assert "forced" not in guest.vm.journal()
+            guest.check_root()
+            guest.check_file_system(f"{guest.directory}/data.raw")
+
+
+def _use(guest: DiskGuest, cpus: int) -> None:
+    """Looks around in the guest, installs a package, and uses a second disk, which is trimmed and grows."""
+    shown = guest.type(
+        "systemctl is-system-running --wait",
+        "systemd-analyze",
+        "findmnt -no SOURCE /",
+        "readlink /dev/disk/by-id/virtio-root /dev/disk/by-id/virtio-data",
+        "nproc",
+        f"apt-get update -qq && apt-get install -y -qq {ARCHIVED} > /tmp/apt 2>&1 || cat /tmp/apt",
+        ARCHIVED,
+        "mkfs.ext4 -q /dev/disk/by-id/virtio-data && mount /dev/disk/by-id/virtio-data /mnt",
+        f"yes | head -c {24 * MIB} > /mnt/rubbish && sync",
+    )
+    for line in ("running", "/dev/vda1", "../../vda", "../../vdb", str(cpus), "Hello, world!"):
+        assert f"\n{line}\n" in shown, shown
+    assert "Startup finished in" in shown
+
+    image = f"{guest.directory}/data.raw"
+    full = _occupied(guest, image)
+    guest.type("rm /mnt/rubbish && sync && fstrim -v /mnt && umount /mnt")
+    assert full - _occupied(guest, image) > 20 * MIB
+
+    guest.host.run(f"truncate --size=96M {image}; systemctl reload {guest.vm.unit}", timeout=60, check=True)
+    guest.type(f"timeout 30 sh -c 'until [ $(blockdev --getsize64 /dev/vdb) = {96 * MIB} ]; do sleep 0.5; done'")
+
+
+def _occupied(guest: DiskGuest, image: str) -> int:
+    """The bytes that an image takes of the host."""
+    return int(guest.host.run(f"stat --format=%b {image}", check=True).stdout) * 512
+
+
+def test_a_debian_on_qcow2(vm: UnitVm) -> None:
+    """Served by qemu-storage-daemon; what the guest writes goes into an image over the root disk, which stays as it is."""
+    guest = DiskGuest(vm, "trixie")
+    image = f"{guest.directory}/root.qcow2"
+    try:
+        vm.host.run(
+            f"install -d -o vmservice -g vmservice -m 700 {guest.directory} &&"
+            f" qemu-img create -q -f qcow2 -b /disks/trixie.raw -F raw {image} && chown vmservice: {image}",
+            check=True,
+        )
+        guest.configure(f'[[disk]]\nname = "root"\npath = "{image}"\nformat = "qcow2"\n')
+        vm.start()
+        assert unexplained_warnings(guest.wait_up()) == []
+        shown = guest.type("systemctl is-system-running --wait", "findmnt -no SOURCE /", "echo kept > /srv/kept && sync")
+        assert "\nrunning\n" in shown
+        assert "\n/dev/vda1\n" in shown
+        vm.stop()
+        assert vm.show("Result") == "success"
+        vm.host.run(f"qemu-img check {image} && qemu-img convert -O raw {image} {guest.root}", timeout=120, check=True)
+        guest.check_root()
+        kept = f"debugfs '{guest.root}?offset={FIRST_BYTE}' -R 'cat /srv/kept'"
+        assert vm.host.run(kept, check=True).stdout == "kept\n"
+    finally:
+        guest.remove()
