@@ -300,10 +300,3 @@ def test_the_last_page_of_the_processors_reach(bench: Bench, monkeypatch: pytest
         ConfigError, match=r"^memory and the memory of devices would end at 0x180000000, but .* 32 address bits"
     ):
         bench.build()
-
-
-def test_a_file_that_cannot_be_mapped_any_more_is_seen_before_the_machine_is_given_up(bench: Bench) -> None:
-    bench.backends.check()
-    os.truncate(bench.data, MIB)
-    with pytest.raises(ConfigError, match=r"data\.img has 1048576 bytes; expected a multiple of 2 MiB"):
-        bench.backends.check()

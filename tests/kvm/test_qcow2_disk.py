@@ -88,7 +88,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageD
 def test_a_machine_has_the_disk_and_gets_another_after_a_reset(tmp_path: Path, daemon: StorageDaemon, transport: str) -> None:
     vm = Vm(tmp_path, transport)
     assert vm.backends is not None
-    values = {"path": f"{tmp_path}/disk.qcow2", "format": "qcow2", "size": 16 << 20, "cache": "writeback", "readonly": False}
+    values = {"path": f"{tmp_path}/disk.qcow2", "format": "qcow2", "readonly": False}
     assert ("disk", "root", {**values, "socket": socket_path("disk", "demo", "root")}) in vm.backends.details()
     for _ in range(3):
         machine = vm.machine()

@@ -22,7 +22,7 @@ from vmservice.config.core import (
     MemoryConfig,
     ServiceConfig,
 )
-from vmservice.config.load import Config, check_boot_files
+from vmservice.config.load import Config, check_files
 from vmservice.kvm.system import Kvm
 from vmservice.memory.guest_memory import GuestMemory
 from vmservice.vm.builder import build
@@ -89,7 +89,7 @@ class Guest:
             memory_bytes=memory.size_bytes,
             build=lambda count: self._remember(build(self.config, host, count)),
             call_later=self.timers.call_later,
-            check=lambda: check_boot_files(self.config),
+            check=lambda: check_files(self.config),
         )
 
     def _remember(self, machine: KvmMachine) -> KvmMachine:

@@ -17,7 +17,6 @@ import time
 
 from vmservice.board.handed_over import HandedOver
 from vmservice.board.task import Task
-from vmservice.devices.limited_warnings import LimitedWarnings
 from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
 from vmservice.errors import HostError
 
@@ -36,6 +35,7 @@ _FIRST_LOOK_SEC = 0.0005
 _LAST_LOOK_SEC = 0.02
 # One that ends without a request in flight more often than that is not trusted with more.
 RESTART_INTERVAL_SEC = 5.0
+WARNING_INTERVAL_SEC = 60.0
 
 
 class VhostUserRings:
@@ -67,7 +67,7 @@ class VhostUserRings:
         self._link = link
         self._memory = memory
         self._on_config = on_config
-        self._warn_of_restart = LimitedWarnings(warn)
+        self._warn = warn
         self._bug = bug
         self._is_volatile = is_volatile
         self._settle_sec = settle_sec
@@ -83,7 +83,7 @@ class VhostUserRings:
         self._released = _thread.allocate_lock()  # held while there is a busy one
         self._alive = _thread.allocate_lock()  # held while the thread runs
         self._shown_to: VhostUser | None = None  # the connection that has all of `memory`
-        self._restarted_at = float("-inf")
+        self._restarted_at = self._warned_at = float("-inf")
         try:
             for _ in range(queues):
                 self.kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -295,7 +295,9 @@ class VhostUserRings:
             lost = "; what it had done and not stored yet is lost" if self._is_volatile else ""
             self._lose(session, HostError(f"{why}, with {left} in flight{unknown}{lost}"))
             return
-        self._warn_of_restart(f"{why}, with no request in flight; it is connected to anew, and nothing is lost")
+        if now - self._warned_at >= WARNING_INTERVAL_SEC:
+            self._warned_at = now
+            self._warn(f"{why}, with no request in flight; it is connected to anew, and nothing is lost")
         self._restarted_at = now
         session.rewind()
         self._hand_over(session)

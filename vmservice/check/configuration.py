@@ -7,8 +7,7 @@ from vmservice.boot.cmdline import write_cmdline
 from vmservice.boot.firmware import load_firmware
 from vmservice.boot.initramfs import load_initramfs
 from vmservice.boot.loader import load_kernel
-from vmservice.config.load import file_errors, file_warnings
-from vmservice.errors import ConfigError
+from vmservice.config.load import check_files
 from vmservice.memory import backing
 
 TYPE_CHECKING = False
@@ -17,22 +16,17 @@ if TYPE_CHECKING:
     from vmservice.memory.guest_memory import GuestMemory
 
 
-def check_config(config: Config) -> tuple[list[str], list[str]]:
-    """All that would keep this VM from starting, as far as it is seen without KVM; and what is worth a warning.
+def check_config(config: Config) -> None:
+    """ConfigError with the first thing that would keep this VM from starting.
 
     The guest's image is really loaded, into memory like the guest's, so that nothing is found out only at the start.
     """
-    errors = [str(error) for error in file_errors(config)]
-    if errors:
-        return errors, []
+    check_files(config)
     memory = backing.allocate(layout.ram_ranges(config.memory.size_bytes))
     try:
         _load_guest(config, memory)
-    except ConfigError as error:
-        errors.append(str(error))
     finally:
         memory.close()
-    return errors, file_warnings(config)
 
 
 def _load_guest(config: Config, memory: GuestMemory) -> None:

@@ -17,7 +17,7 @@ from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import ModuleType
     from typing import Protocol
 
@@ -110,31 +110,6 @@ def load_config(name: str, path: str) -> Config:
 
 def check_files(config: Config) -> None:
     """Open every file that the configuration points to; the first that is wrong is a ConfigError."""
-    for error in file_errors(config):
-        raise error
-
-
-def file_errors(config: Config) -> list[ConfigError]:
-    """The same for each of its parts: what is wrong with the first does not hide what is wrong with the next."""
-    checks: list[tuple[Callable[..., None], *tuple[object, ...]]] = [
-        (check_boot_files, config),
-        (core.check_output, config.path, "serial.path", config.serial.path),
-    ]
-    for device in config.devices:
-        module = section_module(device.kind)
-        if hasattr(module, "check_files"):
-            checks.append((module.check_files, device, config.path))
-    errors = []
-    for check, *arguments in checks:
-        try:
-            check(*arguments)
-        except ConfigError as error:
-            errors.append(error)
-    return errors
-
-
-def check_boot_files(config: Config) -> None:
-    """As `check_files`, for what is opened at each start of the guest; back ends of devices stay open from the first on."""
     if config.kernel is not None:
         RegularFile(config.kernel.path, "kernel").close()
         if config.kernel.initramfs is not None:
@@ -146,16 +121,11 @@ def check_boot_files(config: Config) -> None:
         core.check_folder(config.path, "memory.file", memory)
         if os.path.exists(memory) and not os.path.isdir(memory) and not os.path.isfile(memory):
             raise ConfigError(f"{config.path}: memory.file is {memory}; expected a regular file or a directory")
-
-
-def file_warnings(config: Config) -> list[str]:
-    """What of the files may not be meant so, or keep a VM from starting now, of devices whose `check_files` is content."""
-    warnings: list[str] = []
+    core.check_output(config.path, "serial.path", config.serial.path)
     for device in config.devices:
         module = section_module(device.kind)
-        if hasattr(module, "warnings"):
-            warnings += module.warnings(device)
-    return warnings
+        if hasattr(module, "check_files"):
+            module.check_files(device, config.path)
 
 
 def section_module(section: str) -> ModuleType:

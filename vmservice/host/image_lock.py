@@ -39,45 +39,19 @@ def take(fd: int, path: str, what: str, *, writer: bool) -> None:
 
     `what` is the subject of that sentence. A file system that knows no locks is a HostError.
     """
-    own, _foreign = _WRITER if writer else _READER
+    own, foreign = _WRITER if writer else _READER
     try:
         for byte in own:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
-        user = find_user(fd, path, what, writer=writer)
+        for byte in foreign:
+            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+            kind, _, _, _, pid = _FLOCK.unpack(found)
+            if kind != fcntl.F_UNLCK:
+                raise _in_use(fd, path, what, pid, writer=writer)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):  # a lock for writing, which QEMU never takes
-            user = _in_use(fd, path, what, 0, writer=writer)
-        else:
-            unlocked = f"{what} cannot be locked, so that nobody else uses {path} at the same time"
-            raise HostError.from_os(unlocked, error) from error
-    if user is not None:
-        raise user
-
-
-def find_user(fd: int, path: str, what: str, *, writer: bool) -> HostFacilityMissing | None:
-    """Somebody else whose use of the image does not go together with reading it, or writing it. OSError without locks."""
-    _own, foreign = _WRITER if writer else _READER
-    for byte in foreign:
-        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-        kind, _, _, _, pid = _FLOCK.unpack(found)
-        if kind != fcntl.F_UNLCK:
-            return _in_use(fd, path, what, pid, writer=writer)
-    return None
-
-
-def users_of(path: str, what: str, *, writer: bool) -> list[str]:
-    """That sentence, of who uses the image at `path` now, if anybody does. Nothing is locked."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return []
-    try:
-        user = find_user(fd, path, what, writer=writer)
-    except OSError:  # who cannot lock here cannot hold a lock either
-        return []
-    finally:
-        os.close(fd)
-    return [str(user)] if user is not None else []
+            raise _in_use(fd, path, what, 0, writer=writer) from None
+        raise HostError.from_os(f"{what} cannot be locked, so that nobody else uses {path} at the same time", error) from error
 
 
 def _in_use(fd: int, path: str, what: str, pid: int, *, writer: bool) -> HostFacilityMissing:

@@ -44,33 +44,9 @@ class Shape:
         self.discard_bytes = max(discard_bytes, block_bytes)
 
 
-def check_image(path: str, what: str, *, writable: bool, is_direct: bool = False) -> None:
-    """ConfigError unless there is an image or block device at `path` that `Image` would take. `what` begins the sentence.
-
-    Whether somebody else uses it now is not asked: a VM that runs does.
-    """
-    Image(path, what, writable=writable, is_direct=is_direct, is_used=False).close()
-
-
-def image_warnings(path: str, what: str, *, writable: bool) -> list[str]:
-    """What of an image that `check_image` took may not be meant so, or keep a VM from starting now: whole sentences."""
-    image = Image(path, what, writable=False, is_used=False)
-    try:
-        warnings = [qcow2_warning(path, what)] if image.looks_like_qcow2() else []
-    except OSError as error:
-        return [f"{what}: {path} cannot be read: {error.strerror}"]
-    finally:
-        image.close()
-    if image.is_device and writable:
-        try:
-            os.close(open_image(path, what, os.O_RDONLY, claim=True))
-        except ConfigError as error:
-            warnings.append(str(error))
-    return warnings + image_lock.users_of(path, what, writer=writable)
-
-
-def qcow2_warning(path: str, what: str) -> str:
-    return f'{what}: {path} begins as a qcow2 image does, and format = "raw" is what the guest gets'
+def check_image(path: str, what: str, *, writable: bool) -> None:
+    """ConfigError unless there is an image or block device at `path` that this account can open. `what` begins the sentence."""
+    os.close(open_image(path, what, os.O_RDWR if writable else os.O_RDONLY, claim=False))  # a VM that runs may have claimed it
 
 
 class Image(BlockFile):
@@ -78,19 +54,15 @@ class Image(BlockFile):
 
     consoles = ()
 
-    def __init__(self, path: str, what: str, *, writable: bool, is_direct: bool = False, is_used: bool = True) -> None:
-        """`what` is the subject of a sentence: `disk root`. ConfigError or HostError, with nothing left open.
-
-        Without `is_used` it is neither locked nor claimed: it will only be looked at.
-        """
+    def __init__(self, path: str, what: str, *, writable: bool, is_direct: bool = False) -> None:
+        """`what` is the subject of a sentence: `disk root`. ConfigError or HostError, with nothing left open."""
         flags = os.O_RDWR if writable else os.O_RDONLY
-        fd = open_image(path, what, flags | (os.O_DIRECT if is_direct else 0), claim=writable and is_used)
+        fd = open_image(path, what, flags | (os.O_DIRECT if is_direct else 0), claim=writable)
         super().__init__(fd, is_direct=is_direct, is_device=stat.S_ISBLK(os.fstat(fd).st_mode))
         self.path = path
         self.what = what
         try:
-            if is_used:
-                image_lock.take(fd, path, what, writer=writable)
+            image_lock.take(fd, path, what, writer=writable)
             self.shape = self._look_at_shape()
             self.block_bytes = self.shape.block_bytes
             self.size_bytes = self._look_at_size()
@@ -172,23 +144,16 @@ def open_image(path: str, what: str, flags: int, *, claim: bool) -> int:
     try:
         # O_NONBLOCK: the open of a FIFO would wait. It changes nothing for what is wanted.
         kind = os.stat(path).st_mode
-        _check_kind(kind, path, what)
         exclusive = os.O_EXCL if claim and stat.S_ISBLK(kind) else 0
         fd = os.open(path, flags | exclusive | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise _cannot_open(path, what, flags, error) from None
-    try:
-        _check_kind(os.fstat(fd).st_mode, path, what)  # it may be another one by now
-    except ConfigError:
+    opened = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(opened) or stat.S_ISBLK(opened)):
         os.close(fd)
-        raise
-    return fd
-
-
-def _check_kind(mode: int, path: str, what: str) -> None:
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        other = KINDS.get(stat.S_IFMT(mode), "not a file")
+        other = KINDS.get(stat.S_IFMT(opened), "not a file")
         raise ConfigError(f"{what}: {path} is {other}; it must be a regular file or a block device")
+    return fd
 
 
 def _cannot_open(path: str, what: str, flags: int, error: OSError) -> ConfigError:

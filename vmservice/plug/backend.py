@@ -144,13 +144,6 @@ class Backends:
                 found += [(section.kind, name, values) for name, values in said.items()]
         return found
 
-    def check(self) -> None:
-        """ConfigError or HostError, if the next machine would meet it: a file that is memory of the guest was cut short."""
-        for section in self._sections:
-            module = plug_module(section)
-            if hasattr(module, "memory_bytes"):
-                module.memory_bytes(self.of(section))
-
     def close(self) -> None:
         while self._opened:
             self._opened.popitem()[1].close()

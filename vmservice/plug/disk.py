@@ -14,14 +14,14 @@ from vmservice.devices.virtio import block
 from vmservice.devices.virtio.block import SECTOR_BYTES, Block, BlockShape, BlockState
 from vmservice.errors import HostError
 from vmservice.host.disk_lane import Lane
-from vmservice.host.storage import Image, qcow2_warning
+from vmservice.host.storage import Image
 from vmservice.host.worker_pool import Pool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.board.slot import Slot
     from vmservice.config.sections.disk import DiskDevice
-    from vmservice.plug.backend import Details, Host
+    from vmservice.plug.backend import Backend, Details, Host
 
 POOL_THREADS = 4
 
@@ -166,7 +166,7 @@ def open(section: DiskDevice, host: Host) -> Image:
         image = Image(section.path, what, writable=not section.readonly, is_direct=section.is_direct)
     try:
         if image.looks_like_qcow2():
-            host.log.warning(qcow2_warning(section.path, what))
+            host.log.warning(f'{what}: {section.path} begins as a qcow2 image does, and format = "raw" is what the guest gets')
     except OSError as error:
         image.close()
         raise HostError.from_os(f"{what}: cannot read {section.path}", error) from error
@@ -177,13 +177,11 @@ def build(section: DiskDevice, backend: Image, slot: Slot) -> Plugged:
     return DiskPlug(section, backend, slot)
 
 
-def details(section: DiskDevice, backend: Image) -> dict[str, Details]:
+def details(section: DiskDevice, backend: Backend) -> dict[str, Details]:
     return {
         section.name: {
             "path": section.path,
             "format": "raw",
-            "size": backend.size_bytes,
-            "cache": "direct" if section.is_direct else "writeback",
             "readonly": section.readonly,
             "ephemeral": section.ephemeral,
             "serial": section.serial,

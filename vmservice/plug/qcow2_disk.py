@@ -22,7 +22,6 @@ DAEMON = "/usr/bin/qemu-storage-daemon"
 
 # What is asked for of struct virtio_blk_config (virtio 1.2 §5.2.4), as far as QEMU 7 has it.
 CONFIG_BYTES = 60
-_CAPACITY = struct.Struct("<Q")
 _NUM_QUEUES = struct.Struct("<H")
 _NUM_QUEUES_OFFSET = 34
 _LIMIT = struct.Struct("<I")
@@ -68,17 +67,8 @@ def build(section: DiskDevice, backend: ExternalBackend, slot: Slot) -> Plugged:
 
 
 def details(section: DiskDevice, backend: ExternalBackend) -> dict[str, Details]:
-    (sectors,) = _CAPACITY.unpack_from(backend.link.config)
-    return {
-        section.name: {
-            "path": section.path,
-            "format": "qcow2",
-            "size": sectors * 512,
-            "cache": "direct" if section.is_direct else "writeback",
-            "readonly": section.readonly,
-            "socket": backend.link.path,
-        }
-    }
+    socket = backend.link.path
+    return {section.name: {"path": section.path, "format": "qcow2", "readonly": section.readonly, "socket": socket}}
 
 
 def offered(features: int, config: bytes, *, readonly: bool, discard: bool) -> int:

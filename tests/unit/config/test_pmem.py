@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vmservice.config.load import check_files, file_warnings, load_config
+from vmservice.config.load import check_files, load_config
 from vmservice.config.sections.pmem import PmemDevice
 from vmservice.errors import ConfigError
-from vmservice.host import image_lock
 
 PMEM = '[[pmem]]\npath = "data.img"\n'
 MIB = 1 << 20
@@ -73,8 +72,3 @@ def test_its_file_is_looked_at(tmp_path: Path) -> None:
     assert said() == "has 3145728 bytes; expected a multiple of 2 MiB, such as 4194304"
     os.truncate(file, 4 * MIB)
     check_files(config)
-    assert file_warnings(config) == []
-    with open(file, "r+b") as other:
-        image_lock.take(other.fileno(), "", "", writer=True)
-        (warning,) = file_warnings(config)
-    assert " is in use: " in warning

@@ -107,16 +107,6 @@ def test_another_process(image: Path, fd: int, theirs: tuple[int, ...], writer: 
     image_lock.take(fd, str(image), "disk root", writer=writer)
 
 
-def test_who_uses_an_image_is_found_out_without_a_lock(image: Path) -> None:
-    with Holder(image, *QEMU_READER) as holder:
-        (user,) = image_lock.users_of(str(image), "disk root", writer=True)
-        assert user.startswith(f"disk root is in use: {image} is locked by process {holder.process.pid} (")
-        assert image_lock.users_of(str(image), "disk root", writer=False) == []
-        assert locked(image) == list(QEMU_READER)
-    assert image_lock.users_of(str(image), "disk root", writer=True) == []
-    assert image_lock.users_of(f"{image} that is not there", "disk root", writer=True) == []
-
-
 def test_two_disks_of_one_vm(image: Path, fd: int) -> None:
     image_lock.take(fd, str(image), "disk root", writer=True)
     with open(image, "rb") as other, pytest.raises(HostFacilityMissing, match="is locked by this VM itself, as another disk"):

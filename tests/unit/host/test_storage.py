@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vmservice.errors import ConfigError, HostFacilityMissing
-from vmservice.host import block_file, direct_io, storage
-from vmservice.host.storage import Image, check_image, image_warnings
+from vmservice.host import block_file, direct_io
+from vmservice.host.storage import Image, check_image
 
 MIB = 1 << 20
 
@@ -254,49 +254,6 @@ def test_a_device_that_is_written_to_is_claimed(file: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError):
         check_image(str(file), "disk root", writable=True)
     assert [bool(flags & os.O_EXCL) for flags in asked] == [True, False, False], "the check of one that runs must not fail"
-
-
-def test_an_image_is_looked_at_and_left(file: Path, image: Image) -> None:
-    """Also one that a VM uses: it is neither refused for that nor locked."""
-    before = os.listdir("/proc/self/fd")
-    check_image(str(file), "disk root", writable=True)
-    check_image(str(file), "disk root", writable=False, is_direct=True)
-    image.close()
-    second = Image(str(file), "disk root", writable=True)
-    second.close()
-    assert len(os.listdir("/proc/self/fd")) == len(before) - 1
-
-
-def test_what_is_worth_a_warning(file: Path, image: Image) -> None:
-    in_use = f"disk root is in use: {file} is locked by this VM itself, as another disk; only one may write"
-    (warning,) = image_warnings(str(file), "disk root", writable=True)
-    assert warning.startswith(in_use)
-    image.close()
-    assert image_warnings(str(file), "disk root", writable=True) == []
-    reader = Image(str(file), "disk root", writable=False)
-    assert image_warnings(str(file), "disk root", writable=False) == []
-    reader.close()
-    with open(file, "r+b") as other:
-        other.write(b"QFI\xfb")
-    (warning,) = image_warnings(str(file), "disk root", writable=True)
-    assert warning == f'disk root: {file} begins as a qcow2 image does, and format = "raw" is what the guest gets'
-
-
-def test_a_device_that_somebody_has_is_worth_a_warning(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = os.open
-
-    def claimed(path: str, flags: int) -> int:
-        if flags & os.O_EXCL:
-            raise OSError(errno.EBUSY, "busy")
-        return opened(path, flags)
-
-    monkeypatch.setattr(storage.Image, "_look_at_shape", lambda image: storage.Shape())
-    monkeypatch.setattr(storage.Image, "_look_at_size", lambda image: MIB)
-    monkeypatch.setattr(stat, "S_ISBLK", lambda mode: True)
-    monkeypatch.setattr(os, "open", claimed)
-    (warning,) = image_warnings(str(file), "disk root", writable=True)
-    assert warning == f"disk root: {file} is mounted, or used by another device of this host; a guest must have it alone"
-    assert image_warnings(str(file), "disk root", writable=False) == []
 
 
 def test_an_image_is_open_once(image: Image, file: Path) -> None:

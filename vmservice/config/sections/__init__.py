@@ -10,6 +10,5 @@ A module has
     read()      from a TableReader and the other sections, all devices that the file asks for: frozen objects, right by
                 themselves, with `kind`, `name` and `plug`
     check_files(), check_live()    where there is something to check; see load.py and reload.py
-    warnings()  from a device: sentences that `check-config` says, and that are no reason to refuse
     FOLLOWS_HOST    where it is true, each reload is told to these devices, also when nothing in the file has changed
 """

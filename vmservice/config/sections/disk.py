@@ -127,19 +127,4 @@ def check_files(device: DiskDevice, path: str) -> None:
         return
     from vmservice.host.storage import check_image
 
-    check_image(device.path, f"{path}: disk {device.name}", writable=_is_written(device), is_direct=device.is_direct)
-
-
-def warnings(device: DiskDevice) -> list[str]:
-    what = f"disk {device.name}"
-    if device.plug == QCOW2_PLUG:
-        from vmservice.host.image_lock import users_of
-
-        return users_of(device.path, what, writer=_is_written(device))
-    from vmservice.host.storage import image_warnings
-
-    return image_warnings(device.path, what, writable=_is_written(device))
-
-
-def _is_written(device: DiskDevice) -> bool:
-    return not (device.readonly or device.ephemeral)
+    check_image(device.path, f"{path}: disk {device.name}", writable=not (device.readonly or device.ephemeral))

@@ -50,9 +50,3 @@ def check_files(device: PmemDevice, path: str) -> None:
     from vmservice.host.pmem_file import check_pmem
 
     check_pmem(device.path, f"{path}: pmem {device.name}", writable=not device.readonly)
-
-
-def warnings(device: PmemDevice) -> list[str]:
-    from vmservice.host.image_lock import users_of
-
-    return users_of(device.path, f"pmem {device.name}", writer=not device.readonly)
