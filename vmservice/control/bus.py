@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameReply
@@ -18,7 +18,7 @@ from dbus_next.message import Message
 
 from vmservice.control.authority import Authority
 from vmservice.control.dbus_address import checked_address
-from vmservice.control.dbus_message import BODY_LIMIT_BYTES
+from vmservice.control.dbus_message import BODY_LIMIT_BYTES, packed
 from vmservice.control.dbus_object import VmObject
 from vmservice.control.dbus_transport import UNSENT_LIMIT, Transport, daemon_call, failure_reason
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
@@ -260,8 +260,14 @@ class BusConnection:
         if transport.unsent > UNSENT_LIMIT:
             transport.disconnect()  # a bus that takes nothing for so long is gone for us; the next connection starts afresh
             return
-        signature, body = VmObject.changed(changes)
-        transport.send(Message.new_signal(OBJECT_PATH, PROPERTIES_INTERFACE, "PropertiesChanged", signature, body))
+        transport.send_packed(_signal(tuple(changes.items())))
+
+
+@lru_cache(maxsize=16)
+def _signal(changes: tuple[tuple[str, object], ...]) -> bytes:
+    """The signal of these new values. Most of them come again and again: a state, that is."""
+    signature, body = VmObject.changed(dict(changes))
+    return packed(Message.new_signal(OBJECT_PATH, PROPERTIES_INTERFACE, "PropertiesChanged", signature, body))
 
 
 def _said(error: Message) -> str:

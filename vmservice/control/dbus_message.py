@@ -116,8 +116,13 @@ def message_bytes(data: bytes | bytearray) -> int:
     return int(_body_start(fields_bytes) + body_bytes)
 
 
+def with_serial(message: bytes, serial: int) -> bytes:
+    """The same message of ours under another serial."""
+    return b"%b%b%b" % (message[:8], serial.to_bytes(4, "little"), message[12:])
+
+
 def packed(message: Message) -> bytes:
-    """`message`, which brings no descriptors and has its serial, as it goes over the wire."""
+    """`message`, which brings no descriptors, as it goes over the wire."""
     fields = b""
     for code, kind, text in (
         (PATH, b"o", message.path),

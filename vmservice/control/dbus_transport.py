@@ -33,7 +33,7 @@ from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.message import Message
 
 from vmservice.control.dbus_address import socket_names
-from vmservice.control.dbus_message import FIXED_BYTES, MessageReader, message_bytes, packed
+from vmservice.control.dbus_message import FIXED_BYTES, MessageReader, message_bytes, packed, with_serial
 from vmservice.control.names import DAEMON, DAEMON_PATH
 from vmservice.errors import HostError, HostFacilityMissing
 
@@ -102,12 +102,19 @@ class Transport:
 
     def send(self, message: Message) -> None:
         """In its turn, and as soon as the bus takes it: a connection that is gone takes nothing."""
+        self._serial += 1
+        message.serial = self._serial
+        self._queue(packed(message))
+
+    def send_packed(self, message: bytes) -> None:
+        """As `send`, what `packed` has made of a message; its serial is put in here."""
+        self._serial += 1
+        self._queue(with_serial(message, self._serial))
+
+    def _queue(self, data: bytes) -> None:
         if self._is_gone:
             return
-        if not message.serial:
-            self._serial += 1
-            message.serial = self._serial
-        self._unsent.append(packed(message))
+        self._unsent.append(data)
         if not self._will_flush:
             self._will_flush = True
             self._loop.call_soon(self._flush)

@@ -11,7 +11,7 @@ from dbus_next import Message, Variant
 from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.constants import MessageFlag, MessageType
 
-from vmservice.control.dbus_message import BODY_LIMIT_BYTES, MessageReader, message_bytes, packed
+from vmservice.control.dbus_message import BODY_LIMIT_BYTES, MessageReader, message_bytes, packed, with_serial
 from vmservice.errors import HostError
 
 CALL = Message(destination="a.b", path="/a", interface="a.b", member="M", signature="ss", body=["x", "é"], serial=5)
@@ -73,6 +73,11 @@ def test_a_body_over_the_limit_stays_packed() -> None:
     large = Message(destination="a.b", path="/a", member="M", signature="s", body=["x" * BODY_LIMIT_BYTES], serial=5)
     read = MessageReader().read(packed(large))
     assert (read.too_large, read.body, read.serial) == (True, [], 5)
+
+
+def test_a_packed_message_goes_out_under_any_serial() -> None:
+    read = MessageReader().read(with_serial(packed(CALL), 1 << 31))
+    assert (read.serial, read.member, read.body) == (1 << 31, "M", ["x", "é"])
 
 
 def _changed(at: int, *values: int) -> bytes:
