@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from vmservice.errors import MachineLost, VmmError
 from vmservice.host import signals
 from vmservice.service.dump import Dump
-from vmservice.service.keyboard import Keyboard
 from vmservice.service.reload import Reload
 from vmservice.service.sd_notify import watchdog_sec
 from vmservice.service.stop import GracefulReboot, GracefulStop
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from vmservice.host.consoles.base import Console
     from vmservice.plug.backend import Backends
     from vmservice.service.journal import Log
+    from vmservice.service.keyboard import Keyboard
     from vmservice.service.outbox import Outbox
     from vmservice.service.sd_notify import Notifier
     from vmservice.vm.events import EventQueue
@@ -329,6 +329,8 @@ class Service:
         self._next_timer = asyncio.get_running_loop().call_at(due, self._run_timers) if due is not None else None
 
     def _keyboard(self, console: Console) -> Keyboard:
+        from vmservice.service.keyboard import Keyboard  # few VMs have a console that takes input
+
         label = console.label
         return Keyboard(
             console.input_fd,
