@@ -9,32 +9,23 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from support.disks import waiting
+from support.disks import IN, header, waiting
 from support.kvm_guest import needs_kvm, wait_until
-from support.payload import build as build_payload
-from support.virtqueue import DRIVER_READY, DriverQueue, offered
+from support.plugged_vm import PluggedVm, notify, plug_of, start_driver
+from support.virtqueue import NEXT, WRITE, DriverQueue
 
 from vmservice.arch.x86_64 import gdt, layout, paging, registers
 from vmservice.arch.x86_64.boot_params import e820
 from vmservice.board.pci_slots import PciSlots
 from vmservice.board.slot import Plugged
-from vmservice.board.timers import Timers
-from vmservice.config.load import check_files, load_config
-from vmservice.errors import ConfigError, HostError, HostFacilityMissing, KvmError
-from vmservice.host.consoles.mover import Mover
+from vmservice.errors import ConfigError, HostError, KvmError
 from vmservice.kvm import abi
-from vmservice.kvm.system import Kvm
 from vmservice.memory.guest_memory import GuestMemory, Region
-from vmservice.plug.backend import Backends, Host
 from vmservice.vm import builder, state_tree
-from vmservice.vm.events import EventKind, EventQueue
-from vmservice.vm.host_services import HostServices
+from vmservice.vm.events import EventKind
 from vmservice.vm.machine import KvmMachine
-from vmservice.vm.vcpu import install_kick_handler
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 
@@ -44,59 +35,28 @@ QUEUE_GPA = 8 * MIB
 TABLE, CODE = 0x10_0000, 0x11_0000
 
 
-class Bench:
-    """A VM's process without the service round it; `data` may be written to, `image` may not."""
+class Bench(PluggedVm):
+    """`data` may be written to, `image` may not."""
 
     def __init__(self, folder: Path, transport: str) -> None:
-        self.data, self.image = folder / "data.img", folder / "image.img"
+        self.data, self.image, self.disk = folder / "data.img", folder / "image.img", folder / "disk.raw"
         self.data.write_bytes(b"data".ljust(2 * MIB, b"\0"))
         self.image.write_bytes(b"image".ljust(4 * MIB, b"\0"))
         self.image.chmod(0o400)
-        firmware = build_payload("idle", folder)
-        (folder / "vm.toml").write_text(
-            f'[firmware]\npath = "{firmware}"\n[serial]\nmode = "null"\n[memory]\nsize = "16M"\n[virtio]\n'
-            f'transport = "{transport}"\n[[pmem]]\nname = "data"\npath = "data.img"\n'
-            '[[pmem]]\nname = "image"\npath = "image.img"\nreadonly = true\n'
+        self.disk.write_bytes(b"disk" * 1024)
+        super().__init__(
+            folder,
+            transport,
+            '[[pmem]]\nname = "data"\npath = "data.img"\n[[pmem]]\nname = "image"\npath = "image.img"\nreadonly = true\n'
+            '[[disk]]\nname = "disk"\nformat = "raw"\npath = "disk.raw"\n',
         )
-        self.config = load_config("demo", str(folder / "vm.toml"))
-        check_files(self.config)
-        self.mover, self.events, self.timers, self.kvm = Mover(), EventQueue(), Timers(), Kvm()
-        self.backends = self.open_backends()
-        self.warnings: list[str] = []
-        self.services = HostServices(
-            self.kvm,
-            self.events,
-            self.timers,
-            self.backends,
-            on_input_room=lambda label: None,
-            info=lambda text: None,
-            warn=self.warnings.append,
-        )
-
-    def open_backends(self) -> Backends:
-        log: Any = SimpleNamespace(info=lambda text: None, warning=lambda text: None)
-        return Backends(self.config, Host("demo", log, self.mover, []))
-
-    def build(self) -> KvmMachine:
-        return builder.build(self.config, self.services, 1)
-
-    def close(self) -> None:
-        self.backends.close()
-        for part in (self.mover, self.events, self.timers, self.kvm):
-            part.close()
 
 
 @pytest.fixture(params=["pci", "mmio"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    install_kick_handler()
     bench = Bench(tmp_path, request.param)
     yield bench
     bench.close()
-
-
-def plug_of(machine: KvmMachine, name: str) -> Plugged:
-    (plug,) = (device for device in machine.devices if device.label == name)
-    return plug
 
 
 def place_of(machine: KvmMachine, name: str) -> tuple[int, int]:
@@ -134,34 +94,9 @@ def text(word: bytes) -> int:
     return int.from_bytes(word.ljust(8, b"\0"), "little")
 
 
-def start_driver(plug: Plugged, memory: GuestMemory) -> DriverQueue:
-    """What a driver in the guest does with the registers."""
-    virtio = plug.transport.virtio
-    if hasattr(plug.transport, "write_config"):
-        plug.transport.write_config(4, b"\6\0")  # memory space, bus master
-    with plug.lock:
-        for status in (0, 1, 3):
-            virtio.write_status(status)
-        features = offered(virtio)
-        for half in range(2):
-            virtio.select_driver_features(half)
-            virtio.write_driver_features(features >> 32 * half & 0xFFFF_FFFF)
-        virtio.write_status(0x0B)
-        memory.write(QUEUE_GPA, bytes(0x4000))
-        queue = DriverQueue(memory, QUEUE_GPA, 64, features)
-        virtio.set_queue_size(64)
-        for ring, address in enumerate(queue.addresses):
-            virtio.set_queue_address(ring, 0, address)
-        virtio.set_queue_ready(True)
-        virtio.write_status(DRIVER_READY)
-        assert virtio.status == DRIVER_READY
-    return queue
-
-
 def flush(plug: Plugged, queue: DriverQueue) -> bytes:
     queue.add([bytes(4)], [4])
-    with plug.lock:
-        plug.transport.virtio.notify(0)
+    notify(plug)
     for _ in waiting():
         for _, _, data in queue.take_used():
             return data
@@ -204,6 +139,27 @@ def test_a_guest_reads_and_writes_it(bench: Bench) -> None:
     assert bench.warnings == []
 
 
+@pytest.mark.parametrize("name", ["data", "image"])
+def test_a_disk_is_read_straight_into_it(bench: Bench, name: str) -> None:
+    """Linux does so for a file on a file system with DAX that is opened with O_DIRECT, or mapped."""
+    machine = bench.build()
+    machine.start()
+    plug = plug_of(machine, "disk")
+    queue = start_driver(plug, machine.memory)
+    start, _ = place_of(machine, name)
+    queue.describe(0, queue.place(header(IN, 1)), 16, NEXT, 1)
+    queue.describe(1, start + 512, 1024, NEXT | WRITE, 2)
+    queue.describe(2, queue.place(b"\xff"), 1, WRITE)
+    queue.make_available(0)
+    notify(plug)
+    for _ in waiting():
+        if queue.used_index():
+            break
+    assert machine.memory.read(start + 512, 1028) == b"disk" * 256 + bytes(4)
+    machine.close()
+    assert bench.warnings == []
+
+
 def test_a_balloon_gives_none_of_it_away(bench: Bench) -> None:
     """A hole in the file would be what is left."""
     machine = bench.build()
@@ -222,8 +178,6 @@ def test_it_is_flushed_saved_and_goes_on(bench: Bench) -> None:
     start, _ = place_of(machine, "data")
     machine.memory.write(start, b"kept")
     assert flush(plug, queue) == bytes(4)
-    with pytest.raises(HostFacilityMissing, match="pmem data is in use"):
-        bench.open_backends()
 
     machine.pause()
     tree = json.loads(json.dumps(state_tree.collect(machine, bench.kvm)))
@@ -234,7 +188,7 @@ def test_it_is_flushed_saved_and_goes_on(bench: Bench) -> None:
     memory = GuestMemory([Region(0, mmap.mmap(machine.memory.fd, ram.size_bytes))], os.dup(machine.memory.fd))
     machine.close()
     # As a machine of another order would have it: the guest knows the address.
-    bench.config.devices = (bench.config.devices[1], bench.config.devices[0], *bench.config.devices[2:])
+    bench.config.devices = bench.config.devices[::-1]
     restored = builder.restore(bench.config, bench.services, tree, memory)
     restored.start()
     assert place_of(restored, "data") == (4 * GIB, 2 * MIB)

@@ -8,9 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.disks import IN, header, waiting
 from support.kvm_guest import needs_kvm
 from support.payload import build as build_payload
+from support.plugged_vm import notify, plug_of, start_driver
 from support.storage_daemon import StorageDaemon
+from support.virtqueue import NEXT, WRITE
 
 from vmservice.board.timers import Timers
 from vmservice.config import load
@@ -104,6 +107,32 @@ def test_a_machine_has_the_disk_and_gets_another_after_a_reset(tmp_path: Path, d
         machine.resume()
         machine.close()
     vm.close()
+    assert vm.warnings == []
+
+
+def test_the_daemon_reads_into_persistent_memory(tmp_path: Path, daemon: StorageDaemon) -> None:
+    """It has the file mapped, too; what only this process can have it is not told of, and goes on without."""
+    for name in ("data", "image"):
+        (tmp_path / name).write_bytes(b"\xff" * (2 << 20))
+    pmem = '[[pmem]]\npath = "image"\nreadonly = true\n[[pmem]]\npath = "data"\n'
+    vm = Vm(tmp_path, "pci", pmem)
+    machine = vm.machine()
+    machine.start()
+    plug = plug_of(machine, "root")
+    queue = start_driver(plug, machine.memory)
+    start = int.from_bytes(plug_of(machine, "pmem1").transport.virtio.read_config(0, 8), "little")
+    queue.describe(0, queue.place(header(IN, 0)), 16, NEXT, 1)
+    queue.describe(1, start + 512, 512, NEXT | WRITE, 2)
+    queue.describe(2, queue.place(b"\xff"), 1, WRITE)
+    queue.make_available(0)
+    notify(plug)
+    for _ in waiting():
+        if queue.used_index():
+            break
+    assert machine.memory.read(start, 1028) == b"\xff" * 512 + bytes(512) + b"\xff" * 4
+    machine.close()
+    vm.close()
+    assert (tmp_path / "data").read_bytes()[508:516] == b"\xff" * 4 + bytes(4)
     assert vm.warnings == []
 
 
