@@ -17,12 +17,13 @@ _HERE = Path(__file__).parent
 
 # Whatever of it the kernel has built in is left out.
 _VIRTIO_MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "virtio_rng", "virtio_balloon")
+PMEM_MODULES = ("virtio_pmem", "nd_pmem", "crc32c_generic", "crc32c_intel", "ext4")
 MODULES = ("button", "evdev", *_VIRTIO_MODULES, "wdat_wdt", "pvpanic_mmio")
 
 
 def guest_images() -> Path:
-    """A folder with NAME.vmlinuz (a bzImage), NAME.vmlinux (its ELF) and NAME.initramfs for each of trixie and bookworm, and
-    lspci.initramfs to put behind one."""
+    """A folder with NAME.vmlinuz (a bzImage), NAME.vmlinux (its ELF) and NAME.initramfs for each of trixie and bookworm;
+    NAME-pmem.initramfs (modules) and lspci.initramfs are to put behind one."""
     root = root_tree()
     recipe = recipe_hash(
         root.name, *((_HERE / name).read_bytes() for name in ("guest.py", "guest_init.sh", "cpio.py", "kernel.py"))
@@ -53,6 +54,9 @@ def _add_guest(target: Path, name: str, kernel: KernelPackage, busybox: bytes) -
     extract_vmlinux(kernel.image, target / f"{name}.vmlinux")
     modules = kernel.modules(*MODULES)
     initramfs(target / f"{name}.initramfs", busybox, (_HERE / "guest_init.sh").read_bytes(), modules)
+    archive = CpioArchive()
+    _add_modules(archive, kernel.modules(*PMEM_MODULES), len(modules))
+    archive.write(target / f"{name}-pmem.initramfs")
 
 
 def _add_program(target: Path, program: str, root: Path) -> None:
@@ -76,6 +80,10 @@ def initramfs(target: Path, busybox: bytes, init: bytes, modules: list[tuple[str
     archive.add_character_device("dev/console", 5, 1)
     archive.add_file("bin/busybox", busybox, 0o755)
     archive.add_file("init", init, 0o755)
-    for index, (name, data) in enumerate(modules):
-        archive.add_file(f"modules/{index:02}-{name}", data)
+    _add_modules(archive, modules, 0)
     archive.write(target)
+
+
+def _add_modules(archive: CpioArchive, modules: list[tuple[str, bytes]], first: int) -> None:
+    for index, (name, data) in enumerate(modules, first):
+        archive.add_file(f"modules/{index:02}-{name}", data)

@@ -81,6 +81,23 @@ if [ "$vmtest" = virtio ]; then
     echo "vmservice guest: virtio end"
 fi
 
+# Persistent memory with a file system: the first is read and written past the page cache, the second is read-only.
+if [ "$vmtest" = pmem ]; then
+    mkdir /data /image
+    echo "vmservice guest: pmem0 has $(cat /sys/block/pmem0/size), pmem1 $(cat /sys/block/pmem1/size) sectors"
+    mount -t ext4 -o dax /dev/pmem0 /data
+    mount -t ext4 -o ro,dax /dev/pmem1 /image
+    sed -n 's/^\/dev\/pmem/vmservice guest: mounted pmem/p' /proc/mounts
+    echo "vmservice guest: found $(cat /data/greeting /image/greeting | tr '\n' ' ')"
+    seq 100000 > /data/numbers && sync
+    umount /data /image
+    echo "written by the guest" > /dev/pmem1
+    sync
+    echo "vmservice guest: on pmem1 $(head -n 1 /dev/pmem1)"
+    dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
+    echo "vmservice guest: pmem end"
+fi
+
 # A panic when there is a driver to tell of it.
 if [ "$vmtest" = panicked ]; then
     dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
