@@ -50,7 +50,7 @@ class DriverQueue:
         self._next_buffer = self._buffers[0]
         self._free = list(range(size))
         self._chains: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
-        self._available_index = 0
+        self.available_index = 0
         self._used_index = 0
 
     @property
@@ -119,12 +119,12 @@ class DriverQueue:
         self.memory.write(self.descriptors + 16 * index, struct.pack("<QIHH", gpa, size, flags, following))
 
     def make_available(self, head: int) -> None:
-        self.memory.write(self.available + 4 + 2 * (self._available_index % self.size), struct.pack("<H", head))
-        self.set_available_index(self._available_index + 1)
+        self.memory.write(self.available + 4 + 2 * (self.available_index % self.size), struct.pack("<H", head))
+        self.set_available_index(self.available_index + 1)
 
     def set_available_index(self, index: int) -> None:
-        self._available_index = index & 0xFFFF
-        self.memory.write(self.available + 2, struct.pack("<H", self._available_index))
+        self.available_index = index & 0xFFFF
+        self.memory.write(self.available + 2, struct.pack("<H", self.available_index))
 
     def jump_to(self, index: int) -> None:
         """Both sides' indices are at `index`, as after so many requests; the device's state is set apart from this."""
@@ -149,7 +149,7 @@ class DriverQueue:
         """Whether the device asked to be notified of the last `added` chains (vring_need_event of <linux/virtio_ring.h>)."""
         if not self.event_index:
             return True
-        return (self._available_index - self.avail_event() - 1) & 0xFFFF < added
+        return (self.available_index - self.avail_event() - 1) & 0xFFFF < added
 
     def _read_index(self, gpa: int) -> int:
         (value,) = struct.unpack("<H", self.memory.read(gpa, 2))

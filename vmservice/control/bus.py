@@ -260,13 +260,19 @@ class BusConnection:
         if transport.unsent > UNSENT_LIMIT:
             transport.disconnect()  # a bus that takes nothing for so long is gone for us; the next connection starts afresh
             return
-        transport.send_packed(_signal(tuple(changes.items())))
+        is_state_alone = changes.keys() == {"State"}
+        transport.send_packed(_state_signal(str(changes["State"])) if is_state_alone else _signal(changes))
 
 
-@lru_cache(maxsize=16)
-def _signal(changes: tuple[tuple[str, object], ...]) -> bytes:
-    """The signal of these new values. Most of them come again and again: a state, that is."""
-    signature, body = VmObject.changed(dict(changes))
+@lru_cache
+def _state_signal(state: str) -> bytes:
+    """The signal of a new State, which is kept: the same few come again and again."""
+    return _signal({"State": state})
+
+
+def _signal(changes: dict[str, object]) -> bytes:
+    """The signal of these new values."""
+    signature, body = VmObject.changed(changes)
     return packed(Message.new_signal(OBJECT_PATH, PROPERTIES_INTERFACE, "PropertiesChanged", signature, body))
 
 
