@@ -16,6 +16,7 @@ import select
 import time
 
 from vmservice.board.handed_over import HandedOver
+from vmservice.board.ring_eventfds import RingEventfds, ring_bell
 from vmservice.board.task import Task
 from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
 from vmservice.errors import HostError
@@ -62,7 +63,8 @@ class VhostUserRings:
         settle_sec: float = SETTLE_SEC,
     ) -> None:
         self.transport_features = link.features & TRANSPORT_FEATURES
-        self.kicks: list[int] = []
+        self._eventfds = RingEventfds(name, queues)
+        self.kicks = self._eventfds.kicks
         self._name = name
         self._link = link
         self._memory = memory
@@ -72,8 +74,6 @@ class VhostUserRings:
         self._is_volatile = is_volatile
         self._settle_sec = settle_sec
         self._abandoned = False
-        self._calls: list[int] = []  # eventfds for virtqueues that have none of their own
-        self._wake = -1
         self._mutex = _thread.allocate_lock()  # guards what follows, for a few instructions at a time
         self._wanted: HandedOver | None = None
         self._busy: HandedOver | None = None  # the back end has its virtqueues, or had them and may have requests in flight
@@ -84,14 +84,6 @@ class VhostUserRings:
         self._alive = _thread.allocate_lock()  # held while the thread runs
         self._shown_to: VhostUser | None = None  # the connection that has all of `memory`
         self._restarted_at = self._warned_at = float("-inf")
-        try:
-            for _ in range(queues):
-                self.kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-                self._calls.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError as error:
-            self._close_fds()
-            raise HostError(f"no eventfd for a virtqueue of {name}: {error}") from error
 
     def begin(self) -> None:
         self._link.allow()
@@ -108,19 +100,15 @@ class VhostUserRings:
         with self._mutex:
             self._ending = True
         self._link.cut()
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        if self._eventfds.wake >= 0:
+            self._wake()
             self._alive.acquire()
             self._alive.release()
         self._link.close()
-        self._close_fds()
+        self._eventfds.close()
 
-    def _close_fds(self) -> None:
-        fds, self.kicks = [*self.kicks, *self._calls, self._wake], []
-        self._calls, self._wake = [], -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+    def _wake(self) -> None:
+        ring_bell(self._eventfds.wake)
 
     # What the transport asks (RingOwner)
 
@@ -130,17 +118,17 @@ class VhostUserRings:
             if self._busy is not None or self._wanted is not None:
                 raise ValueError(f"the virtqueues of {self._name} are served already")
             self._wanted = self._last = HandedOver(self._memory, rings, features, lost, self._last)
-        os.eventfd_write(self._wake, 1)
+        self._wake()
 
     def notify(self, index: int) -> None:
-        _write(self.kicks[index])
+        ring_bell(self.kicks[index])
 
     def stop(self, timeout_sec: float) -> bool:
         with self._mutex:
             self._wanted = None
             if self._busy is None:
                 return True
-        os.eventfd_write(self._wake, 1)
+        self._wake()
         if self._abandoned and not self._wait_released(min(timeout_sec, 2 * self._settle_sec)):
             self._link.cut()  # it does not even answer
         return self._wait_released(timeout_sec)
@@ -155,7 +143,7 @@ class VhostUserRings:
         with self._mutex:
             if self._last is not None and not self._last.is_lost:
                 self._wanted = self._last
-        os.eventfd_write(self._wake, 1)
+        self._wake()
 
     def abandon(self) -> None:
         """The machine is at its end: `stop` gives up what is not done in SETTLE_SEC, or a back end that does not answer.
@@ -204,7 +192,7 @@ class VhostUserRings:
         task = Task(call)
         with self._mutex:
             self._tasks.append(task)
-        os.eventfd_write(self._wake, 1)
+        self._wake()
         task.wait(self._link.name)
 
     # The thread
@@ -249,16 +237,17 @@ class VhostUserRings:
         """Until something happens, which is met here unless it is a request."""
         front, busy = self._link.front, self._busy
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
+        wake = self._eventfds.wake
+        poll.register(wake, select.POLLIN)
         if front is not None and not front.is_lost:
             poll.register(front.fd, select.POLLIN)
             if front.channel >= 0:
                 poll.register(front.channel, select.POLLIN)
-        relays = {self._calls[ring.index]: ring for ring in busy.rings if ring.eventfd is None} if busy is not None else {}
+        relays = self._eventfds.relayed(busy.rings) if busy is not None else {}
         for fd in relays:
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll():
-            if fd == self._wake:
+            if fd == wake:
                 os.eventfd_read(fd)
             elif fd in relays:
                 os.eventfd_read(fd)
@@ -360,11 +349,11 @@ class VhostUserRings:
                     session.base(ring),
                     state.addresses,
                     kick=self.kicks[ring.index],
-                    call=ring.eventfd if ring.eventfd is not None else self._calls[ring.index],
+                    call=self._eventfds.call_of(ring),
                 )
                 session.bases.pop(ring.index, None)
                 # What came while nobody listened, and what was done while nobody could say so.
-                _write(self.kicks[ring.index])
+                ring_bell(self.kicks[ring.index])
                 ring.signal()
         except HostError as error:
             self._died(session, error)
@@ -420,10 +409,3 @@ class VhostUserRings:
             if self._busy is not None:
                 self._busy = None
                 self._released.release()
-
-
-def _write(eventfd: int) -> None:
-    try:
-        os.eventfd_write(eventfd, 1)
-    except BlockingIOError:  # it is as full as can be
-        return
