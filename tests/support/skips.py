@@ -23,6 +23,7 @@ EXPECTED: tuple[tuple[str, Callable[[], bool]], ...] = (
     (r"huge pages of 2 MiB cannot be made on this machine", lambda: not os.access(HUGE_PAGES, os.W_OK)),
     (r"KSM cannot be run on this machine", lambda: not os.access(KSM, os.W_OK)),
     (r"this machine has no loop devices", lambda: not os.path.exists("/dev/loop-control")),
+    (r"no /dev/vhost-vsock here", lambda: not os.path.exists("/dev/vhost-vsock")),
     (r"qemu-io is not installed", lambda: shutil.which("qemu-io") is None),
     # `make test` installs what tests need; whoever runs pytest alone may lack it.
     (r".* not installed|no C compiler .*|.* is built with binutils, and .* cannot be found", lambda: os.geteuid() != 0),
