@@ -50,6 +50,7 @@ class DiskBackEnd:
         self.received: list[int] = []
         self.payloads: dict[int, bytes] = {}
         self.answers: dict[int, bytes] = {}
+        self.puts_back = False
         self.dies_at: set[int] = set()
         self.silent_at: set[int] = set()
         self.gate_is_open = True
@@ -155,6 +156,9 @@ class DiskBackEnd:
         except BlockingIOError:
             return
 
+    def can_execute(self, chain: Chain) -> bool:
+        return True
+
     def execute(self, chain: Chain) -> int:
         self.requests += 1
         kind, _, sector = struct.unpack("<IIQ", chain.read(16))
@@ -202,7 +206,7 @@ class _Ring:
     def finish(self, disk: DiskBackEnd) -> None:
         if self.queue is None:
             return
-        while self.taken:
+        while self.taken and disk.can_execute(self.taken[0]):
             chain = self.taken.pop(0)
             self.queue.add_used(chain.head, disk.execute(chain))
         if self.queue.publish() and self.call >= 0:
@@ -217,6 +221,14 @@ class _Ring:
                 os.close(fd)
         self.kick = self.call = -1
         return base
+
+    def put_back(self) -> int:
+        """What was taken and not used is taken anew after the next start; how much."""
+        count, self.taken = len(self.taken), []
+        if self.queue is not None:
+            self.queue.close()
+            self.queue = None
+        return count
 
     def forget(self) -> None:
         self.stop()
@@ -356,7 +368,10 @@ class _Visit:
             ring.is_enabled = bool(value)
             ring.take(self.disk)
         else:
-            return struct.pack("<II", index, ring.stop())
+            base = ring.stop()
+            if self.disk.puts_back:
+                base = (base - ring.put_back()) & 0xFFFF
+            return struct.pack("<II", index, base)
         return None
 
 

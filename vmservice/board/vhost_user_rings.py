@@ -84,6 +84,7 @@ class VhostUserRings:
         self._alive = _thread.allocate_lock()  # held while the thread runs
         self._shown_to: VhostUser | None = None  # the connection that has all of `memory`
         self._restarted_at = self._warned_at = float("-inf")
+        self._not_before = float("-inf")  # no virtqueues are handed over before that
 
     def begin(self) -> None:
         self._link.allow()
@@ -228,7 +229,7 @@ class VhostUserRings:
                 task.run()
             if busy is not None and wanted is not busy:
                 self._stop(busy)
-            elif wanted is not None and busy is None:
+            elif wanted is not None and busy is None and time.monotonic() >= self._not_before:
                 self._start(wanted)
             elif not tasks:
                 return True
@@ -246,7 +247,10 @@ class VhostUserRings:
         relays = self._eventfds.relayed(busy.rings) if busy is not None else {}
         for fd in relays:
             poll.register(fd, select.POLLIN)
-        for fd, _ in poll.poll():
+        waits = busy is None and self._wanted is not None
+        # In milliseconds, not before the time has come.
+        timeout = max(0.0, self._not_before - time.monotonic()) * 1000 + 1 if waits else None
+        for fd, _ in poll.poll(timeout):
             if fd == wake:
                 os.eventfd_read(fd)
             elif fd in relays:
@@ -301,13 +305,19 @@ class VhostUserRings:
             if error is None:
                 self._busy = session
                 self._released.acquire()
-            else:
-                self._wanted = None
-                session.is_lost = True
         if error is None:
             self._hand_over(session)
         else:
-            session.lost(error)
+            self._unreachable(session, error)
+
+    def _unreachable(self, session: HandedOver, error: HostError) -> None:
+        """Nobody can be given the session's virtqueues."""
+        with self._mutex:
+            if self._wanted is not session:
+                return
+            self._wanted = None
+            session.is_lost = True
+        session.lost(error)
 
     def _prepare(self, session: HandedOver) -> HostError | None:
         """Why the session cannot be served."""
@@ -340,7 +350,7 @@ class VhostUserRings:
         """The back end serves the session's virtqueues from where they stand."""
         try:
             session.served_by = front = self._connect()
-            front.set_features(session.features)
+            front.set_features(session.features & self._link.features)
             for ring in session.rings:
                 state = ring.queue.state
                 front.start_ring(

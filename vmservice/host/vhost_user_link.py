@@ -26,10 +26,11 @@ class BackEndLink:
     """`path` is the back end's socket, `name` reads as it in a sentence, and `advice` as what to do where nobody listens.
 
     From `open` on, `features`, `queues` and the first `config_bytes` of the configuration space are known; the features and
-    virtqueues that a later connection must have too, for a driver knows of them.
+    virtqueues that a later connection must have too, for a driver knows of them. With `config_bytes` 0 the configuration space
+    is the front end's own. `known_queues` are those of a back end that cannot say how many it has.
     """
 
-    def __init__(self, path: str, name: str, config_bytes: int, advice: str) -> None:
+    def __init__(self, path: str, name: str, config_bytes: int, advice: str, *, known_queues: int = 0) -> None:
         self.path = path
         self.name = name
         self.features = 0
@@ -39,6 +40,7 @@ class BackEndLink:
         self._opening: VhostUser | None = None
         self._is_cut = False
         self._config_bytes = config_bytes
+        self._known_queues = known_queues
         self._advice = advice
 
     def open(self, first_answer_sec: float = FIRST_ANSWER_SEC) -> VhostUser:
@@ -52,12 +54,13 @@ class BackEndLink:
                 raise HostError(f"{self.name} is needed no more")
             front.open()
             front.reply_sec = REPLY_SEC
-            if self.queues and (front.queues < self.queues or self.features & ~front.features):
+            queues = self._known_queues or front.queues
+            if self.queues and (queues < self.queues or self.features & ~front.features):
                 raise HostError(
                     f"{self.name} has come back as another device: its features are {front.features:#x} and not"
-                    f" {self.features:#x}, its virtqueues {front.queues} and not {self.queues}"
+                    f" {self.features:#x}, its virtqueues {queues} and not {self.queues}"
                 )
-            config = front.read_config(self._config_bytes)
+            config = self._config_of(front)
         except HostError as error:
             front.close()
             raise HostError(f"{error}; {self._advice}", error.errno) from error
@@ -67,7 +70,7 @@ class BackEndLink:
         finally:
             self._opening = None
         if not self.queues:
-            self.features, self.queues = front.features, front.queues
+            self.features, self.queues = front.features, queues
         self.front, self.config = front, config
         return front
 
@@ -89,8 +92,11 @@ class BackEndLink:
 
     def read_config(self) -> bytes:
         """The configuration space as it is now, which `config` is from then on."""
-        self.config = self.open().read_config(self._config_bytes)
+        self.config = self._config_of(self.open())
         return self.config
+
+    def _config_of(self, front: VhostUser) -> bytes:
+        return front.read_config(self._config_bytes) if self._config_bytes else b""
 
     def cut(self) -> None:
         """From any thread: who waits for the back end's answer waits no more, and there is no connection until `allow`."""
