@@ -63,6 +63,10 @@ class TableReader:
             return ConfigError(f"{self.path}: {section}.{key} is missing; expected {expected}")
         return ConfigError(f"{self.path}: {section}.{key} is {_shown(value)}; expected {expected}")
 
+    def item_refusal(self, section: str, key: str, item: object, expected: str) -> ConfigError:
+        """The same for one item of an array."""
+        return ConfigError(f"{self.path}: {section}.{key} has {_shown(item)}; expected {expected}")
+
     def integer(self, section: str, key: str, lowest: int, highest: int, default: int) -> int:
         value = self._value(section, key)
         if value is None:
@@ -85,6 +89,18 @@ class TableReader:
             return default
         if not isinstance(value, str):
             raise self.refusal(section, key, "a string")
+        return value
+
+    def texts(self, section: str, key: str) -> list[str]:
+        """An array of strings, by default without any."""
+        value = self._value(section, key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.refusal(section, key, "an array of strings")
+        for item in value:
+            if not isinstance(item, str):
+                raise self.item_refusal(section, key, item, "strings only")
         return value
 
     def choice(self, section: str, key: str, choices: Sequence[str], default: str) -> str:
