@@ -63,13 +63,45 @@ def _open_section(tables: dict[str, object], line: str) -> Section:
 
 
 def _add_value(section: Section, line: str) -> None:
-    key, equals, rest = line.partition("=")
-    key = key.rstrip(" ")
-    if not equals or not key or not _BARE_KEY.issuperset(key) or key in section:
+    key, rest = _take_key(line)
+    if key in section:
         raise _NotPlain
-    value, rest = _take_value(rest.lstrip(" "))
+    value, rest = _take_table(rest) if rest[:1] == "{" else _take_value(rest)
     _check_end(rest)
     section[key] = value
+
+
+def _take_key(text: str) -> tuple[str, str]:
+    """A key, bare or in quotes, and what follows the equals sign behind it."""
+    if text[:1] in ("'", '"'):
+        key, rest = _take_string(text)
+        if not rest.lstrip(" ").startswith("="):
+            raise _NotPlain
+        return key, rest.lstrip(" ")[1:].lstrip(" ")
+    key, equals, rest = text.partition("=")
+    key = key.rstrip(" ")
+    if not equals or not key or not _BARE_KEY.issuperset(key):
+        raise _NotPlain
+    return key, rest.lstrip(" ")
+
+
+def _take_table(text: str) -> tuple[Section, str]:
+    """An inline table, of values that are none."""
+    table: Section = {}
+    rest = text[1:].lstrip(" ")
+    if rest.startswith("}"):
+        return table, rest[1:]
+    while True:
+        key, rest = _take_key(rest)
+        if key in table:
+            raise _NotPlain
+        table[key], rest = _take_value(rest)
+        rest = rest.lstrip(" ")
+        if rest.startswith("}"):
+            return table, rest[1:]
+        if not rest.startswith(","):
+            raise _NotPlain
+        rest = rest[1:].lstrip(" ")
 
 
 def _take_value(text: str) -> tuple[object, str]:
@@ -78,7 +110,7 @@ def _take_value(text: str) -> tuple[object, str]:
         return _take_string(text)
     if text[:1] == "[":
         return _take_array(text)
-    end = next((position for position, char in enumerate(text) if char in " ,]#"), len(text))
+    end = next((position for position, char in enumerate(text) if char in " ,]}#"), len(text))
     word, rest = text[:end], text[end:]
     if word in ("true", "false"):
         return word == "true", rest

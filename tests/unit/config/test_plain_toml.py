@@ -33,6 +33,12 @@ trailing = [1, 2, ]
 
   [[port]]
     name = "b"
+[credentials]
+"ssh.authorized_keys.root" = "ssh-ed25519 AAAA"
+'tls.key' = { file = "/etc/web.key" }   # a comment
+"one" = {file="a",'b.c' = 1 , "d" = [1, 2]}
+none = {}
+"" = ""
 [service]
 """
 
@@ -71,7 +77,23 @@ def test_what_people_write_is_taken(text: str) -> None:
         "a = 1\na = 1",
         "a.b = 1",
         "[a.b]",
-        '"a" = 1',
+        '"a" = 1\na = 2',
+        '"a".b = 1',
+        '"a" 1',
+        '"a',
+        '"\\u0061" = 1',
+        '"""a""" = 1',
+        "a = {b = 1,}",
+        "a = {b = 1 c = 2}",
+        "a = {b = 1, b = 2}",
+        "a = {b = {c = 1}}",
+        "a = {b.c = 1}",
+        "a = {b = 1",
+        "a = {",
+        "a = {b = 1} x",
+        "a = [{b = 1}]\n[[a]]",
+        "a = {}\n[a]",
+        "a = {}\n[[a]]",
         "a = 01",
         "a = +1",
         "a = -1",
@@ -87,7 +109,6 @@ def test_what_people_write_is_taken(text: str) -> None:
         "a = '''x'''",
         'a = "x" y',
         'a = "x',
-        "a = {b = 1}",
         "a = [[1]]",
         "a = [\n1]",
         "a = [1 2]",
@@ -116,7 +137,7 @@ def test_what_it_is_not_certain_of_is_left_to_tomllib(text: str) -> None:
 
 WORDS = ["a", "b", "[", "]", "[[", "]]", "=", '"', "'", "#", ",", " ", "\n", "\n", "0", "1", "12", "true", "false"]
 WORDS += [".", "-", "_", "{", "}", "\\", "\t", "\r", "é", "\x85", "\u2028", "\x00", '"x"', "'y'", "[1, 2]", '""']
-WORDS += ["a = 1\n", "[t]\n", "[[t]]\n"]
+WORDS += ["a = 1\n", "[t]\n", "[[t]]\n", '"x" = ', "{ a = 1 }", "{", "}"]
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=30))
