@@ -126,7 +126,12 @@ def _check_config(target: str, user: bool) -> int:
         path, name = target, "config"
     else:
         path, name = config_path(target, user=user), target
-    check_config(load_config(name, path))
+    config = load_config(name, path)
+    check_config(config)
+    if path != target and not user:
+        from vmservice.check.readable import check_readable
+
+        check_readable(config)
     print(f"{path}: no problem found")
     return os.EX_OK
 

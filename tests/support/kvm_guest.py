@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,7 @@ from vmservice.config.core import (
     KernelConfig,
     MemoryConfig,
     ServiceConfig,
+    SmbiosConfig,
 )
 from vmservice.config.load import Config, check_files
 from vmservice.kvm.system import Kvm
@@ -63,7 +64,15 @@ class Guest:
     """A VM with a firmware payload, or a kernel, everything real; `tell` types on its console."""
 
     def __init__(
-        self, image: Path, *, vcpus: int, max_vcpus: int, memory: MemoryConfig, masked: tuple[int, ...], is_kernel: bool
+        self,
+        image: Path,
+        *,
+        vcpus: int,
+        max_vcpus: int,
+        memory: MemoryConfig,
+        masked: tuple[int, ...],
+        is_kernel: bool,
+        credentials: Mapping[str, bytes] | None = None,
     ) -> None:
         self.output = Output()
         self.messages: list[str] = []
@@ -80,6 +89,7 @@ class Guest:
             on_input_room=lambda console: None,
             info=self.messages.append,
             warn=self.warnings.append,
+            credentials=credentials,
         )
         self.machines: list[KvmMachine] = []
         self.vm = Vm(
@@ -130,6 +140,7 @@ def running_guest(
     masked: tuple[int, ...] = (),
     memory: MemoryConfig | None = None,
     is_kernel: bool = False,
+    credentials: Mapping[str, bytes] | None = None,
 ) -> Iterator[Guest]:
     """A guest that has been booted, with 16 MiB unless `memory` says otherwise. `image` is a firmware unless `is_kernel`.
 
@@ -142,6 +153,7 @@ def running_guest(
         memory=memory or MemoryConfig(16 << 20),
         masked=masked,
         is_kernel=is_kernel,
+        credentials=credentials,
     )
     try:
         guest.vm.boot()
@@ -203,4 +215,5 @@ def _config(image: Path, cpus: CpusConfig, memory: MemoryConfig, is_kernel: bool
         memory=memory,
         serial=ConsoleConfig("null", None),
         service=ServiceConfig("exit", "reboot", 120),
+        smbios=SmbiosConfig(),
     )

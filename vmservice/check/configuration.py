@@ -7,8 +7,10 @@ from vmservice.boot.cmdline import write_cmdline
 from vmservice.boot.firmware import load_firmware
 from vmservice.boot.initramfs import load_initramfs
 from vmservice.boot.loader import load_kernel
+from vmservice.config.credentials import read_values
 from vmservice.config.load import check_files
 from vmservice.memory import backing
+from vmservice.vm.identity import smbios_tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ def check_config(config: Config) -> None:
     The guest's image is really loaded, into memory like the guest's, so that nothing is found out only at the start.
     """
     check_files(config)
+    if config.kernel is not None:
+        smbios_tables(config, read_values(config.credentials, config.path))
     memory = backing.allocate(layout.ram_ranges(config.memory.size_bytes))
     try:
         _load_guest(config, memory)

@@ -27,22 +27,40 @@ HUGE_PAGE_BYTES = 2 << 20
 # boot_params gives the command line 64 KiB of the low memory; the kernel's own limit is asked for when it is loaded.
 CMDLINE_MAX_BYTES = 0xFFFF
 
+SERIAL_NUMBER_MAX_LENGTH = 64
+
 SHUTDOWN_TIMEOUT_DEFAULT_SEC = 120
 SHUTDOWN_TIMEOUT_MAX_SEC = 86400
+READY_TIMEOUT_DEFAULT_SEC = 300
+READY_TIMEOUT_MAX_SEC = 86400
 
 LOG_LEVELS = ("err", "warning", "notice", "info")  # the words of systemd's LogLevelMax=
+
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 CONSOLE_MODES = ("journal", "tty", "file", "pty", "socket", "null", "off")
 TRANSPORTS = ("pci", "mmio")
 
-KEYS = {
+# All keys of each section; None where its keys are names that the operator chooses.
+KEYS: dict[str, tuple[str, ...] | None] = {
     "kernel": ("path", "initramfs", "cmdline"),
     "firmware": ("path",),
     "cpus": ("boot", "max"),
     "memory": ("size", "file", "mergeable", "hugepages", "prefault", "shared"),
     "serial": ("mode", "path"),
+    "smbios": ("uuid", "serial"),
     "virtio": ("transport",),
-    "service": ("on_panic", "on_poweroff", "on_reset", "on_watchdog", "shutdown_timeout", "log_level"),
+    "credentials": None,
+    "service": (
+        "on_panic",
+        "on_poweroff",
+        "on_reset",
+        "on_watchdog",
+        "ready",
+        "ready_timeout",
+        "shutdown_timeout",
+        "log_level",
+    ),
 }
 
 
@@ -117,11 +135,32 @@ class ConsoleConfig:
         self.path: Final = path
 
 
+class SmbiosConfig:
+    """`[smbios]`: `uuid` are 16 bytes in the order in which they are written, or None: it then follows from the host and the
+    VM's name. `serial` is empty where there is none."""
+
+    __slots__ = ("serial", "uuid")
+
+    def __init__(self, uuid: bytes | None = None, serial: str = "") -> None:
+        self.uuid: Final = uuid
+        self.serial: Final = serial
+
+
 class ServiceConfig:
     """`[service]`: `on_poweroff` is exit or stay, `on_reset` reboot or exit, `on_panic` and `on_watchdog` those or pause.
-    `log_level`, one of LOG_LEVELS, bounds what the VMM itself says."""
+    `log_level`, one of LOG_LEVELS, bounds what the VMM itself says. With `ready_by_guest` the VM is ready when its guest says
+    so, which it must within `ready_timeout_sec`."""
 
-    __slots__ = ("log_level", "on_panic", "on_poweroff", "on_reset", "on_watchdog", "shutdown_timeout_sec")
+    __slots__ = (
+        "log_level",
+        "on_panic",
+        "on_poweroff",
+        "on_reset",
+        "on_watchdog",
+        "ready_by_guest",
+        "ready_timeout_sec",
+        "shutdown_timeout_sec",
+    )
 
     def __init__(
         self,
@@ -131,7 +170,12 @@ class ServiceConfig:
         on_panic: str = "exit",
         on_watchdog: str = "reboot",
         log_level: str = "info",
+        *,
+        ready_by_guest: bool = False,
+        ready_timeout_sec: int = READY_TIMEOUT_DEFAULT_SEC,
     ) -> None:
+        self.ready_by_guest: Final = ready_by_guest
+        self.ready_timeout_sec: Final = ready_timeout_sec
         self.log_level: Final = log_level
         self.on_panic: Final = on_panic
         self.on_watchdog: Final = on_watchdog
@@ -201,6 +245,11 @@ def read_console(reader: TableReader, section: str, default: str) -> ConsoleConf
 
 
 def read_service(reader: TableReader) -> ServiceConfig:
+    ready_by_guest = reader.choice("service", "ready", ("vmm", "guest"), "vmm") == "guest"
+    if ready_by_guest and reader.has("firmware"):
+        raise reader.refusal("service", "ready", '"vmm" with [firmware], for no guest hears there where to send its READY=1')
+    if ready_by_guest and not reader.has("vsock"):
+        raise ConfigError(f'{reader.path}: service.ready is "guest", and the guest says so over vsock: add [vsock]')
     return ServiceConfig(
         reader.choice("service", "on_poweroff", ("exit", "stay"), "exit"),
         reader.choice("service", "on_reset", ("reboot", "exit"), "reboot"),
@@ -208,7 +257,27 @@ def read_service(reader: TableReader) -> ServiceConfig:
         reader.choice("service", "on_panic", ("reboot", "exit", "pause"), "exit"),
         reader.choice("service", "on_watchdog", ("reboot", "exit", "pause"), "reboot"),
         reader.choice("service", "log_level", LOG_LEVELS, "info"),
+        ready_by_guest=ready_by_guest,
+        ready_timeout_sec=reader.integer("service", "ready_timeout", 1, READY_TIMEOUT_MAX_SEC, READY_TIMEOUT_DEFAULT_SEC),
     )
+
+
+def read_smbios(reader: TableReader) -> SmbiosConfig:
+    if reader.has("smbios") and reader.has("firmware"):
+        raise ConfigError(f"{reader.path}: [smbios] is for a VM with [kernel]; a firmware makes tables of its own")
+    uuid = None
+    text = reader.text("smbios", "uuid", "")
+    if text:
+        digits = text.replace("-", "")
+        if [len(part) for part in text.split("-")] != [8, 4, 4, 4, 12] or not _HEX_DIGITS.issuperset(digits):
+            raise reader.refusal("smbios", "uuid", 'a UUID like "12345678-1234-4234-8234-123456789abc"')
+        uuid = bytes.fromhex(digits)
+        if uuid in (bytes(16), b"\xff" * 16):
+            raise reader.refusal("smbios", "uuid", "a UUID that is not all 0 or all f, which SMBIOS calls not present")
+    serial = reader.text("smbios", "serial", "")
+    if not (serial.isascii() and serial.isprintable()) or len(serial) > SERIAL_NUMBER_MAX_LENGTH:
+        raise reader.refusal("smbios", "serial", f"at most {SERIAL_NUMBER_MAX_LENGTH} printable characters of ASCII")
+    return SmbiosConfig(uuid, serial)
 
 
 def check_output(config_path: str, key: str, file: str | None) -> None:

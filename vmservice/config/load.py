@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Protocol
 
+    from vmservice.config.credentials import Credential
+
     class Device(Protocol):
         """A section that stands for a device. `name` is unique in the VM; `plug` is the module that makes the device."""
 
@@ -44,10 +46,23 @@ class Config:
     """One VM as its operator wants it. Exactly one of `kernel` and `firmware` is set.
 
     `devices` are those beyond the board's, in the order in which they are plugged in; `transport` is "pci" or "mmio", or None
-    for a machine that has no place for them.
+    for a machine that has no place for them. `credentials` are the file's own, and secret.
     """
 
-    __slots__ = ("cpus", "devices", "firmware", "kernel", "memory", "name", "path", "serial", "service", "transport")
+    __slots__ = (
+        "cpus",
+        "credentials",
+        "devices",
+        "firmware",
+        "kernel",
+        "memory",
+        "name",
+        "path",
+        "serial",
+        "service",
+        "smbios",
+        "transport",
+    )
 
     def __init__(
         self,
@@ -60,6 +75,8 @@ class Config:
         memory: core.MemoryConfig,
         serial: core.ConsoleConfig,
         service: core.ServiceConfig,
+        smbios: core.SmbiosConfig,
+        credentials: tuple[Credential, ...] = (),
         transport: str | None = None,
         devices: tuple[Device, ...] = (),
     ) -> None:
@@ -71,6 +88,8 @@ class Config:
         self.memory = memory
         self.serial = serial
         self.service = service
+        self.smbios = smbios
+        self.credentials = credentials
         self.transport = transport
         self.devices = devices
 
@@ -92,6 +111,8 @@ def load_config(name: str, path: str) -> Config:
         memory=core.read_memory(reader),
         serial=core.read_console(reader, "serial", ""),
         service=core.read_service(reader),
+        smbios=core.read_smbios(reader),
+        credentials=_read_credentials(reader),
     )
     transport = reader.choice("virtio", "transport", core.TRANSPORTS, "pci")
     # A firmware gets such devices only where its configuration names one of them.
@@ -122,10 +143,22 @@ def check_files(config: Config) -> None:
         if os.path.exists(memory) and not os.path.isdir(memory) and not os.path.isfile(memory):
             raise ConfigError(f"{config.path}: memory.file is {memory}; expected a regular file or a directory")
     core.check_output(config.path, "serial.path", config.serial.path)
+    if config.credentials:
+        from vmservice.config.credentials import read_values
+
+        read_values(config.credentials, config.path)
     for device in config.devices:
         module = section_module(device.kind)
         if hasattr(module, "check_files"):
             module.check_files(device, config.path)
+
+
+def _read_credentials(reader: TableReader) -> tuple[Credential, ...]:
+    if not reader.has("credentials"):
+        return ()
+    from vmservice.config.credentials import read
+
+    return read(reader)
 
 
 def section_module(section: str) -> ModuleType:

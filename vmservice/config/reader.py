@@ -10,7 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
-    Sections = Mapping[str, Sequence[str]]
+    # All keys that a section may have; None where its keys are names that the operator chooses.
+    Sections = Mapping[str, Sequence[str] | None]
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SIZE_MAX_DIGITS = 15
@@ -38,16 +39,22 @@ class TableReader:
             else:
                 raise ConfigError(f"{path}: {name} is {_shown(section)}; expected sections, each as [[{name}]]")
 
-    def _add(self, name: str, section: object, expected: str, keys: Sequence[str], sections: Sections) -> None:
+    def _add(self, name: str, section: object, expected: str, keys: Sequence[str] | None, sections: Sections) -> None:
         if not isinstance(section, dict):
-            raise ConfigError(f"{self.path}: {name} is {_shown(section)}; expected {expected}")
+            # Where the operator chooses the keys, what is there may be secret.
+            found = "not" if keys is None else f"{_shown(section)}; expected"
+            raise ConfigError(f"{self.path}: {name} is {found} {expected}")
         for key in section:
-            if key not in keys:
+            if keys is not None and key not in keys:
                 raise ConfigError(f"{self.path}: {_unknown_key(name, key, keys, sections)}")
         self._sections[name] = section
 
     def has(self, section: str) -> bool:
         return section in self._sections
+
+    def whole(self, section: str) -> Mapping[str, object]:
+        """What a section whose keys the operator chooses has, unchecked."""
+        return self._sections.get(section, {})
 
     def several(self, array: str, most: int) -> list[str]:
         """The names of all sections that are there as [[array]], in their order; at most `most`."""
@@ -159,15 +166,20 @@ def _shown(value: object) -> str:
 def _unknown_section(name: str, section: object, sections: Sections) -> str:
     if isinstance(section, dict | list):
         return f"[{_shown_name(name)}] is not a known section; {_nearest(name, sections, '[{}]')}"
-    homes = [f"{home}.{name}" for home, keys in sections.items() if name in keys]
+    homes = _homes(name, sections)
     advice = f"did you mean {' or '.join(homes)}?" if homes else _nearest(name, sections, "[{}]")
     return f"{_shown_name(name)} is not in a section; {advice}"
 
 
 def _unknown_key(section: str, key: str, keys: Sequence[str], sections: Sections) -> str:
     wrong = f"{section}.{_shown_name(key)} is not a known key"
-    homes = [f"{home}.{key}" for home, keys in sections.items() if key in keys]
+    homes = _homes(key, sections)
     return f"{wrong}; did you mean {' or '.join(homes)}?" if homes else f"{wrong}; {_nearest(key, keys, '{}')}"
+
+
+def _homes(key: str, sections: Sections) -> list[str]:
+    """Where the key is known, as section.key."""
+    return [f"{home}.{key}" for home, keys in sections.items() if keys is not None and key in keys]
 
 
 def _nearest(name: str, known: Sequence[str] | Sections, form: str) -> str:

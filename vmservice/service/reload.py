@@ -115,6 +115,9 @@ def _differences(old: Config, new: Config) -> list[str]:
         "[memory]": (old.memory, new.memory),
         "[serial]": (old.serial, new.serial),
         "virtio.transport": (old.transport, new.transport),
+        "[smbios]": (old.smbios, new.smbios),
+        "[credentials]": (old.credentials, new.credentials),
+        "service.ready": (old.service.ready_by_guest, new.service.ready_by_guest),
     }
     different = [name for name, (before, after) in parts.items() if _plain(before) != _plain(after)]
     names = dict.fromkeys([*(device.name for device in old.devices), *(device.name for device in new.devices)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmservice.arch.x86_64 import layout
+from vmservice.arch.x86_64 import layout, smbios
 from vmservice.arch.x86_64.cpuid import physical_address_bits, vcpu_cpuid
 from vmservice.board import resources
 from vmservice.board.board import Board
@@ -15,6 +15,7 @@ from vmservice.memory import backing
 from vmservice.plug.backend import plug_module
 from vmservice.vm.exit_handler import ExitHandler
 from vmservice.vm.guest_requests import GuestRequests
+from vmservice.vm.identity import smbios_tables
 from vmservice.vm.machine import KvmMachine
 from vmservice.vm.vcpus import Vcpus
 
@@ -135,6 +136,7 @@ def _build(
             board.coalesce_console(created.first)
         if tree is None:
             acpi = _write_acpi(memory, board, slots, vcpus, config.cpus.max)
+            smbios.write_smbios(memory, smbios_tables(config, host.credentials))
             _boot_kernel(config.kernel, memory, created.first, vcpus, acpi, host)
     elif config.firmware is not None:
         image = load_firmware(config.firmware.path, memory) if tree is None else image_of(bytes.fromhex(tree["rom"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vmservice.board.timers import Timers
     from vmservice.kvm.system import Kvm
@@ -14,9 +14,20 @@ if TYPE_CHECKING:
 
 class HostServices:
     """`on_input_room` is told, in the event loop's thread, the console that has room for typed bytes again. `info` and `warn`
-    take messages for the log, from any thread."""
+    take messages for the log, from any thread. `credentials`, by name, are for each guest; they are secret."""
 
-    __slots__ = ("_watchdog_fired", "backends", "events", "info", "kvm", "on_input_room", "progress", "timers", "warn")
+    __slots__ = (
+        "_watchdog_fired",
+        "backends",
+        "credentials",
+        "events",
+        "info",
+        "kvm",
+        "on_input_room",
+        "progress",
+        "timers",
+        "warn",
+    )
 
     def __init__(
         self,
@@ -28,6 +39,7 @@ class HostServices:
         on_input_room: Callable[[str], None],
         info: Callable[[str], None],
         warn: Callable[[str], None],
+        credentials: Mapping[str, bytes] | None = None,
     ) -> None:
         self.kvm = kvm
         self.events = events
@@ -36,6 +48,7 @@ class HostServices:
         self.on_input_room = on_input_room
         self.info = info
         self.warn = warn
+        self.credentials = credentials or {}
         self.progress: Callable[[], None] | None = None  # called while something takes long, as long as it goes on
         self._watchdog_fired = False
 

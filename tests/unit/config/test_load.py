@@ -238,8 +238,8 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
             KERNEL + "[[zzz]]",
-            "[zzz] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [virtio], [service],"
-            " [console], [port], [rng], [balloon], [disk], [pmem]",
+            "[zzz] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [smbios], [virtio],"
+            " [credentials], [service], [console], [port], [rng], [balloon], [disk], [pmem]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
@@ -248,7 +248,7 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (
             KERNEL + '[service]\n"a\\u001bb" = 1',
             "service.'a\\x1bb' is not a known key; known are on_panic, on_poweroff, on_reset, on_watchdog,"
-            " shutdown_timeout, log_level",
+            " ready, ready_timeout, shutdown_timeout, log_level",
         ),
         ("cpus = 2", "cpus is 2; expected a section, [cpus]"),
         ("[[cpus]]", "cpus is an array; expected a section, [cpus]"),

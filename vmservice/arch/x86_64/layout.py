@@ -5,9 +5,10 @@ Low memory (gpa), below 640 KiB RAM for the guest once it has left its boot data
     0x0000_0500  GDT, then the (empty) IDT           0x000e_0000  ACPI: RSDP and tables     e820: ACPI
     0x0000_6000  PVH start info, module list
     0x0000_7000  zero page, or PVH memory map        0x000f_0000  MP table                  e820: reserved
-    0x0000_8000  boot stack, grows down from 0x8ff0  0x000f_fff0  what a warm reset runs    e820: reserved
-    0x0000_9000  page tables, three pages            0x0010_0000  high RAM: the kernel
-    0x0002_0000  command line
+    0x0000_8000  boot stack, grows down from 0x8ff0  0x000f_2000  SMBIOS                    e820: reserved
+    0x0000_9000  page tables, three pages            0x000f_fff0  what a warm reset runs    e820: reserved
+    0x0002_0000  command line                        0x0010_0000  high RAM: the kernel
+    0x000a_0000  large SMBIOS tables, e820: reserved
 
 With a firmware image instead of a kernel nothing of this is written: 0xe0000 to 1 MiB is then the firmware's shadow.
 """
@@ -53,6 +54,16 @@ RSDP = ACPI_AREA
 # Intel MP specification 1.4 §4: an OS searches the BIOS read-only memory 0xf0000-0xfffff for the floating pointer. The last
 # KiB of base memory, the other place, ends after 40 vCPUs (20 bytes each), and what is behind it belongs to ACPI.
 MPTABLE = 0xF0000
+
+# SMBIOS 3.3 §5.2: without EFI an OS searches 0xf0000-0xfffff, on 16-byte boundaries, for the entry point. The MP table of 254
+# vCPUs ends below 0xf1600. The tables lie behind the entry point.
+SMBIOS_ENTRY = 0xF2000
+SMBIOS_TABLES = 0xF2020
+
+# Tables that are larger: where a PC has its video memory and option ROMs, and this machine has RAM that no guest uses. Linux
+# maps all tables at once, in 64 pages (dmi_walk_early(), NR_FIX_BTMAPS), and has no SMBIOS where that fails.
+SMBIOS_LARGE = 0xA0000
+SMBIOS_LARGE_SIZE = 256 * KIB
 
 # F000:FFF0, where a PC's BIOS begins: a warm reset through real mode jumps here, into memory.
 WARM_RESET_VECTOR = 0xFFFF0

@@ -1,0 +1,136 @@
+"""The SMBIOS tables, taken apart by a walker written from DSP0134, and by dmidecode."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import struct
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+from support.guest_ram import guest_ram
+from support.smbios_walk import find_tables, walk
+
+from vmservice.arch.x86_64 import layout, smbios
+from vmservice.arch.x86_64.boot_params import E820_RESERVED, e820
+from vmservice.arch.x86_64.mptable import write_mptable
+from vmservice.errors import ConfigError
+
+UUID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+
+
+def make(*strings: bytes, serial: str = "S-1") -> bytes:
+    return smbios.tables(uuid=UUID.bytes, serial=serial, version="1.2.3", oem_strings=strings)
+
+
+def test_every_byte_of_the_structures() -> None:
+    bios = bytes((0, 26)) + struct.pack("<H", 0) + bytes((1, 2, 0, 0, 3, 0)) + struct.pack("<Q", 8)
+    bios += bytes((0, 0x10, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0)) + b"vmservice\x001.2.3\x0001/01/2026\0\0"
+    mixed = bytes.fromhex("33221100 5544 7766 8899aabbccddeeff")
+    system = bytes((1, 27)) + struct.pack("<H", 1) + bytes((1, 2, 3, 4)) + mixed + bytes((6, 0, 0))
+    system += b"vmservice\0Virtual Machine\x001.2.3\0S-1\0\0"
+    strings = bytes((11, 5)) + struct.pack("<H", 0xB00) + b"\2one\0two\0\0"
+    assert make(b"one", b"two") == bios + system + strings + bytes((127, 4)) + struct.pack("<H", 0x7F00) + b"\0\0"
+
+
+def test_the_entry_point_byte_by_byte() -> None:
+    entry = smbios.entry_point(0xF2020, 0x1234)
+    assert entry[:5] == b"_SM3_"
+    assert sum(entry) & 0xFF == 0
+    assert entry[6:] == bytes((24, 3, 3, 0, 1, 0)) + struct.pack("<IQ", 0x1234, 0xF2020)
+
+
+def test_the_uuid_is_read_as_it_was_written() -> None:
+    system = walk(make())[1]
+    assert uuid.UUID(bytes_le=system.formatted[8:24]) == UUID
+
+
+def test_without_a_serial_number_there_is_no_string_of_it() -> None:
+    system = walk(make(serial=""))[1]
+    assert (system.text(7), len(system.strings)) == ("", 3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 600])
+def test_strings_beyond_what_one_structure_counts_come_in_the_next_in_order(count: int) -> None:
+    strings = [f"string {number}".encode() for number in range(count)]
+    structures = walk(make(*strings))
+    assert [one.kind for one in structures] == [0, 1, *[11] * -(-count // 255), 127]
+    assert [string for one in structures if one.kind == 11 for string in one.strings] == strings
+    assert all(one.formatted[4] == len(one.strings) for one in structures if one.kind == 11)
+    assert len({one.handle for one in structures}) == len(structures)
+
+
+@pytest.mark.parametrize("string", [b"", b"a\0b"])
+def test_what_is_no_string_of_smbios_is_refused(string: bytes) -> None:
+    with pytest.raises(ValueError, match="type 11"):
+        make(string)
+
+
+@pytest.mark.parametrize("value", [b"", b"text", bytes(range(256)), b"\xff" * 1000])
+def test_a_credential_is_one_string_that_systemd_decodes(value: bytes) -> None:
+    string = smbios.credential_string("tls.key", value)
+    name, _, text = string.removeprefix(b"io.systemd.credential.binary:").partition(b"=")
+    assert name == b"tls.key"
+    assert base64.b64decode(text, validate=True) == value
+    assert b"\n" not in string
+
+
+SMALL_MAX = 0xFFFF0 - 0xF2020
+LARGE_MAX = 256 << 10
+
+
+@pytest.mark.parametrize(
+    ("size", "gpa"), [(200, 0xF2020), (SMALL_MAX, 0xF2020), (SMALL_MAX + 1, 0xA0000), (LARGE_MAX, 0xA0000)]
+)
+def test_where_tables_are_placed(size: int, gpa: int) -> None:
+    """And nothing else is there: neither the MP table of 254 vCPUs, nor ACPI, nor what a warm reset runs."""
+    data = make(b"x" * (size - len(make(b"x")) + 1))
+    assert len(data) == size
+    memory = guest_ram()
+    write_mptable(memory, layout.MAX_VCPUS)
+    before = memory.read(0xF0000, 0x2000), memory.read(0xE0000, 0x10000), memory.read(0xFFFF0, 16), memory.read(0x9F000, 0x1000)
+    smbios.write_smbios(memory, data)
+    found = find_tables(memory)
+    after = memory.read(0xF0000, 0x2000), memory.read(0xE0000, 0x10000), memory.read(0xFFFF0, 16), memory.read(0x9F000, 0x1000)
+    assert found == (gpa, data)
+    assert after == before
+    assert before[0].startswith(b"_MP_")
+    reserved = [(start, start + length) for start, length, kind in e820(memory) if kind == E820_RESERVED]
+    assert any(start <= gpa and gpa + size <= end for start, end in reserved)
+    memory.close()
+
+
+def test_tables_that_linux_could_not_map_are_refused_and_nothing_is_written() -> None:
+    memory = guest_ram()
+    with pytest.raises(ConfigError, match="262145 bytes of SMBIOS tables; Linux reads at most 262144, which is about 192 KiB"):
+        smbios.write_smbios(memory, bytes(LARGE_MAX + 1))
+    assert memory.read(0, 0x200000) == bytes(0x200000)
+    memory.close()
+
+
+@pytest.mark.skipif(shutil.which("dmidecode") is None, reason="dmidecode is not installed")
+def test_dmidecode_reads_them_without_a_remark(tmp_path: Path) -> None:
+    data = make(smbios.credential_string("a", b"1"), b"two")
+    dump = tmp_path / "dump"
+    dump.write_bytes(smbios.entry_point(32, len(data)).ljust(32, b"\0") + data)
+    done = subprocess.run(["dmidecode", "--from-dump", dump], capture_output=True, text=True, check=True, timeout=20)
+    assert done.stderr == ""
+    for line in (
+        "SMBIOS 3.3.0 present.",
+        "Vendor: vmservice",
+        "Release Date: 01/01/2026",
+        "BIOS characteristics not supported",
+        "System is a virtual machine",
+        "Product Name: Virtual Machine",
+        "Serial Number: S-1",
+        f"UUID: {UUID}",
+        "Wake-up Type: Power Switch",
+        "String 1: io.systemd.credential.binary:a=MQ==",
+        "String 2: two",
+        "End Of Table",
+    ):
+        assert line in done.stdout, line
+    assert "broken" not in done.stdout.lower()
+    assert "invalid" not in done.stdout.lower()

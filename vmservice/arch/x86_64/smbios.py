@@ -1,0 +1,110 @@
+"""SMBIOS tables (DMTF DSP0134, 3.3): what the guest's firmware would say of the machine, and strings that systemd reads."""
+
+from __future__ import annotations
+
+import binascii
+import struct
+
+from vmservice.arch.x86_64 import layout
+from vmservice.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmservice.memory.guest_memory import GuestMemory
+
+VENDOR = "vmservice"
+PRODUCT = "Virtual Machine"
+# Linux works round faults of PCs by the year of their BIOS, and takes one without a date for an old one.
+_RELEASE_DATE = "01/01/2026"
+
+# §5.2.2 the 64-bit entry point; §6.1.2 the header of a structure; §7.1, §7.2, §7.12 the types 0, 1 and 11.
+_ENTRY = struct.Struct("<5sBBBBBBBIQ")
+_HEADER = struct.Struct("<BBH")
+_BIOS = struct.Struct("<BBHBBQBBBBBBH")
+_SYSTEM = struct.Struct("<BBBB16sBBB")
+_OEM_STRINGS = struct.Struct("<B")
+_TYPE_BIOS, _TYPE_SYSTEM, _TYPE_OEM_STRINGS, _TYPE_END = 0, 1, 11, 127
+
+_MAJOR, _MINOR = 3, 3
+_ENTRY_REVISION = 1
+_CHARACTERISTICS_NOT_SUPPORTED = 1 << 3
+_IS_VIRTUAL_MACHINE = 1 << 4  # of the second extension byte
+_NO_RELEASE = 0xFF
+_WAKE_UP_POWER_SWITCH = 6
+
+# A structure counts its strings in a byte.
+_MOST_STRINGS = 255
+_FIRST_OEM_HANDLE = 0xB00
+_END_HANDLE = 0x7F00
+
+
+def credential_string(name: str, value: bytes) -> bytes:
+    """The OEM string that gives systemd in the guest the credential `name`: systemd(1), since 252."""
+    return f"io.systemd.credential.binary:{name}=".encode() + binascii.b2a_base64(value, newline=False)
+
+
+def tables(*, uuid: bytes, serial: str, version: str, oem_strings: Sequence[bytes] = ()) -> bytes:
+    """All structures, packed: BIOS, system, OEM strings, end.
+
+    `uuid` are the 16 bytes in the order in which people write them. No string is empty or has a NUL; an empty `serial` is none.
+    """
+    structures = [_bios(version), _system(uuid, serial, version)]
+    for start in range(0, len(oem_strings), _MOST_STRINGS):
+        strings = oem_strings[start : start + _MOST_STRINGS]
+        handle = _FIRST_OEM_HANDLE + start // _MOST_STRINGS
+        structures.append(_structure(_TYPE_OEM_STRINGS, handle, _OEM_STRINGS.pack(len(strings)), strings))
+    return b"".join((*structures, _structure(_TYPE_END, _END_HANDLE, b"", ())))
+
+
+def place(size_bytes: int) -> int:
+    """The gpa where tables of that size are put: behind the entry point, or, where that is too small, the large area.
+
+    ConfigError where they fit in neither.
+    """
+    if size_bytes <= layout.WARM_RESET_VECTOR - layout.SMBIOS_TABLES:
+        return layout.SMBIOS_TABLES
+    if size_bytes <= layout.SMBIOS_LARGE_SIZE:
+        return layout.SMBIOS_LARGE
+    raise ConfigError(
+        f"the credentials take {size_bytes} bytes of SMBIOS tables; Linux reads at most {layout.SMBIOS_LARGE_SIZE},"
+        f" which is about {layout.SMBIOS_LARGE_SIZE * 3 // 4 >> 10} KiB of credentials"
+    )
+
+
+def write_smbios(memory: GuestMemory, data: bytes) -> None:
+    """`data`, what `tables` returns, and the entry point that leads to it; ConfigError, with nothing written, as `place`."""
+    gpa = place(len(data))
+    memory.write(gpa, data)
+    memory.write(layout.SMBIOS_ENTRY, entry_point(gpa, len(data)))
+
+
+def entry_point(gpa: int, size_bytes: int) -> bytes:
+    """For tables of that size at `gpa`. All its bytes sum up to 0 (modulo 256)."""
+    fields = (_ENTRY.size, _MAJOR, _MINOR, 0, _ENTRY_REVISION, 0, size_bytes, gpa)
+    entry = bytearray(_ENTRY.pack(b"_SM3_", 0, *fields))
+    entry[5] = -sum(entry) & 0xFF
+    return bytes(entry)
+
+
+def _bios(version: str) -> bytes:
+    release = (_NO_RELEASE, _NO_RELEASE, _NO_RELEASE, _NO_RELEASE)  # of the BIOS and of the embedded controller
+    body = _BIOS.pack(1, 2, 0, 3, 0, _CHARACTERISTICS_NOT_SUPPORTED, 0, _IS_VIRTUAL_MACHINE, *release, 0)
+    return _structure(_TYPE_BIOS, 0, body, (VENDOR.encode(), version.encode(), _RELEASE_DATE.encode()))
+
+
+def _system(uuid: bytes, serial: str, version: str) -> bytes:
+    # The first three fields are little-endian (§7.2.1).
+    mixed = uuid[3::-1] + uuid[5:3:-1] + uuid[7:5:-1] + uuid[8:]
+    body = _SYSTEM.pack(1, 2, 3, 4 if serial else 0, mixed, _WAKE_UP_POWER_SWITCH, 0, 0)
+    strings = [VENDOR.encode(), PRODUCT.encode(), version.encode()]
+    return _structure(_TYPE_SYSTEM, 1, body, [*strings, serial.encode()] if serial else strings)
+
+
+def _structure(kind: int, handle: int, body: bytes, strings: Sequence[bytes]) -> bytes:
+    """§6.1.3: each string ends with a NUL, and all of them with one more; two where there is none."""
+    if any(not string or b"\0" in string for string in strings):
+        raise ValueError(f"a string of SMBIOS type {kind} is empty or has a NUL")
+    ends = b"".join(string + b"\0" for string in strings) or b"\0"
+    return b"".join((_HEADER.pack(kind, _HEADER.size + len(body), handle), body, ends, b"\0"))

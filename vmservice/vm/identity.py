@@ -1,0 +1,34 @@
+"""Who the guest is, and what it is told at its start: the SMBIOS tables of one VM."""
+
+from __future__ import annotations
+
+import vmservice
+from vmservice.arch.x86_64 import smbios
+from vmservice.errors import ConfigError
+from vmservice.host.machine_id import machine_id, uuid5
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmservice.config.load import Config
+
+_NO_MACHINE_ID = bytes(16)
+
+
+def product_uuid(config: Config) -> bytes:
+    """The 16 bytes that the configuration says, or that follow from this host's machine id and the VM's name."""
+    return config.smbios.uuid or uuid5(machine_id() or _NO_MACHINE_ID, config.name)
+
+
+def smbios_tables(config: Config, credentials: Mapping[str, bytes]) -> bytes:
+    """The tables of a VM with these credentials; ConfigError where they are more than a guest can read."""
+    strings = [smbios.credential_string(name, value) for name, value in credentials.items()]
+    tables = smbios.tables(
+        uuid=product_uuid(config), serial=config.smbios.serial, version=vmservice.__version__, oem_strings=strings
+    )
+    try:
+        smbios.place(len(tables))
+    except ConfigError as error:
+        raise ConfigError(f"{config.path}: {error}") from None
+    return tables
