@@ -74,6 +74,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         )
     for command, text in UNIT_VERBS.items():
         add(command, text)
+    ssh = commands.add_parser("ssh", help="a shell in the guest, or a command there, by ssh")
+    ssh.add_argument("name", metavar="[USER@]NAME", help="the VM's name, and who to be in the guest")
+    ssh.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="what is run there; a shell unless given")
+    add_common_options(ssh, "user")
     _add_watching(add)
 
 
@@ -107,7 +111,11 @@ def run_command(options: argparse.Namespace) -> int:
         from vmservice.client.commands import list_vms
 
         return list_vms(user=user, as_json=options.json)
-    check_name(options.name)
+    check_name(options.name.rpartition("@")[2] if command == "ssh" else options.name)
+    if command == "ssh":
+        from vmservice.client.ssh import run_ssh
+
+        run_ssh(options.name, options.words, user=user)
     if command == "console":
         return _run_console(options.name, options.console, user=user)
     if command in UNIT_VERBS:
