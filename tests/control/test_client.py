@@ -102,6 +102,7 @@ def test_list(bus: PrivateBus, capsys: Output) -> None:
                 "max_vcpus": 4,
                 "memory": 64 << 20,
                 "last_exit": "",
+                "guest_ready": True,
                 "devices": [{"kind": "console", "name": "serial", "details": {"mode": "null"}}],
                 "error": None,
             }
@@ -420,6 +421,7 @@ def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch
                 "  Last exit: -\n"
                 "   Bus name: org.vmservice.VM1.web_2d1\n"
                 f"    Process: {os.getpid()}\n"
+                "      Guest: ready\n"
                 "       Unit: vm@web-1.service, active (running), main process 485\n"
                 "    Devices: console  serial  mode null\n"
                 "\nLast lines of the VMM:\n  Nov 27 02:00:05 vmservice: the VM runs\n",

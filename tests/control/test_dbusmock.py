@@ -88,6 +88,7 @@ def test_our_own_commands_take_it_for_a_vm(ask: Ask) -> None:
             "max_vcpus": 4,
             "memory": 512 << 20,
             "last_exit": "",
+            "guest_ready": True,
             "devices": [{"kind": "console", "name": "serial", "details": {"mode": "null"}}],
             "error": None,
         }
@@ -112,6 +113,7 @@ def test_signals_types_and_the_guests_own_doings(ask: Ask, with_client: Callable
             "MaxVCPUs": "y",
             "Memory": "t",
             "LastExit": "s",
+            "GuestReady": "b",
             "Devices": "a(ssa{sv})",
             "Stats": "a{sd}",
         }
@@ -130,7 +132,11 @@ def test_signals_types_and_the_guests_own_doings(ask: Ask, with_client: Callable
         changes = [message.body for message in caller.signals if is_change(message)]
         assert changes == [
             [INTERFACE, {"VCPUs": Variant("y", 3)}, []],
-            [INTERFACE, {"State": Variant("s", "shutdown"), "LastExit": Variant("s", "poweroff")}, []],
+            [
+                INTERFACE,
+                {"State": Variant("s", "shutdown"), "LastExit": Variant("s", "poweroff"), "GuestReady": Variant("b", False)},
+                [],
+            ],
         ]
 
     assert ask("wait", "web-1", "running", "--timeout", "15").returncode == 0

@@ -32,6 +32,7 @@ CONTRACT_PROPERTIES = {
     "MaxVCPUs": ("y", "const"),
     "Memory": ("t", "true"),
     "LastExit": ("s", "true"),
+    "GuestReady": ("b", "true"),
     "Devices": ("a(ssa{sv})", "true"),
     "Stats": ("a{sd}", "false"),
 }

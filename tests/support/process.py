@@ -86,14 +86,22 @@ class Manager:
 class VmProcess:
     """One `vmservice run`; standard error is kept."""
 
-    def __init__(self, config: Path, *options: str, manager: Manager | None = None, name: str = "demo") -> None:
+    def __init__(
+        self,
+        config: Path,
+        *options: str,
+        manager: Manager | None = None,
+        name: str = "demo",
+        program: tuple[str, ...] = ("-m", "vmservice"),
+    ) -> None:
+        """`program` is what Python is to run in place of vmservice."""
         # Where its lock is: VMs of other tests have the same name.
         environment = {"STATE_DIRECTORY": os.environ.get("STATE_DIRECTORY", str(config.parent))}
         if manager:
             environment["NOTIFY_SOCKET"] = manager.address
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vmservice", "run", "--config", str(config), *options, name],
+            [sys.executable, *program, "run", "--config", str(config), *options, name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,

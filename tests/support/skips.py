@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Generator
 
 import pytest
@@ -16,12 +17,22 @@ import pytest
 HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 KSM = "/sys/kernel/mm/ksm/run"
 
+
+def _has_vsock() -> bool:
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
 # (what the reason says, whether that is so on this machine).
 EXPECTED: tuple[tuple[str, Callable[[], bool]], ...] = (
     (r"no usable /dev/kvm on this machine", lambda: not os.access("/dev/kvm", os.R_OK | os.W_OK)),
     (r"only root .*", lambda: os.geteuid() != 0),
     (r"huge pages of 2 MiB cannot be made on this machine", lambda: not os.access(HUGE_PAGES, os.W_OK)),
     (r"KSM cannot be run on this machine", lambda: not os.access(KSM, os.W_OK)),
+    (r"this kernel has no AF_VSOCK", lambda: not _has_vsock()),
     (r"this machine has no loop devices", lambda: not os.path.exists("/dev/loop-control")),
     (r"no /dev/vhost-vsock here", lambda: not os.path.exists("/dev/vhost-vsock")),
     (r"qemu-io is not installed", lambda: shutil.which("qemu-io") is None),

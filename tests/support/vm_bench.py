@@ -30,7 +30,14 @@ VERBS: dict[str, Callable[[Vm], object]] = {
 class Bench:
     """A VM whose machines are recorded; `refuse` is what the next ones refuse."""
 
-    def __init__(self, on_reset: str = "reboot", on_panic: str = "exit", on_watchdog: str = "reboot") -> None:
+    def __init__(
+        self,
+        on_reset: str = "reboot",
+        on_panic: str = "exit",
+        on_watchdog: str = "reboot",
+        *,
+        ready_by_guest: bool = False,
+    ) -> None:
         self.machines: list[RecordingMachine] = []
         self.refuse: tuple[str, ...] = ()
         self.build_fails = False
@@ -52,6 +59,7 @@ class Bench:
             on_reset=on_reset,
             on_panic=on_panic,
             on_watchdog=on_watchdog,
+            ready_by_guest=ready_by_guest,
         )
         self.vm.subscribe(self.changes.append)
         self.vm.on_trouble = self.trouble.append

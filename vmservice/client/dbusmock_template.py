@@ -45,6 +45,7 @@ _TYPES: dict[str, Callable[[Any], object]] = {
     "s": dbus.String,
     "y": dbus.Byte,
     "t": dbus.UInt64,
+    "b": dbus.Boolean,
     "a(ssa{sv})": lambda devices: dbus.Array([_device(*device) for device in devices], signature="(ssa{sv})"),
     "a{sd}": lambda counters: dbus.Dictionary(counters, signature="sd"),
 }

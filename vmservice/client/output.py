@@ -49,6 +49,8 @@ def details(vm: Facts, pid: int | None, unit: UnitState | None, *, colours: bool
         ("Bus name", bus_name(vm.name)),
         ("Process", UNKNOWN if pid is None else str(pid)),
     ]
+    if vm.guest_ready is not None:
+        facts.append(("Guest", "ready" if vm.guest_ready else "not ready"))
     if unit is not None:
         process = f", main process {unit.main_pid}" if unit.main_pid else ""
         facts.append(("Unit", f"{unit.name}, {unit.active_state} ({unit.sub_state}){process}"))
@@ -69,6 +71,7 @@ def as_dict(vm: Facts) -> dict[str, object]:
         "max_vcpus": vm.max_vcpus,
         "memory": vm.memory,
         "last_exit": vm.last_exit,
+        "guest_ready": vm.guest_ready,
         "devices": [{"kind": one.kind, "name": one.name, "details": one.details} for one in vm.devices]
         if vm.devices is not None
         else None,

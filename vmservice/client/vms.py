@@ -67,6 +67,7 @@ class Facts:
     max_vcpus: int | None = None
     memory: int | None = None
     last_exit: str | None = None
+    guest_ready: bool | None = None
     devices: tuple[DeviceFacts, ...] | None = None
     stats: Mapping[str, float] | None = None
     error: str | None = None
@@ -83,6 +84,7 @@ class Facts:
             value = properties.get(key)
             return value if isinstance(value, int) else None
 
+        ready = properties.get("GuestReady")
         devices = properties.get("Devices")
         entries = [DeviceFacts.of(entry) for entry in devices] if isinstance(devices, list) else None
         stats = properties.get("Stats")
@@ -93,6 +95,7 @@ class Facts:
             number("MaxVCPUs"),
             number("Memory"),
             text("LastExit"),
+            ready if isinstance(ready, bool) else None,
             tuple(entry for entry in entries if entry is not None) if entries is not None else None,
             {printable(key): value for key, value in stats.items() if isinstance(value, float)}
             if isinstance(stats, dict)

@@ -49,6 +49,7 @@ PROPERTIES = {
     "MaxVCPUs": "y",
     "Memory": "t",
     "LastExit": "s",
+    "GuestReady": "b",
     "Devices": "a(ssa{sv})",
     "Stats": "a{sd}",  # read when it is asked for, and no change of it is told
 }

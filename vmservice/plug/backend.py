@@ -144,6 +144,11 @@ class Backends:
                 found += [(section.kind, name, values) for name, values in said.items()]
         return found
 
+    def guest_cid(self) -> int:
+        """The number by which the guest's sockets are known to this host now: that of [vsock]; 0 without it."""
+        found = [values["cid"] for kind, _, values in self.details() if kind == "vsock"]
+        return int(found[0]) if found else 0
+
     def close(self) -> None:
         while self._opened:
             self._opened.popitem()[1].close()

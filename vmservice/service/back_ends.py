@@ -13,15 +13,17 @@ import os
 from vmservice.config.load import load_config
 from vmservice.config.names import config_path
 from vmservice.errors import ConfigError, HostError, UsageError
+from vmservice.host import guest_listener
 from vmservice.plug.backend import plug_module
 from vmservice.plug.external import runtime_folder, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _DROP_IN = "50-vmservice.conf"
 _SYSTEMCTL_SEC = 60
+_BARRIER_SEC = 5
 
 
 def main(words: Sequence[str]) -> int:
@@ -33,6 +35,8 @@ def main(words: Sequence[str]) -> int:
         config = load_config(name, config_path(name, user=user))
     except ConfigError:
         return os.EX_OK  # the VM reads it next, and says what is wrong
+    if config.service.ready_by_guest:
+        _pass_listener()
     manager = _Manager(name, user=user)
     units = []
     for device in config.devices:
@@ -43,6 +47,41 @@ def main(words: Sequence[str]) -> int:
     if units:
         manager.start(units)
     return os.EX_OK
+
+
+def _pass_listener() -> None:
+    """A vsock that listens, into the unit's file descriptor store (sd_notify(3)): systemd passes it to the VM."""
+    from systemd.daemon import notify
+
+    if "NOTIFY_SOCKET" not in os.environ:
+        return  # run by hand: nobody would have it
+    try:
+        listener = guest_listener.make_socket()
+    except OSError as error:
+        raise HostError.from_os("cannot make a vsock for the guest's READY=1", error) from error
+    try:
+        name = f"FDNAME={guest_listener.PASSED_NAME}"
+        notify(f"FDSTOREREMOVE=1\n{name}")  # of a start before, which failed
+        notify(f"FDSTORE=1\nFDPOLL=0\n{name}", fds=[listener.fileno()])
+        _wait_for_manager(notify)
+    finally:
+        listener.close()
+
+
+def _wait_for_manager(notify: Callable[..., object]) -> None:
+    """Until it has read all that was said: what comes from a process that has ended is dropped (sd_notify_barrier(3))."""
+    import select
+
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        notify("BARRIER=1", fds=[theirs])
+        os.close(theirs)
+        theirs = -1
+        select.select([ours], [], [], _BARRIER_SEC)
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
 
 
 class _Manager:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from vmservice.config.load import Config
     from vmservice.control.bus import BusConnection
     from vmservice.host.consoles.base import Console
+    from vmservice.host.guest_listener import GuestListener
     from vmservice.plug.backend import Backends
+    from vmservice.service.guest_ready import GuestReady
     from vmservice.service.journal import Log
     from vmservice.service.keyboard import Keyboard
     from vmservice.service.outbox import Outbox
@@ -41,8 +43,11 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 EXIT_BUG = 70
 EXIT_HOST = 71
+EXIT_NOT_READY = 75
 EXIT_GUEST_RESET = 133
 EXIT_GUEST_LOST = 134
+
+_STARTED_ANEW = (EXIT_GUEST_RESET, EXIT_GUEST_LOST, EXIT_BUG, EXIT_HOST, EXIT_NOT_READY)
 
 # What systemd does after most failures, with the settings of the unit as it is shipped.
 _STARTS_ANEW = "the unit starts it anew, until its start limit is reached (StartLimitBurst=)"
@@ -65,7 +70,9 @@ class Service:
         notifier: Notifier,
         outbox: Outbox,
         bus: str,
+        listener: GuestListener | None = None,
     ) -> None:
+        """With a `listener` the guest's service manager is heard there, and says when the VM is ready."""
         self._vm = vm
         self._events = events
         self._timers = timers
@@ -76,9 +83,11 @@ class Service:
         self._outbox = outbox
         self._bus = bus
         self._ready = False
+        self._settled_bus = False  # the name is owned, or is not waited for
         self._off_bus = False
         self._said = ""
         self._stop: GracefulStop | None = None
+        self._stop_status, self._stop_reason = EXIT_OK, ""
         self._reboot: GracefulReboot | None = None
         self._reload = Reload(vm, config, log, notifier, self._status)
         self._keyboards = {console.label: self._keyboard(console) for console in backends.consoles if console.input_fd >= 0}
@@ -88,6 +97,7 @@ class Service:
         self._watchdog = (
             Watchdog(vm, log, notifier, timeout_sec, self._tell_status, self._dump.soon) if timeout_sec is not None else None
         )
+        self._guest = self._listen_to_guest(listener, config.service.ready_timeout_sec) if listener is not None else None
         self._exit: asyncio.Future[int]
 
     def run(self) -> int:
@@ -122,6 +132,8 @@ class Service:
         for keyboard in self._keyboards.values():
             keyboard.start()
         loop.add_signal_handler(signal.SIGWINCH, self._on_window_change)
+        if self._guest is not None:
+            self._guest.start()
         connection = self._join_bus()
         tasks: list[asyncio.Task[None]] = []
         if self._watchdog is not None:
@@ -148,6 +160,8 @@ class Service:
         for waiting in (self._stop, self._reboot):
             if waiting is not None:
                 waiting.cancel()
+        if self._guest is not None:
+            self._guest.close()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._dump.wait()
@@ -170,10 +184,11 @@ class Service:
         if not why:
             why = self._vm.why_stopped if self._vm.state == State.SHUTDOWN else "the VM ends"
         self._vm.refuse_all(f"the VM's process is about to end: {why}")
-        starts_anew = status in (EXIT_GUEST_RESET, EXIT_GUEST_LOST, EXIT_BUG, EXIT_HOST) and self._notifier.active
+        starts_anew = status in _STARTED_ANEW and self._notifier.active
         text = f"{why}; {_STARTS_ANEW}" if starts_anew else why
-        if not self._ready and self._stop is None and status in (EXIT_OK, EXIT_GUEST_RESET):
+        if not self._ready and self._stop is None and self._guest is None and status in (EXIT_OK, EXIT_GUEST_RESET):
             # The guest was done before the name was owned. It has run all the same, and to end unready is a failure to systemd.
+            # Where it should have said READY=1 itself, a failure it is.
             self._notifier.ready(text)
         self._notifier.stopping()
         self._notifier.status(text)
@@ -182,7 +197,7 @@ class Service:
 
     def _join_bus(self) -> BusConnection | None:
         if self._bus == "none":
-            self._become_ready()
+            self._settle_bus()
             return None
         from vmservice.control.bus import BusConnection
 
@@ -200,17 +215,26 @@ class Service:
         self._log.bus_acquired()
         self._off_bus = False
         self._tell_status()
-        self._become_ready()
+        self._settle_bus()
 
     def _on_no_bus(self, reason: str) -> None:
         self._log.bus_lost(f"{reason}; the VM runs on and will take its name again")
         self._off_bus = True
         self._tell_status()
         if not self._ready:
-            asyncio.get_running_loop().call_later(_BUS_PATIENCE_SEC, self._become_ready)
+            asyncio.get_running_loop().call_later(_BUS_PATIENCE_SEC, self._settle_bus)
+
+    def _settle_bus(self) -> None:
+        self._settled_bus = True
+        self._become_ready()
 
     def _become_ready(self) -> None:
-        """READY=1: the guest runs and, unless there is no bus, the name is owned. Only once, and not on the way out."""
+        """READY=1: the guest runs, or has said so itself, and, unless there is no bus, the name is owned.
+
+        Only once, and not on the way out.
+        """
+        if not self._settled_bus or (self._guest is not None and not self._vm.guest_ready):
+            return
         if not self._ready and self._stop is None and not self._exit.done():
             self._ready = True
             self._said = self._status()
@@ -229,8 +253,34 @@ class Service:
             text = f"{text}; last exit: {self._vm.last_exit}; Boot starts it again"
         if self._off_bus:
             text = f"{text}; not on the bus"
-        trouble = self._watchdog.trouble if self._watchdog is not None else ""
-        return f"{text}; {trouble}" if trouble else text
+        if self._guest is not None and not self._vm.guest_ready and self._vm.state == State.RUNNING:
+            text = f"{text}; waits for the guest to be ready"
+        more = (self._watchdog.trouble if self._watchdog is not None else "", self._guest_status())
+        return "; ".join((text, *(clause for clause in more if clause)))
+
+    def _guest_status(self) -> str:
+        """A clause: what the guest says of itself. Empty where it says nothing."""
+        return self._guest.status if self._guest is not None else ""
+
+    def _listen_to_guest(self, listener: GuestListener, timeout_sec: int) -> GuestReady:
+        from vmservice.service.guest_ready import GuestReady  # few VMs have one
+
+        return GuestReady(
+            self._vm,
+            listener,
+            self._log,
+            self._notifier,
+            timeout_sec,
+            changed=self._tell_status,
+            give_up=self._on_guest_not_ready,
+        )
+
+    def _on_guest_not_ready(self, why: str) -> None:
+        """The start has failed: the guest is powered down, as a stop does it."""
+        self._log.error(f"{why}, as service.ready_timeout allows it; the VM ends")
+        self._stop_status, self._stop_reason = EXIT_NOT_READY, why
+        if self._stop is None:
+            self._on_stop_signal()
 
     # What the guest and controllers do
 
@@ -250,13 +300,17 @@ class Service:
         self._log.state(self._vm, changes)
         if self._vm.state == State.SHUTDOWN and "State" in changes:
             self._on_shutdown()
+        if self._guest is not None and "LastExit" in changes:
+            self._guest.forget()
+        if changes.get("GuestReady"):
+            self._become_ready()
         self._tell_status()
 
     def _on_shutdown(self) -> None:
         """The guest is gone: does the process stay for a Boot, or does it end, and with what status?"""
         reason = self._vm.last_exit
         if self._stop is not None:
-            self._finish(EXIT_OK)
+            self._finish_stop()
         elif self._reboot is not None:
             self._end_reboot(boot=reason != LastExit.SHUTDOWN)
         elif reason == LastExit.ERROR:
@@ -266,7 +320,11 @@ class Service:
         elif reason in (LastExit.PANIC, LastExit.WATCHDOG):
             self._finish(EXIT_GUEST_LOST)
         elif reason == LastExit.POWEROFF and self._reload.service.on_poweroff == "exit":
-            self._finish(EXIT_OK)
+            wanted = self._guest.exit_status if self._guest is not None else None
+            self._finish(wanted or EXIT_OK, f"the guest powered off with exit status {wanted}" if wanted else "")
+
+    def _finish_stop(self) -> None:
+        self._finish(self._stop_status, self._stop_reason)
 
     # Signals and timers
 
@@ -278,7 +336,9 @@ class Service:
             self._reboot.cancel()
             self._reboot = None
         patience_sec = self._reload.service.shutdown_timeout_sec
-        self._stop = GracefulStop(self._vm, self._log, self._notifier, patience_sec, lambda: self._finish(EXIT_OK))
+        if self._guest is not None:
+            self._guest.stop_waiting()
+        self._stop = GracefulStop(self._vm, self._log, self._notifier, patience_sec, self._finish_stop, self._guest_status)
         self._stop.start()
 
     def _on_reboot_signal(self) -> None:
@@ -289,7 +349,7 @@ class Service:
             self._reboot.force()
             return
         patience_sec = self._reload.service.shutdown_timeout_sec
-        self._reboot = GracefulReboot(self._vm, self._log, self._notifier, patience_sec, self._end_reboot)
+        self._reboot = GracefulReboot(self._vm, self._log, self._notifier, patience_sec, self._end_reboot, self._guest_status)
         self._reboot.start()
 
     def _end_reboot(self, *, boot: bool = True) -> None:

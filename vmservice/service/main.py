@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmservice.config.load import Config
+    from vmservice.host.guest_listener import GuestListener
     from vmservice.vm.machine_protocol import Machine
 
 # A vCPU that comes out of KVM_RUN waits for the interpreter's lock; the default of 5 ms would be its worst case.
@@ -99,11 +100,19 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
         closers.append(timers.close)
         mover = Mover()
         closers.append(mover.close)
-        host = Host(config.name, log, mover, _passed_sockets(), is_simulated=options.simulate)
+        passed = _passed_sockets()
+        listener = _open_listener(options, config, passed)
+        if listener is not None:
+            closers.append(listener.close)
+        host = Host(config.name, log, mover, passed, is_simulated=options.simulate)
         backends = Backends(config, host)
         closers.append(backends.close)
+        told = {}
+        if listener is not None:
+            listener.cid = backends.guest_cid
+            told = {listener.credential: listener.address.encode()}
         progress = Progress(notifier, outbox)
-        vm = _make_vm(options, config, events, timers, backends, log, progress, closers)
+        vm = _make_vm(options, config, events, timers, backends, log, progress, told, closers)
         closers.append(vm.close)
         stopping = signals.stopping(managed=notifier.active)
         if options.boot and not signals.any_pending(*stopping):
@@ -121,7 +130,7 @@ def _run(options: RunOptions, log: Log, notifier: Notifier, outbox: Outbox) -> i
         load_less()
         from vmservice.service.loop import Service
 
-        return Service(vm, config, events, timers, backends, log, notifier, outbox, options.bus).run()
+        return Service(vm, config, events, timers, backends, log, notifier, outbox, options.bus, listener).run()
     finally:
         _close_all(closers)
 
@@ -143,8 +152,11 @@ def _make_vm(
     backends: Backends,
     log: Log,
     progress: Progress,
+    told: dict[str, bytes],
     closers: list[Callable[[], None]],
 ) -> Vm:
+    """`told` are credentials that the guest is given whatever else there is."""
+
     def tell_room(console: str) -> None:
         vm.on_input_room(console)
 
@@ -159,6 +171,7 @@ def _make_vm(
             """It needs no file."""
     else:
         from vmservice.kvm.system import Kvm
+        from vmservice.service.guest_credentials import collect
         from vmservice.vm.builder import build as build_machine
         from vmservice.vm.host_services import HostServices
         from vmservice.vm.vcpu import install_kick_handler
@@ -177,6 +190,7 @@ def _make_vm(
             on_input_room=tell_room,
             info=log.info,
             warn=log.warning,
+            credentials=collect(config, log, told),
         )
         host.progress = progress
 
@@ -198,8 +212,22 @@ def _make_vm(
         on_reset=config.service.on_reset,
         on_panic=config.service.on_panic,
         on_watchdog=config.service.on_watchdog,
+        ready_by_guest=config.service.ready_by_guest and not options.simulate,
     )
     return vm
+
+
+def _open_listener(options: RunOptions, config: Config, passed: list[tuple[str, int]]) -> GuestListener | None:
+    """Where the guest's service manager says that it is ready; None where the guest is so once it runs."""
+    if not config.service.ready_by_guest or options.simulate:
+        return None
+    from vmservice.host import guest_listener
+
+    for number, (name, fd) in enumerate(passed):
+        if name == guest_listener.PASSED_NAME:
+            del passed[number]
+            return guest_listener.open_listener(fd)
+    return guest_listener.open_listener(-1)
 
 
 def _passed_sockets() -> list[tuple[str, int]]:

@@ -27,19 +27,29 @@ _PRESS_PERIOD_SEC = 10.0
 class GracefulStop:
     """Presses the power button and waits for the guest, up to `timeout_sec`; `finish` is called when the VM is down by then.
 
-    The guest's own power-off reaches the service as an event; it must call `cancel` then.
+    The guest's own power-off reaches the service as an event; it must call `cancel` then. `guest_status` is a clause that the
+    guest says of itself, or empty.
     """
 
     _DOING = "stopping"
     _HELD = "the VM is being stopped"
     _ASKED = "asked the guest to power off"
 
-    def __init__(self, vm: Vm, log: Log, notifier: Notifier, timeout_sec: int, finish: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        log: Log,
+        notifier: Notifier,
+        timeout_sec: int,
+        finish: Callable[[], None],
+        guest_status: Callable[[], str] = str,
+    ) -> None:
         self._vm = vm
         self._log = log
         self._notifier = notifier
         self._timeout_sec = timeout_sec
         self._finish = finish
+        self._guest_status = guest_status
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -76,7 +86,8 @@ class GracefulStop:
             if begin + elapsed >= next_press:
                 self._press()
                 next_press += _PRESS_PERIOD_SEC
-            self._report(f"{self._DOING}: waiting for the guest to power off ({elapsed:.0f} of {self._timeout_sec} s)")
+            waiting = f"{self._DOING}: waiting for the guest to power off ({elapsed:.0f} of {self._timeout_sec} s)"
+            self._report("; ".join(clause for clause in (waiting, self._guest_status()) if clause))
             await asyncio.sleep(min(_REPORT_PERIOD_SEC, self._timeout_sec - elapsed))
         self._force(f"the guest did not power off within {self._timeout_sec} seconds")
 

@@ -39,6 +39,7 @@ class Vm:
     timer of the main thread.
     `on_reset` is what a guest's own reset leads to: "reboot" in place, or "exit", which ends in state shutdown. `on_panic` and
     `on_watchdog`, for a guest that panicked or left its watchdog unfed, may also be "pause", from which Resume leads on.
+    With `ready_by_guest` the guest itself says when it is ready, by `note_guest_ready`; else it is once it runs.
     `devices` lists them as `Devices` on the bus has them: see Backends.details.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
     `on_trouble` is told what went wrong where no caller is told: a policy that could not be carried out, or MachineLost, after
@@ -59,6 +60,7 @@ class Vm:
         on_reset: str = "reboot",
         on_panic: str = "exit",
         on_watchdog: str = "reboot",
+        ready_by_guest: bool = False,
     ) -> None:
         self.name = name
         self.vcpus = vcpus
@@ -66,12 +68,14 @@ class Vm:
         self.memory_bytes = memory_bytes
         self.devices = devices()  # as they were last told
         self.state = State.CREATED
+        self.guest_ready = False
         self.paused_by = ""  # PANIC or WATCHDOG of LastExit where a policy has paused it, and nobody's verb
         self.last_exit = LastExit.NONE
         self.last_detail = ""  # what more there is to say of the last exit
         self.last_failure = ""  # ERROR or BUG of EventKind where the last exit was one
         self.was_forced = False  # the last exit was a stop that the guest was asked for and did not make
         self.on_trouble: Callable[[VmmError], None] = _raise
+        self._ready_at_start = not ready_by_guest
         self._boot_vcpus = vcpus
         self._call_later = call_later
         self._check = check
@@ -99,6 +103,7 @@ class Vm:
             "MaxVCPUs": self.max_vcpus,
             "Memory": self.memory_bytes,
             "LastExit": self.last_exit,
+            "GuestReady": self.guest_ready,
             "Devices": self.devices,
         }
 
@@ -131,7 +136,7 @@ class Vm:
             return
         check_transition(self.state, State.RUNNING)
         self._holder.start(self._boot_vcpus)
-        self._changed(state=State.RUNNING, vcpus=self._boot_vcpus)
+        self._changed(state=State.RUNNING, vcpus=self._boot_vcpus, ready=self._ready_at_start)
         self._holder.offer_input()
 
     def pause(self) -> None:
@@ -218,6 +223,10 @@ class Vm:
         """From now on, and after each boot, the device of that name is as this section of the configuration says."""
         self._holder.reconfigure(device)
         self._changed()
+
+    def note_guest_ready(self) -> None:
+        """The guest has said so; until its end, or its reset, it stays so."""
+        self._changed(ready=True)
 
     def hold(self, reason: str) -> None:
         """Refuse the verbs that would undo what is under way, with `reason` ("the VM is being stopped").
@@ -376,14 +385,14 @@ class Vm:
             self._stopped(LastExit.ERROR, f"it was reset, and cannot start anew: {error}", failure)
             raise
         self.last_detail, self.last_failure, self.was_forced = detail, "", False
-        self._changed(state=State.RUNNING, last_exit=reason)
+        self._changed(state=State.RUNNING, last_exit=reason, ready=self._ready_at_start)
         self._abandon_operation("the VM was reset")
         self._holder.offer_input()
 
     def _stopped(self, reason: str, detail: str = "", failure: str = "", *, was_forced: bool = False) -> None:
         self._deferred.clear()
         self.last_detail, self.last_failure, self.was_forced = detail, failure, was_forced
-        self._changed(state=State.SHUTDOWN, last_exit=reason)
+        self._changed(state=State.SHUTDOWN, last_exit=reason, ready=False)
         self._abandon_operation("the VM was shut down")
 
     def _abandon_operation(self, why: str) -> None:
@@ -407,7 +416,12 @@ class Vm:
         self.on_input_room(console)
 
     def _changed(
-        self, state: str | None = None, vcpus: int | None = None, last_exit: str | None = None, paused_by: str = ""
+        self,
+        state: str | None = None,
+        vcpus: int | None = None,
+        last_exit: str | None = None,
+        paused_by: str = "",
+        ready: bool | None = None,
     ) -> None:
         """Take the new values and tell the listeners. A guest that stops anew for the same reason is news all the same."""
         before = self.properties()
@@ -415,6 +429,7 @@ class Vm:
         self.state = self.state if state is None else state
         self.vcpus = self.vcpus if vcpus is None else vcpus
         self.last_exit = self.last_exit if last_exit is None else last_exit
+        self.guest_ready = self.guest_ready if ready is None else ready
         if state is not None:
             self.paused_by = paused_by
         changes = {name: value for name, value in self.properties().items() if value != before[name]}

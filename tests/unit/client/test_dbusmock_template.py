@@ -23,7 +23,7 @@ VM = "org.vmservice.VM1"
 MOCK = "org.freedesktop.DBus.Mock"
 
 # D-Bus type → what dbus-python calls it.
-PYTHON_TYPES = {"s": "String", "y": "Byte", "t": "UInt64", "a(ssa{sv})": "Array", "a{sd}": "Dictionary"}
+PYTHON_TYPES = {"s": "String", "b": "Boolean", "y": "Byte", "t": "UInt64", "a(ssa{sv})": "Array", "a{sd}": "Dictionary"}
 
 
 class DBusException(Exception):
@@ -184,7 +184,7 @@ def test_the_guest_acts_when_the_test_says_so(load: Load) -> None:
     mock.call("PowerButton")
     assert mock.changes == []
     mock.call("GuestStops", "poweroff", interface=MOCK)
-    assert mock.changes == [{"State": "shutdown", "LastExit": "poweroff"}]
+    assert mock.changes == [{"State": "shutdown", "LastExit": "poweroff", "GuestReady": False}]
     mock.call("Boot")
     mock.call("GuestStops", "reset", interface=MOCK)
     assert (mock.props["State"], mock.props["LastExit"]) == ("running", "reset")

@@ -86,6 +86,12 @@ def test_details() -> None:
     assert "Unit" not in details(DEMO, None, None, colours=False)
 
 
+@pytest.mark.parametrize(("ready", "line"), [(True, "      Guest: ready"), (False, "      Guest: not ready")])
+def test_whether_the_guest_is_ready(ready: bool, line: str) -> None:
+    assert line in details(Facts("demo", guest_ready=ready), None, None, colours=False).splitlines()
+    assert "Guest" not in details(Facts("demo"), None, None, colours=False), "an older VMM does not say"
+
+
 DISK = DeviceFacts("disk", "root", {"path": "/a b.raw", "size": 8 << 30, "readonly": True, "ephemeral": False})
 SERIAL = DeviceFacts("console", "serial", {"mode": "journal"})
 NAMELESS = DeviceFacts("rng", "", {})
@@ -119,6 +125,7 @@ def test_for_programs() -> None:
         "max_vcpus": 16,
         "memory": 3 << 30,
         "last_exit": "poweroff",
+        "guest_ready": None,
         "devices": None,
         "error": None,
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _socket
 import json
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -162,3 +165,43 @@ def test_the_disk_of_the_section_is_the_daemons(tmp_path: Path) -> None:
     (_rng, disk) = load_config(NAME, str(tmp_path / f"{NAME}.toml")).devices
     assert isinstance(disk, DiskDevice)
     assert disk.queues == 3
+
+
+def test_where_the_guest_says_that_it_is_ready_systemd_keeps_a_vsock_for_the_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By sd_notify(3): an older one of the name is dropped, the new one kept, and the manager waited for."""
+    received: list[tuple[str, bool]] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        kept = socket.socket(socket.AF_UNIX)
+        kept.bind(str(tmp_path / "vsock"))
+        monkeypatch.setattr("vmservice.host.guest_listener.make_socket", lambda: _socket.socket(fileno=kept.detach()))
+
+        def read() -> None:
+            while not received or received[-1][0] != "BARRIER=1":
+                text, fds, _, _ = socket.recv_fds(manager, 4096, 4)
+                received.append((text.decode(), bool(fds)))
+                for fd in fds:
+                    os.close(fd)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        back_ends._pass_listener()
+        assert received[-1] == ("BARRIER=1", True), "it waits until everything has been read"
+        reader.join()
+    assert received[:-1] == [
+        ("FDSTOREREMOVE=1\nFDNAME=vsock-notify", False),
+        ("FDSTORE=1\nFDPOLL=0\nFDNAME=vsock-notify", True),
+    ]
+
+
+def test_run_by_hand_nobody_would_have_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("it is made for nobody")
+
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setattr("vmservice.host.guest_listener.make_socket", refuse)
+    back_ends._pass_listener()

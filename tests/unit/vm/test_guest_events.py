@@ -16,7 +16,7 @@ from vmservice.vm.vm import Vm
 def test_power_off() -> None:
     bench = Bench().bring_to(State.RUNNING)
     bench.event(EventKind.POWEROFF)
-    assert bench.changes == [{"State": "shutdown", "LastExit": "poweroff"}]
+    assert bench.changes == [{"State": "shutdown", "LastExit": "poweroff", "GuestReady": False}]
     assert bench.machines[0].closed
 
 
@@ -24,7 +24,7 @@ def test_power_off() -> None:
 def test_failure(kind: str) -> None:
     bench = Bench().bring_to(State.RUNNING)
     bench.event(kind, "cannot run vCPU 0: Bad address (errno 14)")
-    assert bench.changes == [{"State": "shutdown", "LastExit": "error"}]
+    assert bench.changes == [{"State": "shutdown", "LastExit": "error", "GuestReady": False}]
     assert (bench.vm.last_detail, bench.vm.last_failure) == ("cannot run vCPU 0: Bad address (errno 14)", kind)
 
 
@@ -42,7 +42,7 @@ def test_reset_that_ends_the_vm(held: bool) -> None:
     if held:
         bench.vm.hold("the VM is being stopped")
     bench.event(EventKind.RESET)
-    assert bench.changes == [{"State": "shutdown", "LastExit": "reset"}]
+    assert bench.changes == [{"State": "shutdown", "LastExit": "reset", "GuestReady": False}]
     assert len(bench.machines) == 1
 
 
@@ -70,7 +70,7 @@ def test_a_guest_that_is_lost_ends_the_vm(kind: str, held: bool) -> None:
     if held:
         bench.vm.hold("the VM is being stopped")
     bench.event(kind)
-    assert bench.changes == [{"State": "shutdown", "LastExit": kind}]
+    assert bench.changes == [{"State": "shutdown", "LastExit": kind, "GuestReady": False}]
     assert bench.machines[0].closed
 
 
@@ -171,7 +171,7 @@ def test_an_event_while_paused_waits_for_resume() -> None:
     bench.event(EventKind.POWEROFF)
     assert bench.vm.state == State.PAUSED
     bench.vm.resume()
-    assert bench.changes == [{"State": "running"}, {"State": "shutdown", "LastExit": "poweroff"}]
+    assert bench.changes == [{"State": "running"}, {"State": "shutdown", "LastExit": "poweroff", "GuestReady": False}]
 
 
 def test_an_event_while_paused_does_not_outlive_its_machine() -> None:
@@ -209,7 +209,7 @@ def test_work_for_the_main_thread_is_done_in_order_and_not_while_paused() -> Non
 def test_a_forced_stop_is_no_shutdown_that_somebody_asked_for() -> None:
     bench = Bench().bring_to(State.RUNNING)
     bench.vm.force_stop("the guest did not power off within 120 seconds")
-    assert bench.changes == [{"State": "shutdown", "LastExit": "error"}]
+    assert bench.changes == [{"State": "shutdown", "LastExit": "error", "GuestReady": False}]
     assert bench.vm.was_forced
     assert bench.vm.why_stopped == "it was forced to stop: the guest did not power off within 120 seconds"
     bench.vm.boot()
