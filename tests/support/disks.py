@@ -44,6 +44,9 @@ class DiskSlot:
         self.warn = self.warnings.append
         self.driver: Driver | None = None
 
+    def bug(self, error: Exception) -> None:
+        self.warn(f"internal error: {error!r}")
+
     def state_of(self, kind: Any) -> Any:
         return kind.from_values(self.tree["device"]) if self.tree else None
 

@@ -115,7 +115,14 @@ class Slot:
         self._services.on_input_room(label)
 
     def warn(self, text: str) -> None:
+        """A sentence for the journal. From any thread."""
         self._services.warn(text)
+
+    def bug(self, error: Exception) -> None:
+        """A thread of the device's has met a mistake of ours: the journal has all of it. From any thread."""
+        import traceback
+
+        self.warn(f"internal error: the device {self.label}: {''.join(traceback.format_exception(error))}")
 
     def fault(self, reason: str) -> None:
         """End the guest, once the machine has been started. From any thread."""

@@ -4,6 +4,7 @@ A module has
 
     open(section, host) -> Backend                      once a process: what the host gives to the device
     build(section, backend, slot) -> Plugged            once a machine, so after each reset again: the device in its slot
+                                                        (docs/design.md, "A new kind of device", has what both are given)
     memory_bytes(backend) -> int                        where the device brings memory of its own: how much that is now
     unit_needs(section, vm_name) -> (kind, lines)       where a unit of its own, vm-KIND@NAME:DEVICE, serves the device: what
                                                         its sandbox has to let through, as lines of a unit file

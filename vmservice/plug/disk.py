@@ -46,10 +46,10 @@ class DiskPlug(Plugged):
         self._flushing = _thread.allocate_lock()  # held while a pause's flush is under way
         capacity = image.look_again() // SECTOR_BYTES
         self.device = Block(_shape(section, image), slot.state_of(BlockState) or BlockState(capacity))
-        self._pool = Pool(f"io-{slot.label}", POOL_THREADS, self._on_bug)
+        self._pool = Pool(f"io-{slot.label}", POOL_THREADS, slot.bug)
         self._lanes: list[Lane] = []
         self._server = server = BlockServer(self.device, self._lanes, self._on_error)
-        self._rings = ThreadRings(slot.label, section.queues, server.serve, self._on_bug, finish=server.finish)
+        self._rings = ThreadRings(slot.label, section.queues, server.serve, slot.bug, finish=server.finish)
         try:
             self._lanes += [self._lane(kick) for kick in self._rings.kicks]
             super().__init__(slot, self.device, self._rings)
@@ -133,12 +133,6 @@ class DiskPlug(Plugged):
         what = f"disk {self.label}: {self._image.path} cannot be {verb}"
         with self._warning:
             self._warn_of_error(f"{what}, which the guest is told: {os.strerror(number)}")
-
-    def _on_bug(self, error: Exception) -> None:
-        import traceback
-
-        text = "".join(traceback.format_exception(error))
-        self._slot.warn(f"internal error: disk {self.label}: {text}")
 
 
 def _shape(section: DiskDevice, image: Image) -> BlockShape:

@@ -69,7 +69,7 @@ class ExternalPlug(Plugged):
             is_volatile=is_volatile,
             on_config=lambda config: slot.post(lambda: self.device.set_config(adapt(config))),
             warn=slot.warn,
-            bug=self._on_bug,
+            bug=slot.bug,
         )
         try:
             super().__init__(slot, self.device, self._rings)
@@ -94,12 +94,6 @@ class ExternalPlug(Plugged):
     def close(self) -> None:
         super().close()
         self._rings.close()
-
-    def _on_bug(self, error: Exception) -> None:
-        import traceback
-
-        text = "".join(traceback.format_exception(error))
-        self._slot.warn(f"internal error: {self.label}: {text}")
 
 
 def socket_path(kind: str, vm_name: str, device: str) -> str:

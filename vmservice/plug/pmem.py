@@ -27,7 +27,7 @@ class PmemPlug(Plugged):
         self._flushes = self._errors = 0
         self._watch: FileWatch | None = None
         self.device = Pmem(_show(file, slot), self._flush)
-        self._rings = ThreadRings(slot.label, 1, self.device.serve, self._on_bug)
+        self._rings = ThreadRings(slot.label, 1, self.device.serve, slot.bug)
         try:
             super().__init__(slot, self.device, self._rings)
         except BaseException:
@@ -73,12 +73,6 @@ class PmemPlug(Plugged):
             self._warn_of_error(f"{what}, which the guest is told: {error.strerror}")
             return False
         return True
-
-    def _on_bug(self, error: Exception) -> None:
-        import traceback
-
-        text = "".join(traceback.format_exception(error))
-        self._slot.warn(f"internal error: pmem {self.label}: {text}")
 
 
 def _show(file: PmemFile, slot: Slot) -> PmemState:
