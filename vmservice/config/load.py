@@ -238,8 +238,9 @@ def _check_names(config: Config) -> None:
     kinds = {"serial": "serial"}
     for device in config.devices:
         if device.name in kinds:
-            both = f"[{kinds[device.name]}] and a {device.kind}"
-            raise ConfigError(f"{config.path}: {both} are both called {device.name!r}; each needs a name of its own")
+            first = kinds[device.name]
+            both = f"two [[{first}]]" if first == device.kind else f"[{first}] and a {device.kind}"
+            raise ConfigError(f"{config.path}: {both} are called {device.name!r}; each needs a name of its own")
         kinds[device.name] = device.kind
 
 

@@ -89,10 +89,8 @@ WORDS = {
         'memory.shared is false; expected true, for the disk disk0 is "qcow2": another process maps the memory'
     ),
     RAW + 'name = "a/b"': ("disk[0].name is 'a/b'; expected 1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"),
-    RAW + 'name = "x"\n' + RAW + 'name = "x"': (
-        "disk[1].name is 'x'; expected a name of its own; another [[disk]] is called x"
-    ),
-    RAW + 'name = "disk1"\n' + RAW: "disk[1].name is missing; expected a name of its own; another [[disk]] is called disk1",
+    RAW + 'name = "x"\n' + RAW + 'name = "x"': "two [[disk]] are called 'x'; each needs a name of its own",
+    RAW + 'name = "disk1"\n' + RAW: "two [[disk]] are called 'disk1'; each needs a name of its own",
     RAW + f'serial = "{21 * "s"}"': f"disk[0].serial is '{21 * 's'}'; expected at most 20 printable ASCII characters",
     RAW + 'serial = "ü"': "disk[0].serial is 'ü'; expected at most 20 printable ASCII characters",
     RAW + 'serial = "a\\tb"': "disk[0].serial is 'a\\tb'; expected at most 20 printable ASCII characters",
@@ -105,8 +103,8 @@ WORDS = {
         "disk[0].cache is 'direct'; expected \"writeback\" with ephemeral, for nothing that is written is kept"
     ),
     17 * RAW: "[[disk]] is there 17 times; at most 16 are possible",
-    RAW + 'name = "rng"': "[rng] and a disk are both called 'rng'; each needs a name of its own",
-    RAW + 'name = "serial"': "[serial] and a disk are both called 'serial'; each needs a name of its own",
+    RAW + 'name = "rng"': "[rng] and a disk are called 'rng'; each needs a name of its own",
+    RAW + 'name = "serial"': "[serial] and a disk are called 'serial'; each needs a name of its own",
     '[disk]\nformat = "raw"\npath = "x"': "disk is a table; expected sections, each as [[disk]]",
 }
 

@@ -31,10 +31,8 @@ WORDS = {
     "[[pmem]]\nreadonly = true": "pmem[0].path is missing; expected the path of a file",
     PMEM + "readonly = 1": "pmem[0].readonly is 1; expected true or false",
     PMEM + 'name = "a b"': ("pmem[0].name is 'a b'; expected 1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"),
-    PMEM + 'name = "x"\n' + PMEM + 'name = "x"': (
-        "pmem[1].name is 'x'; expected a name of its own; another [[pmem]] is called x"
-    ),
-    PMEM + 'name = "rng"': "[rng] and a pmem are both called 'rng'; each needs a name of its own",
+    PMEM + 'name = "x"\n' + PMEM + 'name = "x"': "two [[pmem]] are called 'x'; each needs a name of its own",
+    PMEM + 'name = "rng"': "[rng] and a pmem are called 'rng'; each needs a name of its own",
     5 * PMEM: "[[pmem]] is there 5 times; at most 4 are possible",
     PMEM + "size = 1": "pmem[0].size is not a known key; did you mean memory.size or balloon.size?",
 }

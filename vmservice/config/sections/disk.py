@@ -59,13 +59,8 @@ class DiskDevice:
 
 
 def read(reader: TableReader, config: Config) -> tuple[DiskDevice, ...]:
-    disks: dict[str, DiskDevice] = {}
-    for number, where in enumerate(reader.several("disk", DISKS_MAX)):
-        disk = _read_one(reader, where, f"disk{number}", config)
-        if disk.name in disks:
-            raise reader.refusal(where, "name", f"a name of its own; another [[disk]] is called {disk.name}")
-        disks[disk.name] = disk
-    return tuple(disks.values())
+    places = reader.several("disk", DISKS_MAX)
+    return tuple(_read_one(reader, where, f"disk{number}", config) for number, where in enumerate(places))
 
 
 def _read_one(reader: TableReader, where: str, default_name: str, config: Config) -> DiskDevice:

@@ -36,14 +36,14 @@ class PmemDevice:
 
 
 def read(reader: TableReader, _config: Config) -> tuple[PmemDevice, ...]:
-    devices: dict[str, PmemDevice] = {}
-    for number, where in enumerate(reader.several("pmem", PMEM_MAX)):
-        name = read_device_name(reader, where, f"pmem{number}")
-        if name in devices:
-            raise reader.refusal(where, "name", f"a name of its own; another [[pmem]] is called {name}")
-        path, readonly = reader.required_file(where, "path"), reader.boolean(where, "readonly", False)
-        devices[name] = PmemDevice(name, path, readonly=readonly)
-    return tuple(devices.values())
+    return tuple(
+        PmemDevice(
+            read_device_name(reader, where, f"pmem{number}"),
+            reader.required_file(where, "path"),
+            readonly=reader.boolean(where, "readonly", False),
+        )
+        for number, where in enumerate(reader.several("pmem", PMEM_MAX))
+    )
 
 
 def check_files(device: PmemDevice, path: str) -> None:
