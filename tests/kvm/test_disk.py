@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 import pytest
 from support.disks import OK, OUT, header, waiting
 from support.kvm_guest import needs_kvm
-from support.plugged_vm import PluggedVm, notify, plug_of, start_driver
+from support.plugged_vm import PluggedVm, notify, plug_of, ram_of, start_driver
 from support.virtqueue import DriverQueue
 
 from vmservice.board.slot import Plugged
 from vmservice.errors import HostFacilityMissing
-from vmservice.memory.guest_memory import GuestMemory, Region
 from vmservice.vm import builder, state_tree
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
@@ -62,11 +60,9 @@ def test_a_machine_with_a_disk(bench: Bench) -> None:
     tree = json.loads(json.dumps(state_tree.collect(machine, bench.kvm)))
     assert tree["devices"]["root"]["device"] == {"capacity": 2048}
     queue.add([header(0, 2)], [512, 1])  # for the machine that comes
-    fd = os.dup(machine.memory.fd)
-    mappings = [mmap.mmap(fd, region.size_bytes, offset=region.offset) for region in machine.memory.regions]
-    regions = [Region(old.gpa, mapping) for old, mapping in zip(machine.memory.regions, mappings, strict=True)]
+    memory = ram_of(machine)
     machine.close()
-    restored = builder.restore(bench.config, bench.services, tree, GuestMemory(regions, fd))
+    restored = builder.restore(bench.config, bench.services, tree, memory)
     restored.start()
     queue.memory = restored.memory
     for _ in waiting():

@@ -1,30 +1,22 @@
-"""A kind of device that nobody here knows is four files and nothing else: read, checked, plugged in, shown, reloaded, saved."""
+"""A kind of device that nobody here knows is four files: read, checked, plugged in, driven, shown, reloaded, saved, rebuilt."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support.kvm_guest import needs_kvm
-from support.payload import build as build_payload
+from support.plugged_vm import PluggedVm, notify, plug_of, ram_of, start_driver
 
 from vmservice import host as host_package
 from vmservice import plug as plug_package
-from vmservice.board.timers import Timers
 from vmservice.config import load, sections
 from vmservice.devices import virtio as virtio_package
 from vmservice.errors import ConfigError
-from vmservice.host.consoles.mover import Mover
-from vmservice.kvm.system import Kvm
-from vmservice.plug.backend import Backends, Host
 from vmservice.service.reload import _differences
 from vmservice.vm import builder, state_tree
-from vmservice.vm.events import EventQueue
-from vmservice.vm.host_services import HostServices
-from vmservice.vm.vcpu import install_kick_handler
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 
@@ -37,7 +29,7 @@ KEYS = ("name", "file", "volume")
 ARRAY = True
 LIVE = ("volume",)
 PLUG = "vmservice.plug.bell"
-ORDER = 50
+ORDER = 1000
 
 
 class BellDevice:
@@ -86,30 +78,50 @@ class BellFile:
 """
 DEVICE = """
 from vmservice.devices.state import DeviceState
+from vmservice.errors import GuestError
 
 
 class BellState(DeviceState):
-    __slots__ = ("volume",)
+    __slots__ = ("rings", "volume")
 
-    def __init__(self, volume):
-        self.volume = volume
+    def __init__(self, volume, rings=0):
+        self.rings, self.volume = rings, volume
 
 
 class Bell:
     device_type = 42
     features = 0
-    queue_max_sizes = (16,)
+    queue_max_sizes = (64,)
 
     def __init__(self, state):
         self.state = state
+        self._queue = self._interrupt = None
 
     def read_config(self, offset, size):
         return bytes((self.state.volume, *range(255)))[offset : offset + size]
 
     def write_config(self, offset, data): ...
-    def activate(self, queues, interrupt, features): ...
-    def reset(self): ...
-    def notify(self, index): ...
+
+    def activate(self, queues, interrupt, features):
+        (self._queue,), self._interrupt = queues, interrupt
+
+    def reset(self):
+        self._queue = self._interrupt = None
+
+    def notify(self, index):
+        if self._queue.drain(self._ring):
+            self._interrupt.interrupt_queue(0)
+
+    def set_volume(self, volume):
+        self.state.volume = volume
+        if self._interrupt is not None:
+            self._interrupt.interrupt_config()
+
+    def _ring(self, chain):
+        if chain.readable or not chain.writable:
+            raise GuestError("a ring has something to read, or no room for its number")
+        self.state.rings += 1
+        return chain.write(bytes((self.state.rings % 256,)))
 """
 PLUG = """
 from vmservice.board.slot import Plugged
@@ -124,10 +136,11 @@ class BellPlug(Plugged):
 
     def reconfigure(self, section):
         with self.lock:
-            self.device.state.volume = section.volume
+            self.device.set_volume(section.volume)
 
     def stats(self):
-        return {"rings": 3}
+        with self.lock:
+            return {"rings": self.device.state.rings}
 
 
 def open(section, host):
@@ -152,7 +165,6 @@ def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         folder.mkdir()
         (folder / "bell.py").write_text(text)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    install_kick_handler()
     yield
     for package, _text in PLACES:
         sys.modules.pop(f"{package.__name__}.bell", None)
@@ -160,47 +172,55 @@ def bell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             delattr(package, "bell")
 
 
-@pytest.mark.usefixtures("bell")
-@pytest.mark.parametrize("transport", ["pci", "mmio"])
-def test_a_new_kind_of_device(tmp_path: Path, transport: str) -> None:
-    firmware = build_payload("idle", tmp_path)
-    file = tmp_path / "vm.toml"
+SECTIONS = '[[bell]]\nname = "door"\nfile = "sound"\nvolume = 7\n'
 
-    def read(volume: int) -> load.Config:
-        file.write_text(
-            f'[firmware]\npath = "{firmware}"\n[serial]\nmode = "null"\n[memory]\nsize = "16M"\n[virtio]\n'
-            f'transport = "{transport}"\n[[bell]]\nname = "door"\nfile = "sound"\nvolume = {volume}\n'
-        )
-        return load.load_config("demo", str(file))
 
-    config = read(7)
-    assert [(device.kind, device.name) for device in config.devices] == [("rng", "rng"), ("bell", "door")]
-    with pytest.raises(ConfigError, match="the bell door has no file"):
-        load.check_files(config)
+@pytest.fixture(params=["pci", "mmio"])
+def vm(request: pytest.FixtureRequest, tmp_path: Path, bell: None) -> Iterator[PluggedVm]:
     (tmp_path / "sound").touch()
-    load.check_files(config)
-    assert _differences(config, read(3)) == [], "the volume may change while the VM runs"
+    vm = PluggedVm(tmp_path, request.param, SECTIONS)
+    yield vm
+    vm.close()
 
-    mover, events, timers, kvm = Mover(), EventQueue(), Timers(), Kvm()
-    log = SimpleNamespace(info=lambda text: None, warning=lambda text: None)
-    backends = Backends(config, Host("demo", log, mover, []))
-    assert backends.of(config.devices[1]).fds()["file"] >= 0
-    shown = ("bell", "door", {"file": str(tmp_path / "sound"), "volume": 7})
-    assert backends.details() == [("console", "serial", {"mode": "null"}), shown]
-    services = HostServices(
-        kvm, events, timers, backends, on_input_room=lambda label: None, info=lambda text: None, warn=pytest.fail
-    )
-    machine = builder.build(config, services, 1)
+
+def test_a_new_kind_of_device(tmp_path: Path, vm: PluggedVm) -> None:
+    rng, door = vm.config.devices
+    assert [(device.kind, device.name) for device in (rng, door)] == [("rng", "rng"), ("bell", "door")]
+    assert vm.backends.of(door).fds()["file"] >= 0
+    assert ("bell", "door", {"file": str(tmp_path / "sound"), "volume": 7}) in vm.backends.details()
+
+    machine = vm.build()
     machine.start()
-    machine.reconfigure(read(3).devices[1])
-    assert machine.stats()["bell.door.rings"] == 3
+    plug = plug_of(machine, "door")
+    queue = start_driver(plug, machine.memory)
+    for ring in (b"\1", b"\2"):
+        queue.add([], [1])
+        notify(plug)
+        assert [data for _, _, data in queue.take_used()] == [ring]
+    assert machine.stats()["bell.door.rings"] == 2
+
+    text = Path(vm.config.path).read_text().replace("volume = 7", "volume = 3")
+    Path(vm.config.path).write_text(text)
+    changed = load.load_config("demo", vm.config.path)
+    assert _differences(vm.config, changed) == [], "the volume may change while the VM runs"
+    machine.reconfigure(changed.devices[1])
+    assert plug.transport.virtio.read_config(0, 1) == b"\3"
+
     machine.pause()
-    tree = state_tree.collect(machine, kvm)
-    assert tree["devices"]["door"]["device"] == {"volume": 3}
+    tree, memory = state_tree.collect(machine, vm.kvm), ram_of(machine)
     machine.close()
-    backends.close()
-    for part in (mover, events, timers, kvm):
-        part.close()
+    assert tree["devices"]["door"]["device"] == {"rings": 2, "volume": 3}
+    restored = builder.restore(vm.config, vm.services, tree, memory)
+    assert plug_of(restored, "door").transport.virtio.device.state.values() == {"rings": 2, "volume": 3}
+    restored.close()
+    assert vm.warnings == []
+
+
+@pytest.mark.usefixtures("bell")
+def test_its_file_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "vm.toml").write_text(f'[firmware]\npath = "x"\n{SECTIONS}')
+    with pytest.raises(ConfigError, match="the bell door has no file"):
+        load.section_module("bell").check_files(load.load_config("demo", str(tmp_path / "vm.toml")).devices[-1], "demo.toml")
 
 
 @pytest.mark.usefixtures("bell")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
 import struct
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.disks import IN, header, waiting
 from support.kvm_guest import needs_kvm, wait_until
-from support.plugged_vm import PluggedVm, notify, plug_of, start_driver
+from support.plugged_vm import PluggedVm, notify, plug_of, ram_of, start_driver
 from support.virtqueue import NEXT, WRITE, DriverQueue
 
 from vmservice.arch.x86_64 import gdt, layout, paging, registers
@@ -22,7 +21,6 @@ from vmservice.board.pci_slots import PciSlots
 from vmservice.board.slot import Plugged
 from vmservice.errors import ConfigError, HostError, KvmError
 from vmservice.kvm import abi
-from vmservice.memory.guest_memory import GuestMemory, Region
 from vmservice.vm import builder, state_tree
 from vmservice.vm.events import EventKind
 from vmservice.vm.machine import KvmMachine
@@ -184,8 +182,7 @@ def test_it_is_flushed_saved_and_goes_on(bench: Bench) -> None:
     assert tree["devices"]["data"]["device"] == {"start": 4 * GIB, "size": 2 * MIB}
     assert tree["memory"] == [[0, 16 * MIB]]
     queue.add([bytes(4)], [4])  # for the machine that comes
-    ram = machine.memory.regions[0]
-    memory = GuestMemory([Region(0, mmap.mmap(machine.memory.fd, ram.size_bytes))], os.dup(machine.memory.fd))
+    memory = ram_of(machine)
     machine.close()
     # As a machine of another order would have it: the guest knows the address.
     bench.config.devices = bench.config.devices[::-1]
@@ -210,8 +207,7 @@ def test_a_file_of_another_size_is_not_what_the_state_is_of(bench: Bench) -> Non
     machine.start()
     machine.pause()
     tree = state_tree.collect(machine, bench.kvm)
-    ram = machine.memory.regions[0]
-    memory = GuestMemory([Region(0, mmap.mmap(machine.memory.fd, ram.size_bytes))], os.dup(machine.memory.fd))
+    memory = ram_of(machine)
     machine.close()
     os.truncate(bench.data, 4 * MIB)
     with pytest.raises(

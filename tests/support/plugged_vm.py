@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from vmservice.board.timers import Timers
 from vmservice.config.load import check_files, load_config
 from vmservice.host.consoles.mover import Mover
 from vmservice.kvm.system import Kvm
-from vmservice.memory.guest_memory import GuestMemory
+from vmservice.memory.guest_memory import GuestMemory, Region
 from vmservice.plug.backend import Backends, Host
 from vmservice.vm import builder
 from vmservice.vm.events import EventQueue
@@ -62,6 +64,13 @@ class PluggedVm:
         self.backends.close()
         for part in (self.mover, self.events, self.timers, self.kvm):
             part.close()
+
+
+def ram_of(machine: KvmMachine) -> GuestMemory:
+    """The same RAM, mapped once more, for the machine that goes on when this one is closed."""
+    fd = os.dup(machine.memory.fd)
+    regions = [region for region in machine.memory.regions if region.is_ram]
+    return GuestMemory([Region(ram.gpa, mmap.mmap(fd, ram.size_bytes, offset=ram.offset)) for ram in regions], fd)
 
 
 def plug_of(machine: KvmMachine, name: str) -> Plugged:
