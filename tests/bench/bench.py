@@ -1,8 +1,9 @@
-"""Start-up, memory, exits, verbs and consoles beside QEMU (for a bare VM exit, a loop in C): runs in turn, medians, ratios.
+"""Start-up, memory, exits, verbs, consoles, disks beside QEMU (for a bare VM exit, a loop in C): runs in turn, medians, ratios.
 
-    bench.py [--runs N] [--only native|lab [SUBJECT…]]
+    bench.py [--runs N] [--only queue|native|lab [SUBJECT…]]
 
-The native part runs in a container with systemd on this machine's /dev/kvm; the lab part boots Linux guests in the nested host.
+The queue part works a disk's virtqueue without a guest; the native part runs in a container with systemd on this machine's
+/dev/kvm; the lab part boots Linux guests in the nested host.
 Each figure is shown as it comes. What fails costs only its own rows: the table has all others, the last line says what failed,
 and the exit status is then 1.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from lab.channel import HostDied
 from lab.guest import guest_images, initramfs
 from lab.host import LabHost
 from lab.kernel import KernelPackage
+from lab.root_disk import root_cmdline
 from lab.root_tree import root_tree
 from support import payload
 from support.container import Container
@@ -36,11 +40,12 @@ HERE = Path(__file__).parent
 INSTALL = f"apt-get install -y {INSTALLED_FROM} >/dev/null 2>&1"
 
 IN_CONTAINER = ("native.py", "machines.py", "serial_rate.py", "idle_vms.py", "rows.py", "bus_call.py", "qmp.py")
-IN_LAB = ("guest.py", "resize.py", "linux_console.py", "rows.py", "bus_call.py", "qmp.py")
+IN_LAB = ("guest.py", "disks.py", "resize.py", "linux_console.py", "rows.py", "bus_call.py", "qmp.py")
 BENCH_MODULES = ("button", "processor", "virtio_pci", "virtio_mmio", "virtio_console")
 
+QUEUE_SUBJECTS = ("disk",)
 NATIVE_SUBJECTS = ("start", "exit", "pause", "serial", "idle")
-LAB_SUBJECTS = ("start", "resize", "console")
+LAB_SUBJECTS = ("start", "resize", "console", "disks")
 SUBJECT_TIMEOUT_SEC = 1800
 
 # Measures a subject, of which `figures` are told.
@@ -79,6 +84,24 @@ def measure(figures: Figures, subjects: Sequence[str], boot: Callable[[], contex
 
 
 @contextlib.contextmanager
+def queue(figures: Figures, runs: int) -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # a file system that takes O_DIRECT, as /tmp may not be
+        image = Path(directory) / "disk.raw"
+        image.write_bytes(os.urandom(64 << 20))
+
+        def place(subject: str) -> None:
+            command = [sys.executable, str(HERE / f"{subject}_queue.py"), str(image), str(runs)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    figures.take(line)
+            if process.returncode:
+                raise RuntimeError(f"the {subject} ended with {process.returncode}")
+
+        yield place
+
+
+@contextlib.contextmanager
 def native(figures: Figures, runs: int) -> Iterator[Place]:
     container = Container()
     container.start()
@@ -108,6 +131,8 @@ def lab(figures: Figures, runs: int) -> Iterator[Place]:
         files["bench.initramfs"] = Path(directory) / "bench.initramfs"
         busybox = (root_tree() / "usr/bin/busybox").read_bytes()
         modules = KernelPackage(root_tree()).modules(*BENCH_MODULES)
+        files["trixie.cmdline"] = Path(directory) / "trixie.cmdline"
+        files["trixie.cmdline"].write_text(root_cmdline("trixie"))
         initramfs(files["bench.initramfs"], busybox, (HERE / "bench_init.sh").read_bytes(), modules)
         host = LabHost(Path(directory) / "host")
         try:
@@ -125,10 +150,13 @@ def lab(figures: Figures, runs: int) -> Iterator[Place]:
             host.stop()
 
 
+PARTS = {"queue": (queue, QUEUE_SUBJECTS), "native": (native, NATIVE_SUBJECTS), "lab": (lab, LAB_SUBJECTS)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each side (default 5)")
-    parser.add_argument("--only", choices=("native", "lab"), help="one of the two parts")
+    parser.add_argument("--only", choices=PARTS, help="one of the parts")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="with --only: some of what that part measures")
     options = parser.parse_args()
     if options.subjects and options.only is None:
@@ -136,12 +164,10 @@ def main() -> int:
     figures = Figures()
     status = 0
     try:
-        if options.only != "lab":
-            say("the native part …")
-            measure(figures, options.subjects or NATIVE_SUBJECTS, lambda: native(figures, options.runs))
-        if options.only != "native":
-            say("the lab part …")
-            measure(figures, options.subjects or LAB_SUBJECTS, lambda: lab(figures, options.runs))
+        for name in [options.only] if options.only else PARTS:
+            part, subjects = PARTS[name]
+            say(f"the {name} part …")
+            measure(figures, options.subjects or subjects, functools.partial(part, figures, options.runs))
     except KeyboardInterrupt:
         figures.fail("the rest", "interrupted")
         status = 130

@@ -1,30 +1,31 @@
 """A disk's virtqueue without a guest: requests a second, and what each costs the host, ours beside qemu-storage-daemon.
 
-    disk_queue.py IMAGE [SECONDS]      of a raw image of at least 64 MiB, which is written to
+    disk_queue.py IMAGE RUNS      of a raw image of at least 64 MiB, which is written to
 
-The driver is a process of its own, over the same memory; notifications and interrupts are eventfds, as with KVM. Each figure is
-of one run. The image's file system has to take O_DIRECT for the rows of that.
+The driver is a process of its own, over the same memory; notifications and interrupts are eventfds, as with KVM. Prints what
+rows.py says. The image's file system has to take O_DIRECT for the rows of that.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import random
 import select
-import shutil
 import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))
+# Run as a script: its own folder gives way to tests/, so that `bench` is the folder.
+if __name__ == "__main__":
+    sys.path[:1] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+from bench.rows import fail, note
 from support.disks import Disk, section
 from support.vhost_user_double import CONFIG_BYTES
 from support.virtqueue import INDIRECT, NEXT, QUEUES_GPA, WRITE, Driver, DriverQueue
@@ -43,6 +44,7 @@ QUEUE_SIZE = 128
 SPAN_BYTES = 64 * MIB
 BLOCK_BYTES = 4096
 DEPTHS = (1, 8, 32)
+RUN_SEC = 2.0
 KINDS = {"read": 0, "write": 1}
 
 
@@ -186,21 +188,26 @@ def main(arguments: list[str]) -> None:
         memory_fd, kick_fd, call_fd, request, in_flight = map(int, arguments[1:6])
         print(drive(memory_fd, kick_fd, call_fd, request, in_flight, float(arguments[6])))
         return
-    image, seconds = Path(arguments[0]), float(arguments[1]) if len(arguments) > 1 else 2.0
-    with open(image, "rb") as file:
+    image, runs = Path(arguments[0]), int(arguments[1])
+    with image.open("rb") as file:
         file.read(SPAN_BYTES)  # into the page cache
-    sides = {"vmservice": ours, "peer": daemons}
-    if shutil.which("qemu-storage-daemon") is None:
-        del sides["peer"]
     for direct in (False, True):
-        for side, opened in sides.items():
-            with opened(image, direct=direct) as (memory, kick, call, server):
-                for kind in KINDS:
-                    for depth in DEPTHS:
-                        rate, cost = run(memory, kick, call, kind, depth, seconds, server)
-                        row = f"4 KiB {kind}, {'direct' if direct else 'page cache'}, depth {depth}"
-                        figures = {"a second": round(rate), "µs of processor time each": round(cost, 1)}
-                        print(json.dumps({"row": row, "side": side, **figures}, ensure_ascii=False), flush=True)
+        for _ in range(runs):
+            for side, opened in (("vmservice", ours), ("peer", daemons)):
+                try:
+                    measure(side, opened(image, direct=direct), "direct" if direct else "page cache")
+                except Exception as error:  # the other side may do
+                    fail(f"a disk's virtqueue, {side}", error)
+
+
+def measure(side: str, opened: AbstractContextManager[tuple[GuestMemory, int, int, int]], cache: str) -> None:
+    with opened as (memory, kick, call, server):
+        for kind in KINDS:
+            for depth in DEPTHS:
+                rate, cost_us = run(memory, kick, call, kind, depth, RUN_SEC, server)
+                row = f"virtqueue, 4 KiB {kind}, {cache}, depth {depth}"
+                note(f"{row}, requests/s", side, rate)
+                note(f"{row}, host CPU ms for 1,000", side, cost_us)
 
 
 if __name__ == "__main__":

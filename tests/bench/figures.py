@@ -26,6 +26,12 @@ RATIO_AIMS = {
     "Linux to ttyS0, KiB/s": 1.5,
     "Linux to hvc0, KiB/s": 1.2,
 }
+for _machine in ("microvm", "q35"):
+    RATIO_AIMS[f"beside {_machine}: Debian's root disk to multi-user.target, s"] = 1.0
+    for _depth, _small in ((1, 1.11), (32, 1.0)):
+        for _mode in ("read", "write"):
+            RATIO_AIMS[f"beside {_machine}: sequential {_mode}, 128 KiB, depth {_depth}, MiB/s"] = 1.0
+            RATIO_AIMS[f"beside {_machine}: random {_mode}, 4 KiB, depth {_depth}, requests/s"] = _small
 # What our own figure may be at most, whatever the peer's is.
 FIGURE_AIMS = {
     "100 idle VMs, % of a core": 2.0,

@@ -1,8 +1,8 @@
-"""Runs in the lab's host: a Linux guest's start, memory beyond it, Resize, consoles, ours and the peer's in turn.
+"""Runs in the lab's host: a Linux guest's start, memory beyond it, Resize, consoles, disks, ours and the peer's in turn.
 
-    guest.py RUNS [SUBJECT…]      of start, resize, console; all of them without
+    guest.py RUNS [SUBJECT…]      of start, resize, console, disks; all of them without
 
-Prints what rows.py says. Expects the guest images in /lab. Standard library only.
+Prints what rows.py says. Expects the guest images in /lab and /disks. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import linux_console, resize
+from bench import disks, linux_console, resize
 from bench.rows import BenchError, Subjects, fail, note, run_subjects
 
 LAB = Path("/lab")
@@ -88,7 +88,7 @@ def measure(runs: int) -> None:
             fail(row, error)
 
 
-SUBJECTS: Subjects = {"start": measure, "resize": resize.measure, "console": linux_console.measure}
+SUBJECTS: Subjects = {"start": measure, "resize": resize.measure, "console": linux_console.measure, "disks": disks.measure}
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_the_last_line_and_the_status_say_what_failed(
 
         yield place
 
-    monkeypatch.setattr(bench, "native", native)
+    monkeypatch.setitem(bench.PARTS, "native", (native, bench.NATIVE_SUBJECTS))
     monkeypatch.setattr(sys, "argv", ["bench.py", "--runs", "2", "--only", "native"])
     assert bench.main() == 1
     shown = capsys.readouterr().out.splitlines()
@@ -156,8 +156,8 @@ def test_what_is_measured_so_far_is_shown_when_it_is_interrupted(
 
         yield place
 
-    monkeypatch.setattr(bench, "native", native)
-    monkeypatch.setattr(sys, "argv", ["bench.py"])
+    monkeypatch.setitem(bench.PARTS, "native", (native, bench.NATIVE_SUBJECTS))
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "native"])
     assert bench.main() == 130
     assert f"| {ROW} | 4.00" in capsys.readouterr().out
 
