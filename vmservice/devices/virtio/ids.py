@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # Device types (virtio 1.2 §5)
+TYPE_NET = 1
 TYPE_BLOCK = 2
 TYPE_CONSOLE = 3
 TYPE_ENTROPY = 4

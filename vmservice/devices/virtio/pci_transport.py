@@ -18,7 +18,7 @@ from vmservice.devices.pci.config_space import ConfigSpaceState
 from vmservice.devices.pci.function import Identity, PciFunction
 from vmservice.devices.pci.msix import Msix, MsixState
 from vmservice.devices.state import DeviceState
-from vmservice.devices.virtio.ids import TYPE_BLOCK, TYPE_CONSOLE
+from vmservice.devices.virtio.ids import TYPE_BLOCK, TYPE_CONSOLE, TYPE_NET
 from vmservice.devices.virtio.queue import AVAILABLE, DESCRIPTORS, USED
 from vmservice.devices.virtio.transport import VirtioTransport
 from vmservice.devices.virtio.transport_state import TransportState
@@ -38,7 +38,7 @@ VENDOR_ID = 0x1AF4
 DEVICE_ID_BASE = 0x1040
 REVISION = 1  # a device without the legacy interface has 1 or higher
 # The base class tells people and lspci what it is; drivers go by the ids.
-_CLASS_CODES = {TYPE_BLOCK: 0x01_00_00, TYPE_CONSOLE: 0x07_80_00}
+_CLASS_CODES = {TYPE_NET: 0x02_00_00, TYPE_BLOCK: 0x01_00_00, TYPE_CONSOLE: 0x07_80_00}
 _CLASS_UNCLASSIFIED = 0x00_FF_00
 
 # --- BAR 0 ----------------------------------------------------------------------------------------------------------------
