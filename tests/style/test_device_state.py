@@ -52,6 +52,8 @@ ELSEWHERE = {
     "virtio.console.Console._queues": ACTIVE,
     "virtio.external.External._interrupt": ACTIVE,
     "virtio.mmio_transport._LineInterrupt.status": "`MmioState.interrupt_status`",
+    "virtio.net.Net._features": ACTIVE,
+    "virtio.net.Net._interrupt": ACTIVE,
     "virtio.queue.Queue._avail_event": MEMORY,
     "virtio.queue.Queue._used": MEMORY,
     "virtio.queue.Queue._used_elements": MEMORY,

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from support.timers import FakeTimers
 
 from vmservice.board.block_server import BlockServer
+from vmservice.board.net_server import FRAME_MAX_BYTES, Pair
 from vmservice.devices.state import DeviceState
 from vmservice.devices.virtio.balloon import Balloon, BalloonState
 from vmservice.devices.virtio.block import Block, BlockShape, BlockState, Request
 from vmservice.devices.virtio.console import Console, ConsoleState, Port
+from vmservice.devices.virtio.net import Net, NetState
 from vmservice.devices.virtio.pmem import Pmem, PmemState
 from vmservice.devices.virtio.rng import Rng, RngState
 from vmservice.memory.guest_memory import GuestMemory
@@ -34,6 +36,7 @@ class VirtioRig:
 
     device: StatefulDevice
     state_class: type[DeviceState]
+    answers_more_than = 3  # of a thousand random accesses
 
     def __init__(self) -> None:
         self.said: list[object] = []
@@ -228,10 +231,115 @@ class PmemRig(VirtioRig):
         """The host says nothing to it."""
 
 
+class InlineNet(Net):
+    """Served where it is notified, by what a ring owner's threads call; `pairs` are its virtqueues' and `frames` in the tap."""
+
+    queues: Sequence[Queue] = ()
+    pairs: Sequence[Pair] = ()
+    features_chosen = 0
+
+    def activate(self, queues: list[Queue], interrupt: DriverPort, features: int) -> None:
+        super().activate(queues, interrupt, features)
+        self.queues, self.port, self.features_chosen = queues, interrupt, features
+        for pair in self.pairs:
+            pair.begin(features)
+
+    def reset(self) -> None:
+        super().reset()
+        self.queues = ()
+
+    def notify(self, index: int) -> None:
+        if index >= len(self.queues):
+            return
+        queue = self.queues[index]
+        number = self.pairs_in_use(self.features_chosen)
+        if index == 2 * number:
+            interrupts = self.serve(index, queue)
+        elif index > 2 * number:
+            return
+        elif index % 2:
+            interrupts = self.pairs[index // 2].send(queue, is_up=self.state.is_up)
+        else:
+            try:
+                self.pairs[index // 2].receive(queue)
+            finally:
+                self.pairs[index // 2].let_go(queue)
+            interrupts = queue.publish()
+        if interrupts:
+            self.port.interrupt_queue(index)
+
+
+class NetRig(VirtioRig):
+    """Two pairs, and a tap with frames of every length. The host refuses each frame of an odd length."""
+
+    state_class = NetState
+    answers_more_than = 0  # each kind of its virtqueues takes other buffers, and the first wrong one is the end
+
+    def __init__(self, memory: GuestMemory, state: NetState | None = None) -> None:
+        super().__init__()
+        self.frames: list[bytes] = []
+        mac = bytes.fromhex("020000000001")
+        self.device: InlineNet = InlineNet(mac, 2, state or NetState(mac, 1500), self.apply)
+        self.device.pairs = [Pair(-1, lambda number: None, self.readv, self.writev) for _ in range(2)]
+
+    def apply(self, offloads: int, pairs: int) -> None:
+        assert not offloads & ~0x382 and 1 <= pairs <= 2
+        self.said.append((offloads, pairs))
+
+    def readv(self, _fd: int, views: Sequence[memoryview]) -> int:
+        assert sum(map(len, views)) >= FRAME_MAX_BYTES and len(views) <= 1024
+        if not self.frames:
+            raise BlockingIOError
+        frame = self.frames.pop(0)
+        done = 0
+        for view in views:
+            part = frame[done : done + len(view)]
+            view[: len(part)] = part
+            done += len(part)
+        return len(frame)
+
+    def writev(self, _fd: int, views: Sequence[memoryview]) -> int:
+        frame = b"".join(views)
+        assert 12 <= len(frame) <= FRAME_MAX_BYTES
+        if len(frame) % 2:
+            raise OSError(22, "no such frame")
+        self.said.append(frame)
+        return len(frame)
+
+    def request(self, rng: random.Random) -> tuple[bytes, int]:
+        """A command, or a frame; buffers for frames are what other random requests are."""
+        if rng.random() < 0.4:
+            return rng.randbytes(rng.choice((12, 26, 61, rng.randrange(1, 4096)))), 0
+        if rng.random() < 0.8:
+            return b"", 0
+        command = rng.choice(((1, 1, 6), (3, 0, 0), (4, 0, 2), (5, 0, 8), (rng.randrange(256), rng.randrange(256), 3)))
+        data = rng.choice((bytes((rng.randrange(4), *bytes(command[2]))), rng.randbytes(8)))[: command[2]]
+        return bytes(command[:2]) + data, rng.choice((1, 1, 2))
+
+    def poke(self, rng: random.Random) -> None:
+        while len(self.frames) < 4:
+            self.frames.append(
+                rng.randbytes(rng.choice((0, 12, 13, 14, 16, 16, 60, rng.randrange(200), rng.randrange(FRAME_MAX_BYTES))))
+            )
+        self.device.set_link(rng.random() < 0.8)
+        self.device.announce()
+
+    def settle(self) -> None:
+        """A frame that is kept for the next buffers is lost with the process that has it, and nothing is promised of frames.
+
+        A device that goes on from a state tells the host what holds.
+        """
+        self.frames, self.said = [], []
+        for pair in self.device.pairs:
+            pair.begin(-1)
+            pair.begin(self.device.features_chosen)
+
+
 CASES: dict[str, Callable[..., VirtioRig]] = {
     "console": ConsoleRig,
     "entropy": RngRig,
     "balloon": BalloonRig,
     "block": BlockRig,
     "pmem": PmemRig,
+    "net": NetRig,
 }

@@ -118,7 +118,7 @@ def test_random_accesses_to_the_window_raise_nothing(name: str, seed: int) -> No
         active += window.mmio.state.transport.status == 0x0F
         answered.look(window.mmio.state.transport)
     assert active > 50
-    assert answered.chains > 3
+    assert answered.chains > window.rig.answers_more_than
     assert window.rig.said
     window.close()
 
@@ -171,7 +171,7 @@ def offer(rig: VirtioRig, state: TransportState, memory: GuestMemory, rng: rando
     readable, writable = rig.request(rng)
     if readable:
         memory.write(0x8000, readable)
-        memory.write(0x1000, struct.pack("<QIHH", 0x8000, len(readable), 1, 1))
+        memory.write(0x1000, struct.pack("<QIHH", 0x8000, len(readable), 1 if writable else 0, 1))
         memory.write(0x1010, struct.pack("<QIHH", 0xA000, writable, WRITE, 0))
         memory.write(0x2004 + 2 * (queue.next_available % 8), struct.pack("<H", 0))
         memory.write(0x2002, struct.pack("<H", (queue.next_available + 1) & 0xFFFF))
@@ -204,7 +204,7 @@ def scribble(rig: VirtioRig, driver: Driver, rng: random.Random) -> None:
     queue = rng.choice(driver.queues)
     readable, writable = rig.request(rng)
     if readable:
-        queue.describe(0, queue.place(readable), len(readable), 1, 1)
+        queue.describe(0, queue.place(readable), len(readable), 1 if writable else 0, 1)
         queue.describe(1, queue.place(bytes(writable)), writable, WRITE)
         queue.make_available(0)
         return
