@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Host:
-    """What `open` of a plug may use. `passed` are sockets that systemd gave to the process: (name, descriptor).
+    """What `open` of a plug may use. `passed` are descriptors that systemd gave to the process: (name, descriptor).
 
     Where the machine `is_simulated`, only consoles have an end in the host: it needs no file and no other program.
     """
@@ -61,6 +61,13 @@ class Host:
                 del self._passed[number]
                 return fd
         return -1
+
+    def take_passed(self, kind: str, device: str) -> list[tuple[str, int]]:
+        """Those called KIND/DEVICE, or KIND/DEVICE/MORE: (MORE, descriptor) each, from now on the caller's."""
+        prefix = f"{kind}/{device}"
+        taken = [(name, fd) for name, fd in self._passed if name == prefix or name.startswith(f"{prefix}/")]
+        self._passed = [entry for entry in self._passed if entry not in taken]
+        return [(name[len(prefix) + 1 :], fd) for name, fd in taken]
 
     def close_left_over(self) -> None:
         """Whoever connects to a socket that nobody serves would wait for ever."""

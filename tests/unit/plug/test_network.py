@@ -1,0 +1,320 @@
+"""A network at a real tap, worked by a driver: frames both ways, pauses, a tap that goes and comes, no buffers, a flood."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.disks import waiting
+from support.net_space import Wire, frame, ip, make_tap, net_space, number_of
+from support.networks import MAC, Network, section
+
+from vmservice.devices.virtio import net
+from vmservice.errors import ConfigError, HostError
+from vmservice.host import tap as host_tap
+from vmservice.plug import network
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Network]]:
+    made: list[Network] = []
+
+    def make(**keys: Any) -> Network:
+        made.append(Network(section(**keys)))
+        return made[-1]
+
+    with net_space():
+        make_tap("vt-web", "multi_queue")
+        yield make
+        for one in made:
+            one.close()
+
+
+@pytest.fixture
+def lan(make: Callable[..., Network]) -> Network:
+    lan = make()
+    lan.start()
+    return lan
+
+
+def carrier() -> bool:
+    return (
+        "NO-CARRIER" not in subprocess.run(["ip", "link", "show", "vt-web"], check=True, capture_output=True, text=True).stdout
+    )
+
+
+def test_frames_both_ways(lan: Network) -> None:
+    lan.give_buffers(100)
+    for number in range(50):
+        lan.wire.send(frame(number, 60 + 20 * number))
+        lan.send(frame(number, 60 + 20 * number))
+    assert lan.received(50) == [frame(number, 60 + 20 * number) for number in range(50)]
+    assert [lan.wire.receive() for _ in range(50)] == [frame(number, 60 + 20 * number) for number in range(50)]
+    lan.sent(50)
+    said = lan.plug.stats()
+    assert (said["received"], said["sent"], said["received_bytes"]) == (50, 50, said["sent_bytes"])
+    assert (said["received_dropped"], said["sent_dropped"]) == (0, 0)
+    assert lan.slot.warnings == []
+
+
+def test_what_the_guest_is_told_of_its_tap(make: Callable[..., Network]) -> None:
+    ip("link set vt-web mtu 9000")
+    lan = make(queues=2)
+    assert struct.unpack("<6sHHH", lan.plug.device.read_config(0, 12)) == (MAC, net.LINK_UP, 2, 9000)
+    assert network.details(lan.section, lan.backend) == {
+        "lan": {
+            "mode": "tap",
+            "tap": "vt-web",
+            "mac": "02:00:00:00:00:01",
+            "mtu": 9000,
+            "queues": 2,
+            "link": "up",
+            "offload": True,
+        }
+    }
+    with pytest.raises(
+        ConfigError, match=r"^network lan: its mtu is 9001, and the tap vt-web has 9000; expected at most that$"
+    ):
+        make(mtu=9001)
+
+
+def test_frames_wait_in_the_tap_for_buffers(lan: Network) -> None:
+    for number in range(10):
+        lan.wire.send(frame(number))
+    lan.send(frame(77))
+    assert number_of(lan.wire.receive()) == 77, "the other way is not held up"
+    lan.give_buffers(4)
+    assert [number_of(one) for one in lan.received(4)] == [0, 1, 2, 3]
+    lan.give_buffers(100)
+    assert [number_of(one) for one in lan.received(6)] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_pause_loses_and_reorders_nothing(lan: Network) -> None:
+    """More than the tap itself would keep is not sent."""
+    lan.give_buffers(200, 200)
+    got: list[int] = []
+    for round_number in range(5):
+        first = 40 * round_number
+        for number in range(first, first + 20):
+            lan.wire.send(frame(number))
+            lan.queues[1].add([bytes(12), frame(number)])
+        lan.kick(1)
+        lan.plug.pause()
+        before = lan.queues[0].used_index(), lan.queues[1].used_index()
+        for number in range(first + 20, first + 40):
+            lan.wire.send(frame(number))
+            lan.queues[1].add([bytes(12), frame(number)])
+        lan.kick(1)
+        assert (lan.queues[0].used_index(), lan.queues[1].used_index()) == before, "nothing moves"
+        lan.plug.resume()
+        got += [number_of(lan.wire.receive()) for _ in range(40)]
+        lan.sent(40)
+    assert got == list(range(200))
+    assert [number_of(one) for one in lan.received(200)] == list(range(200))
+
+
+def test_a_card_goes_on_from_its_state(lan: Network) -> None:
+    lan.give_buffers(8)
+    lan.wire.send(frame(1))
+    assert len(lan.received(1)) == 1
+    assert lan.command(b"\1\1", b"\2\1\2\3\4\5") == net.OK
+    lan.plug.pause()
+    tree = lan.plug.collect()
+    assert tree["device"] == {
+        "announces": False,
+        "guest_offloads": -1,
+        "is_up": True,
+        "mac": {"bytes": "020102030405"},
+        "mtu": 1500,
+        "offloads": True,
+        "pairs": 1,
+    }
+    lan.unplug()
+    lan.plug_in(tree)
+    lan.plug.start()
+    assert lan.plug.device.read_config(0, 6) == b"\2\1\2\3\4\5"
+
+
+def test_a_restored_driver_makes_itself_known(lan: Network) -> None:
+    assert lan.plug.device.state.announces is False
+    lan.plug._is_restored = True
+    lan.plug.start()
+    assert lan.plug.device.state.announces is True
+    assert lan.driver.interrupt.configs == 1
+
+
+def test_checksums_and_segments_are_left_to_the_host(lan: Network) -> None:
+    """The kernel makes the checksum that the header asks for, and refuses places for it that are not in the frame."""
+    ip_header = bytes.fromhex("450000240000000040110000") + bytes((10, 0, 0, 1, 10, 0, 0, 2))
+    udp = struct.pack(">HHHH", 1, 2, 16, 0) + b"payload!"
+    packet = MAC + MAC + b"\x08\x00" + ip_header + udp
+    nonsense = [
+        (1, 0, 0, 0, 60000, 6),
+        (1, 0, 0, 0, 34, 60000),
+        (1, 1, 54, 0, 34, 6),
+        (0, 0xFF, 0, 1, 0, 0),
+        (1, 4, 9000, 1, 34, 16),
+    ]
+    for fields in nonsense:
+        lan.send(packet, header=struct.pack("<BBHHHHH", *fields, 0))
+    lan.sent(len(nonsense))
+    lan.send(packet, header=struct.pack("<BBHHHHH", 1, 0, 0, 0, 34, 6, 0))
+    for _ in waiting():
+        if lan.wire.receive()[:14] == packet[:14]:
+            break
+    assert lan.plug.stats()["sent_dropped"] >= 2
+    assert lan.slot.warnings == []
+    assert not lan.driver.is_broken
+
+
+def test_a_driver_without_merged_buffers(make: Callable[..., Network]) -> None:
+    lan = make()
+    lan.start(net.MAC | net.STATUS)
+    lan.give_buffers(3)
+    lan.wire.send(frame(1, 1514))
+    (one,) = lan.received(1)
+    assert one == frame(1, 1514)
+    lan.send(frame(2))
+    assert number_of(lan.wire.receive()) == 2
+
+
+def test_several_queues(make: Callable[..., Network]) -> None:
+    lan = make(queues=2)
+    lan.start()
+    lan.give_buffers(64)
+    lan.give_buffers(64, pair=1)
+    assert lan.command(b"\4\0", b"\2\0") == net.OK
+    lan.send(frame(1))
+    lan.send(frame(2), pair=1)
+    assert {number_of(lan.wire.receive()) for _ in range(2)} == {1, 2}
+    lan.sent(1)
+    lan.sent(1, pair=1)
+    assert lan.command(b"\4\0", b"\1\0") == net.OK
+    for number in range(32):
+        lan.wire.send(frame(number, to=bytes((2, 0, 0, 0, 0, number))))
+    assert [number_of(one) for one in lan.received(32)] == list(range(32)), "all by the pair that is left"
+
+
+def test_what_the_guest_takes_is_told_to_the_tap(make: Callable[..., Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    lan = make()
+    told: list[int] = []
+    monkeypatch.setattr(lan.backend, "set_offload", told.append)
+    lan.start()
+    assert told == [15]
+    assert lan.command(b"\5\0", struct.pack("<Q", net.GUEST_CSUM)) == net.OK
+    with lan.slot.lock:
+        lan.driver.start(net.MRG_RXBUF | net.GUEST_CSUM | net.GUEST_TSO4)
+    assert told == [15, 1, 0, 3]
+
+
+def test_a_reload_changes_link_and_offloads(lan: Network) -> None:
+    lan.give_buffers(8)
+    assert carrier()
+    lan.plug.reconfigure(section(link="down", offload=False))
+    assert not carrier()
+    assert struct.unpack_from("<H", lan.plug.device.read_config(0, 12), 6) == (0,)
+    assert lan.driver.interrupt.configs == 1
+    lan.send(frame(1))
+    lan.sent(1)
+    lan.plug.reconfigure(section(link="up", offload=False))
+    assert carrier()
+    lan.send(frame(2))
+    assert number_of(lan.wire.receive()) == 2, "the first one is lost"
+    lan.wire.send(frame(3))
+    assert number_of(lan.received(1)[0]) == 3
+    with lan.slot.lock:
+        assert not lan.driver.transport.offered_features & net.CSUM
+    lan.plug.reconfigure(section())
+    with lan.slot.lock:
+        assert lan.driver.transport.offered_features & net.CSUM
+
+
+def test_a_tap_that_is_deleted_and_made_anew(lan: Network) -> None:
+    lan.give_buffers(16)
+    lan.wire.send(frame(1))
+    assert len(lan.received(1)) == 1
+    ip("link del vt-web")
+    assert lan.slot.has_posted.wait(20)
+    lan.slot.run_posted()
+    assert lan.slot.warnings == [
+        "network lan: the tap vt-web has been deleted; the guest's link is down until it is there again"
+    ]
+    assert struct.unpack_from("<H", lan.plug.device.read_config(0, 12), 6) == (0,)
+    lan.send(frame(2))
+    lan.sent(1)
+    for _ in range(20):
+        lan.slot.timers.advance(30)
+    assert len(lan.slot.warnings) == 1
+    make_tap("vt-web", "multi_queue")
+    lan.slot.timers.advance(30)
+    assert lan.slot.warnings[1:] == ["network lan: the tap vt-web is there again"]
+    lan.wire.close()
+    lan.wire = Wire("vt-web")
+    lan.wire.send(frame(3))
+    assert number_of(lan.received(1)[0]) == 3
+    lan.send(frame(4))
+    assert number_of(lan.wire.receive()) == 4
+    lan.slot.timers.advance(100)
+    assert len(lan.slot.warnings) == 2
+
+
+def test_a_tap_that_is_down(lan: Network) -> None:
+    ip("link set vt-web down")
+    for number in range(3):
+        lan.send(frame(number))
+    lan.sent(3)
+    assert lan.slot.warnings == [
+        "network lan: the tap vt-web is down, and takes no frames; `ip link set vt-web up` changes that"
+    ]
+    assert lan.plug.stats()["sent_dropped"] == 3
+    ip("link set vt-web up")
+    lan.wire.close()
+    lan.wire = Wire("vt-web")
+    lan.send(frame(4))
+    assert number_of(lan.wire.receive()) == 4
+
+
+def test_a_guest_that_floods_is_stopped_at_once(lan: Network) -> None:
+    for _ in range(120):
+        lan.queues[1].add([bytes(12), frame(0, 1514)])
+    lan.kick(1)
+    lan.plug.pause()
+    lan.plug.resume()
+    lan.sent(120)
+
+
+def test_a_driver_that_breaks_the_rules(lan: Network) -> None:
+    lan.give_buffers(4)
+    lan.queues[1].add([bytes(11)])
+    lan.kick(1)
+    for _ in waiting():
+        lan.driver.run_posted()
+        if lan.driver.is_broken:
+            break
+    assert "a frame to send has 11 bytes to read; its header alone has 12" in lan.driver.warnings[0]
+    with lan.slot.lock:
+        lan.queues = lan.driver.start()
+    lan.send(frame(1))
+    assert number_of(lan.wire.receive()) == 1
+
+
+def test_descriptors_from_outside_reach_their_own_namespace() -> None:
+    with net_space():
+        make_tap("vt-web")
+        ip("link set vt-web mtu 1400")
+        fd = os.open(host_tap.DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        wire_space = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        with net_space():
+            backend = network.open(
+                section(),
+                type("Passed", (), {"take_passed": lambda self, kind, device: [("1400", fd)] if kind == "tun" else []})(),
+            )
+            assert (backend.mtu, backend.is_attached()) == (1400, True)
+            with pytest.raises(HostError, match="there is no tap vt-web"):
+                Network(section())
+            backend.close()
+        os.close(wire_space)

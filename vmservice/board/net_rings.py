@@ -1,0 +1,250 @@
+"""A ring owner for a network card at a tap: a thread for each pair of virtqueues, which waits for the tap and the driver alike.
+
+Frames for a driver that gives no buffers stay in the tap, whose queue the host bounds. A stop waits for one slice at most.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import select
+import time
+
+from vmservice.board.net_server import DRAINED, MORE, STARVED
+from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
+from vmservice.errors import GuestError, HostError
+from vmservice.host.poll import wait
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmservice.board.net_server import Pair
+    from vmservice.devices.virtio.queue import Queue
+    from vmservice.devices.virtio.rings import Lost, Ring
+
+# For threads that have just begun, when there is none for the next pair.
+_START_FAILED_SEC = 10.0
+
+
+class NetRings:
+    """`pairs` by number, of which a driver that has chosen `features` uses the first `in_use(features)`; what comes behind
+    their virtqueues is the device's own, and `serve(index, queue)` does one slice of it, in the first pair's thread.
+
+    `host_gone` is told, in a pair's thread, that it has lost its tap; it is served anew from `wake` on. `bug` is told of an
+    exception that is no driver's fault.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pairs: Sequence[Pair],
+        *,
+        serve: Callable[[int, Queue], bool],
+        in_use: Callable[[int], int],
+        host_gone: Callable[[], None],
+        bug: Callable[[Exception], None],
+    ) -> None:
+        self.transport_features = TRANSPORT_FEATURES
+        self.is_up = True  # else what the driver sends is lost, and it receives nothing
+        self._name = name
+        self._pairs = pairs
+        self._serve = serve
+        self._in_use = in_use
+        self._host_gone = host_gone
+        self._bug = bug
+        self._threads: list[_PairThread] = []
+        self.kicks: list[int] = []
+        try:
+            for _ in range(2 * len(pairs) + 1):
+                self.kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError as error:
+            self.close()
+            raise HostError(f"no eventfd for a virtqueue of {name}: {error}") from error
+
+    def start(self, rings: Sequence[Ring], features: int, lost: Lost) -> None:
+        if self._threads:
+            raise ValueError(f"the virtqueues of {self._name} are served already")
+        by_index = {ring.index: ring for ring in rings}
+        pairs = self._in_use(features)
+        control = by_index.get(2 * pairs)
+        for number in range(pairs):
+            receiving, sending = by_index.get(2 * number), by_index.get(2 * number + 1)
+            if receiving is None and sending is None and (number or control is None):
+                continue
+            self._pairs[number].begin(features)
+            thread = _PairThread(self, number, receiving, sending, None if number else control, lost)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self.stop(_START_FAILED_SEC)
+                raise HostError(f"cannot start a thread for pair {number} of {self._name}: {error}") from error
+            self._threads.append(thread)
+
+    def notify(self, index: int) -> None:
+        os.eventfd_write(self.kicks[index], 1)
+
+    def wake(self) -> None:
+        """`is_up` or a pair has changed: look at everything once."""
+        for thread in tuple(self._threads):
+            thread.wake()
+
+    def stop(self, timeout_sec: float) -> bool:
+        """All are asked first, so that they end side by side."""
+        for thread in self._threads:
+            thread.ask_to_stop()
+        deadline = time.monotonic() + timeout_sec
+        if not all(thread.wait_ended(max(deadline - time.monotonic(), 0.0)) for thread in self._threads):
+            return False
+        self._threads = []
+        return True
+
+    def go_on(self) -> None:
+        for thread in self._threads:
+            thread.go_on()
+
+    def close(self) -> None:
+        """Give the eventfds back; no virtqueue is served."""
+        while self.kicks:
+            os.close(self.kicks.pop())
+
+    # For its threads
+
+    def pair(self, number: int) -> Pair:
+        return self._pairs[number]
+
+    def serve_own(self, ring: Ring) -> bool:
+        """One slice of the device's own virtqueue; whether there is more."""
+        ring.queue.backlog = False
+        if self._serve(ring.index, ring.queue):
+            ring.signal()
+        return ring.queue.backlog
+
+    def tell_gone(self) -> None:
+        self._host_gone()
+
+    def tell_bug(self, error: Exception) -> None:
+        self._bug(error)
+
+
+class _PairThread:
+    def __init__(
+        self, owner: NetRings, number: int, receiving: Ring | None, sending: Ring | None, own: Ring | None, lost: Lost
+    ) -> None:
+        self._owner = owner
+        self._pair = owner.pair(number)
+        self._receiving = receiving
+        self._sending = sending
+        self._own = own
+        self._lost = lost
+        self._bells = [owner.kicks[ring.index] for ring in (receiving, sending, own) if ring is not None]
+        self._mutex = _thread.allocate_lock()  # guards the two flags, for a few instructions at a time
+        self._stopping = False
+        self._stopped = False
+        self._alive = _thread.allocate_lock()  # held until the thread has ended
+        self._alive.acquire()
+
+    def start(self) -> None:
+        _thread.start_new_thread(self._main, ())
+
+    def wake(self) -> None:
+        os.eventfd_write(self._bells[0], 1)
+
+    def ask_to_stop(self) -> None:
+        # In this order: the thread looks at the flag whenever it has been woken.
+        with self._mutex:
+            self._stopping = True
+        self.wake()
+
+    def go_on(self) -> None:
+        """Take the request to stop back."""
+        with self._mutex:
+            self._stopping = False
+            stopped, self._stopped = self._stopped, False
+        if stopped:
+            self._alive.acquire()  # it is at its end
+            self.start()
+        else:
+            self.wake()  # notifications that came meanwhile were only read
+
+    def wait_ended(self, timeout_sec: float) -> bool:
+        """Whether the thread has ended; asked again, the answer is the same."""
+        if not self._alive.acquire(timeout=timeout_sec):
+            return False
+        self._alive.release()
+        return True
+
+    def _main(self) -> None:
+        try:
+            try:
+                self._run()
+            except GuestError as error:
+                # It waits for the main thread: its traceback would keep the guest's memory mapped until then.
+                self._let_go()
+                self._lost(error.with_traceback(None))
+        except Exception as error:
+            self._let_go()
+            self._owner.tell_bug(error)
+        finally:
+            self._alive.release()
+
+    def _let_go(self) -> None:
+        if self._receiving is not None:
+            self._pair.let_go(self._receiving.queue)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for bell in self._bells:
+            poll.register(bell, select.POLLIN)
+        waits_for_tap = False
+        while True:
+            if self._stopping:
+                self._let_go()
+                if self._may_end():
+                    return
+                continue
+            has_more, wants_tap = self._turn()
+            if has_more:
+                continue
+            if wants_tap != waits_for_tap:
+                waits_for_tap = wants_tap
+                if wants_tap:
+                    poll.register(self._pair.fd, select.POLLIN)
+                else:
+                    poll.unregister(self._pair.fd)
+            for fd, _ in wait(poll, None):
+                if fd != self._pair.fd:
+                    _take(fd)
+
+    def _turn(self) -> tuple[bool, bool]:
+        """A slice of each; whether there is more to do, and whether the next frame in the tap is waited for."""
+        owner, pair = self._owner, self._pair
+        has_more = self._own is not None and owner.serve_own(self._own)
+        was_gone = pair.is_gone
+        sending, receiving = self._sending, self._receiving
+        if sending is not None:
+            sending.queue.backlog = False
+            if pair.send(sending.queue, is_up=owner.is_up):
+                sending.signal()
+            has_more |= sending.queue.backlog
+        outcome = STARVED
+        if receiving is not None and owner.is_up and not pair.is_gone:
+            outcome = pair.receive(receiving.queue)
+            if receiving.queue.publish():
+                receiving.signal()
+        if pair.is_gone and not was_gone:
+            owner.tell_gone()
+        return has_more or outcome == MORE, outcome == DRAINED and not pair.is_gone
+
+    def _may_end(self) -> bool:
+        """Unless the request to stop has been taken back in the meantime."""
+        with self._mutex:
+            self._stopped = self._stopping
+            return self._stopped
+
+
+def _take(bell: int) -> None:
+    try:
+        os.eventfd_read(bell)
+    except BlockingIOError:
+        return

@@ -1,0 +1,208 @@
+"""`[[network]]` with mode = "tap": virtio-net at a tap of the host."""
+
+from __future__ import annotations
+
+import _thread
+import errno
+
+from vmservice.board.net_rings import NetRings
+from vmservice.board.net_server import Counters, Pair
+from vmservice.board.slot import Plugged
+from vmservice.devices.limited_warnings import LimitedWarnings
+from vmservice.devices.virtio import net
+from vmservice.devices.virtio.net import Net, NetState
+from vmservice.errors import ConfigError, HostError
+from vmservice.host import tap as host_tap
+from vmservice.host.tap import Tap, TapGone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from vmservice.board.slot import Slot
+    from vmservice.config.sections.network import NetworkDevice
+    from vmservice.devices.timer import Timer
+    from vmservice.plug.backend import Details, Host
+
+_TUN_BITS = (
+    (net.GUEST_CSUM, host_tap.TUN_F_CSUM),
+    (net.GUEST_TSO4, host_tap.TUN_F_TSO4),
+    (net.GUEST_TSO6, host_tap.TUN_F_TSO6),
+    (net.GUEST_ECN, host_tap.TUN_F_TSO_ECN),
+)
+
+# A tap that is gone is looked for after 1 second, 2, 4 and so on.
+FIRST_LOOK_SEC = 1.0
+LONGEST_LOOK_SEC = 30.0
+
+
+class NetworkPlug(Plugged):
+    """`tap` outlives it: the next machine has the same."""
+
+    def __init__(self, section: NetworkDevice, tap: Tap, slot: Slot) -> None:
+        self._tap = tap
+        self._slot = slot
+        self._warn = LimitedWarnings(slot.warn)
+        self._warning = _thread.allocate_lock()
+        self._wants_link = section.link == "up"
+        self._is_gone = not tap.is_attached()
+        self._look_sec = FIRST_LOOK_SEC
+        self._timer: Timer | None = None
+        state = slot.state_of(NetState)
+        self._is_restored = state is not None
+        if state is None:
+            state = NetState(section.mac, section.mtu or tap.mtu, offloads=section.offload, is_up=self._link)
+        self.device = Net(section.mac, section.queues, state, self._apply)
+        self._pairs = [Pair(fd, self._on_refused) for fd in tap.queue_fds]
+        self._rings = NetRings(
+            slot.label,
+            self._pairs,
+            serve=self.device.serve,
+            in_use=self.device.pairs_in_use,
+            host_gone=lambda: slot.post(self._look_again),
+            bug=self._on_bug,
+        )
+        try:
+            super().__init__(slot, self.device, self._rings)
+        except BaseException:
+            self._rings.close()
+            raise
+
+    @property
+    def _link(self) -> bool:
+        return self._wants_link and not self._is_gone
+
+    def start(self) -> None:
+        self._set_carrier()
+        super().start()
+        with self.lock:
+            self._look_again()
+            self._follow_link()
+            if self._is_restored:
+                self.device.announce()
+
+    def stats(self) -> dict[str, float]:
+        counters = [pair.counters for pair in self._pairs]
+        return {name: sum(getattr(one, name) for one in counters) for name in Counters.__slots__}
+
+    def reconfigure(self, section: NetworkDevice) -> None:
+        """A reload: link and offloads may be others, and the tap may be there again."""
+        self._wants_link = section.link == "up"
+        with self.lock:
+            # A driver knows what it was offered: it has the rest when it is loaded anew, and takes at once what it may.
+            self.device.state.offloads = section.offload
+            self._look_again()
+            self._follow_link()
+        self._set_carrier()
+
+    def close(self) -> None:
+        super().close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings.close()
+
+    # Link
+
+    def _follow_link(self) -> None:
+        self._rings.is_up = self._link
+        self.device.set_link(self._link)
+        self._rings.wake()
+
+    def _set_carrier(self) -> None:
+        if not self._is_gone:
+            self._try(self._tap.set_carrier, self._wants_link)
+
+    # The tap
+
+    def _apply(self, offloads: int, pairs: int) -> None:
+        """From any thread: what the driver takes, and how many pairs it uses."""
+        tun = sum(bit for wanted, bit in _TUN_BITS if offloads & wanted)
+        self._try(self._tap.set_offload, tun)
+        self._try(self._tap.set_pairs, pairs)
+
+    def _try(self, change: Callable[[Any], None], value: int) -> None:
+        try:
+            change(value)
+        except TapGone:
+            return  # whoever moves frames finds out too
+        except HostError as error:
+            self._say(str(error))
+
+    def _on_refused(self, number: int) -> None:
+        """From a pair's thread. Frames that make no sense are the guest's affair."""
+        if number == errno.EIO:
+            name = self._tap.name
+            self._say(f"{self._tap.what}: the tap {name} is down, and takes no frames; `ip link set {name} up` changes that")
+
+    def _say(self, text: str) -> None:
+        with self._warning:
+            self._warn(text)
+
+    def _look_again(self) -> None:
+        """With the lock held: whether the tap is there, and if it is not, whether it has been made anew."""
+        if self._tap.is_attached():
+            return
+        try:
+            self._tap.attach()
+        except (ConfigError, HostError) as error:
+            self._has_no_tap(error)
+            return
+        self._slot.warn(f"{self._tap.what}: the tap {self._tap.name} is there again")
+        self._is_gone, self._look_sec = False, FIRST_LOOK_SEC
+        for pair in self._pairs:
+            pair.is_gone = False
+        self._follow_link()
+        self.device.announce()
+
+    def _has_no_tap(self, error: ConfigError | HostError) -> None:
+        if not self._is_gone:
+            why = "has been deleted" if isinstance(error, TapGone) else f"cannot be used any more: {error}"
+            self._slot.warn(
+                f"{self._tap.what}: the tap {self._tap.name} {why}; the guest's link is down until it is there again"
+            )
+            self._is_gone = True
+            self._follow_link()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._slot.call_later(self._look_sec, self._look_again)
+        self._look_sec = min(2 * self._look_sec, LONGEST_LOOK_SEC)
+
+    def _on_bug(self, error: Exception) -> None:
+        import traceback
+
+        text = "".join(traceback.format_exception(error))
+        self._slot.warn(f"internal error: network {self.label}: {text}")
+
+
+def open(section: NetworkDevice, host: Host) -> Tap:
+    what = f"network {section.name}"
+    passed = host.take_passed("tun", section.name)
+    mtu = int(passed[0][0] or 0) if passed else 0
+    tap = Tap(section.tap, what, section.queues, [fd for _, fd in passed], mtu)
+    try:
+        if section.mtu > tap.mtu > 0:
+            raise ConfigError(f"{what}: its mtu is {section.mtu}, and the tap {tap.name} has {tap.mtu}; expected at most that")
+    except BaseException:
+        tap.close()
+        raise
+    return tap
+
+
+def build(section: NetworkDevice, backend: Tap, slot: Slot) -> Plugged:
+    return NetworkPlug(section, backend, slot)
+
+
+def details(section: NetworkDevice, backend: Tap) -> dict[str, Details]:
+    found: Details = {
+        "mode": "tap",
+        "tap": section.tap,
+        "mac": section.mac.hex(":"),
+        "mtu": section.mtu or backend.mtu,
+        "queues": section.queues,
+        "link": section.link,
+        "offload": section.offload,
+    }
+    if section.bridge:
+        found["bridge"] = section.bridge
+    return {section.name: found}
