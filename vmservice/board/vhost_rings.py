@@ -74,6 +74,10 @@ class VhostRings:
             raise HostError(f"no eventfd for a virtqueue of {name}: {error}") from error
 
     def begin(self) -> None:
+        """In the main thread: Linux makes the kernel's thread out of the one that asks, and not while a signal is on its way to
+        it, as it often is to a vCPU's."""
+        for vhost in self._vhosts:
+            vhost.own()
         self._alive.acquire()
         try:
             _thread.start_new_thread(self._main, ())
@@ -186,7 +190,6 @@ class VhostRings:
 
     def _run_one(self, session: _Session, vhost: Vhost, rings: Sequence[Ring]) -> None:
         regions = self._memory.regions
-        vhost.own()
         session.running.append(vhost)
         vhost.set_features(session.features)
         vhost.set_memory(regions)
