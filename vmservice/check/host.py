@@ -33,7 +33,7 @@ class Check:
 
 def check_host() -> list[Check]:
     """Every check, in the order in which a person would mend things."""
-    return [_check_processor(), *_check_kvm(), _check_systemd(), _check_bus(), *_check_libraries()]
+    return [_check_processor(), *_check_kvm(), *_check_devices(), _check_systemd(), _check_bus(), *_check_libraries()]
 
 
 def _check_processor() -> Check:
@@ -104,6 +104,26 @@ def _check_test_vm(kvm: Kvm) -> Check:
     if output != EXPECTED:
         return Check("test VM", MISSING, f"it computed {output!r} instead of {EXPECTED!r}", "do not trust this host")
     return Check("test VM", OK, f"a real-mode guest added 2 and 3 and wrote {output!r} to its serial port")
+
+
+def _check_devices() -> list[Check]:
+    """What only some VMs need, and nobody knows to be there before it is opened: the kernel then loads the module."""
+    checks = []
+    for name, path, module, purpose in (
+        ("tap", "/dev/net/tun", "tun", "networks on a tap"),
+        ("vhost-net", "/dev/vhost-net", "vhost_net", "networks on a tap that the kernel serves"),
+        ("vhost-vsock", "/dev/vhost-vsock", "vhost_vsock", "sockets between host and guest, [vsock]"),
+    ):
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except PermissionError as error:
+            mend = f"let this account use {path}; the group kvm may use the two of vhost on most hosts"
+            checks.append(Check(name, LIMITED, f"{path}: {error.strerror}; it is for {purpose}", mend))
+        except OSError as error:
+            checks.append(Check(name, LIMITED, f"{path}: {error.strerror}; it is for {purpose}", f"modprobe {module}"))
+        else:
+            checks.append(Check(name, OK, f"for {purpose}"))
+    return checks
 
 
 def _check_systemd() -> Check:

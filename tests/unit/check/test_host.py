@@ -1,0 +1,44 @@
+"""What check-host says of devices that only some VMs need."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from vmservice.check import host
+
+
+@pytest.mark.parametrize(
+    ("number", "result", "detail", "mend"),
+    [
+        (0, "ok", "for sockets between host and guest, [vsock]", ""),
+        (
+            errno.ENODEV,
+            "limited",
+            "/dev/vhost-vsock: No such device; it is for sockets between host and guest, [vsock]",
+            "modprobe vhost_vsock",
+        ),
+        (
+            errno.EACCES,
+            "limited",
+            "/dev/vhost-vsock: Permission denied; it is for sockets between host and guest, [vsock]",
+            "let this account use /dev/vhost-vsock; the group kvm may use the two of vhost on most hosts",
+        ),
+    ],
+)
+def test_a_device_is_opened_to_know(monkeypatch: pytest.MonkeyPatch, number: int, result: str, detail: str, mend: str) -> None:
+    real, asked = os.open, []
+
+    def answer(path: str, flags: int) -> int:
+        asked.append(path)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return real("/dev/null", flags)
+
+    monkeypatch.setattr(os, "open", answer)
+    checks = {check.name: check for check in host._check_devices()}
+    assert asked == ["/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"]
+    assert list(checks) == ["tap", "vhost-net", "vhost-vsock"]
+    assert checks["vhost-vsock"].as_dict() == {"name": "vhost-vsock", "result": result, "detail": detail, "mend": mend}
