@@ -17,6 +17,7 @@ from vmservice.devices.virtio.console import Console, ConsoleState, Port
 from vmservice.devices.virtio.net import Net, NetState
 from vmservice.devices.virtio.pmem import Pmem, PmemState
 from vmservice.devices.virtio.rng import Rng, RngState
+from vmservice.devices.virtio.vsock import Vsock, VsockState
 from vmservice.memory.guest_memory import GuestMemory
 
 TYPE_CHECKING = False
@@ -335,11 +336,46 @@ class NetRig(VirtioRig):
             pair.begin(self.device.features_chosen)
 
 
+class InlineVsock(Vsock):
+    """Its event queue is served where it is notified; the others are the kernel's."""
+
+    queues: Sequence[Queue] = ()
+
+    def activate(self, queues: Sequence[Queue], interrupt: DriverPort, features: int) -> None:
+        self.queues, self.port = queues, interrupt
+
+    def reset(self) -> None:
+        super().reset()
+        self.queues = ()
+
+    def notify(self, index: int) -> None:
+        if self.queues and self.serve(index, self.queues[index]):
+            self.port.interrupt_queue(index)
+
+
+class VsockRig(VirtioRig):
+    """Over and over its connections are gone."""
+
+    state_class = VsockState
+
+    def __init__(self, memory: GuestMemory, state: VsockState | None = None) -> None:
+        super().__init__()
+        self.device: InlineVsock = InlineVsock(state or VsockState(3))
+
+    def request(self, rng: random.Random) -> tuple[bytes, int]:
+        return b"", rng.choice((4, 8, 3))
+
+    def poke(self, rng: random.Random) -> None:
+        self.device.move(rng.randrange(1 << 32))
+        self.said.append(self.device.state.cid)
+
+
 CASES: dict[str, Callable[..., VirtioRig]] = {
     "console": ConsoleRig,
     "entropy": RngRig,
     "balloon": BalloonRig,
     "block": BlockRig,
     "pmem": PmemRig,
+    "vsock": VsockRig,
     "net": NetRig,
 }

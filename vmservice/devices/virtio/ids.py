@@ -8,6 +8,7 @@ TYPE_BLOCK = 2
 TYPE_CONSOLE = 3
 TYPE_ENTROPY = 4
 TYPE_BALLOON = 5
+TYPE_VSOCK = 19
 TYPE_PMEM = 27
 
 # Feature bits of all devices (virtio 1.2 §6)
