@@ -7,6 +7,7 @@ end again. One that ends soon after its start, as the driver's broken rings can 
 
 from __future__ import annotations
 
+import os
 import time
 
 from vmservice.board.vhost_user_rings import WARNING_INTERVAL_SEC, VhostUserRings
@@ -48,6 +49,16 @@ class VhostUserNetRings(VhostUserRings):
         self._failures = 0  # since one has served for SETTLED_SEC
         self._served_since = float("inf")
         self._is_down = self._has_said_so = False
+
+    def hold(self, is_held: bool) -> None:
+        """Whether the virtqueues stay here, though there is a back end: nothing is sent, and nothing received."""
+        self._is_held = is_held
+        os.eventfd_write(self._eventfds.wake, 1)
+
+    def look_again(self) -> None:
+        """Do not wait any longer for a back end that may be there again."""
+        self._not_before = float("-inf")
+        os.eventfd_write(self._eventfds.wake, 1)
 
     def _hand_over(self, session: HandedOver) -> None:
         super()._hand_over(session)

@@ -85,6 +85,7 @@ class VhostUserRings:
         self._shown_to: VhostUser | None = None  # the connection that has all of `memory`
         self._restarted_at = self._warned_at = float("-inf")
         self._not_before = float("-inf")  # no virtqueues are handed over before that
+        self._is_held = False  # nor while this is so
 
     def begin(self) -> None:
         self._link.allow()
@@ -227,9 +228,9 @@ class VhostUserRings:
                 return False
             for task in tasks:
                 task.run()
-            if busy is not None and wanted is not busy:
+            if busy is not None and (wanted is not busy or self._is_held):
                 self._stop(busy)
-            elif wanted is not None and busy is None and time.monotonic() >= self._not_before:
+            elif wanted is not None and busy is None and not self._is_held and time.monotonic() >= self._not_before:
                 self._start(wanted)
             elif not tasks:
                 return True
@@ -247,7 +248,7 @@ class VhostUserRings:
         relays = self._eventfds.relayed(busy.rings) if busy is not None else {}
         for fd in relays:
             poll.register(fd, select.POLLIN)
-        waits = busy is None and self._wanted is not None
+        waits = busy is None and self._wanted is not None and not self._is_held
         # In milliseconds, not before the time has come.
         timeout = max(0.0, self._not_before - time.monotonic()) * 1000 + 1 if waits else None
         for fd, _ in poll.poll(timeout):
@@ -299,16 +300,15 @@ class VhostUserRings:
 
     def _start(self, session: HandedOver) -> None:
         error = self._prepare(session)
+        if error is not None:
+            self._unreachable(session, error)
+            return
         with self._mutex:
             if self._wanted is not session:
                 return
-            if error is None:
-                self._busy = session
-                self._released.acquire()
-        if error is None:
-            self._hand_over(session)
-        else:
-            self._unreachable(session, error)
+            self._busy = session
+            self._released.acquire()
+        self._hand_over(session)
 
     def _unreachable(self, session: HandedOver, error: HostError) -> None:
         """Nobody can be given the session's virtqueues."""

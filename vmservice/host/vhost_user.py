@@ -345,6 +345,8 @@ class VhostUser:
             return call(*arguments)
         except TimeoutError:
             raise self._lost("does not answer in time", errno.ETIMEDOUT) from None
+        except ConnectionError as error:  # a reset too, where it has not read all that it was sent
+            raise self._lost("has closed the connection", error.errno or 0) from None
         except OSError as error:
             raise self._lost(f"is gone: {os.strerror(error.errno or 0)}", error.errno or 0) from None
 

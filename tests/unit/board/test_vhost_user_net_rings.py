@@ -203,3 +203,34 @@ def test_a_machine_is_paused_and_ends_while_nobody_serves(bench: Bench, passt: N
     until(lambda: bench.links[-1] is False)
     assert bench.driver.transport.stop()
     assert time.monotonic() - began < TIMEOUT_SEC / 2
+
+
+def test_virtqueues_that_are_held_are_served_by_nobody(bench: Bench, passt: NetBackEnd) -> None:
+    bench.start()
+    check_traffic(bench, passt)
+    bench.rings.hold(True)
+    until(lambda: not passt.taken_up)
+    bench.transmit(b"later" * 12)
+    passt.send(FRAME)
+    assert bench.driver.transport.stop()
+    bench.driver.transport.start()
+    assert (passt.taken_up, bench.received(), len(passt.frames)) == (False, [], 1)
+    bench.rings.hold(False)
+    until(lambda: bench.received() == [HEADER + FRAME])
+    until(lambda: b"later" * 12 in passt.frames)
+    assert passt.connections == 1
+
+
+def test_one_that_can_be_started_again_is_looked_for_when_it_is_said_so(bench: Bench, passt: NetBackEnd) -> None:
+    passt.dies_at = {5}
+    bench.start()
+    until(lambda: passt.connections >= 16)  # the next pause is more than 3 seconds
+    passt.dies_at = set()
+    began = time.monotonic()
+
+    def is_found() -> bool:
+        bench.rings.look_again()
+        return passt.taken_up
+
+    until(is_found)
+    assert time.monotonic() - began < 2
