@@ -37,6 +37,7 @@ def test_the_defaults(tmp_path: Path) -> None:
         "queues": 1,
         "offload": True,
         "link": "up",
+        "forward": (),
         "plug": "vmservice.plug.network",
     }
     assert (second.name, second.makes_tap, second.tap) == ("network1", True, network.default_tap("web", "network1"))
@@ -55,6 +56,7 @@ def test_everything_that_may_be_said(tmp_path: Path) -> None:
         "queues": 4,
         "offload": False,
         "link": "down",
+        "forward": (),
         "plug": "vmservice.plug.network",
     }
 
@@ -79,7 +81,7 @@ def test_the_name_of_a_tap_is_one_that_linux_takes() -> None:
 NAME = "expected the name of an interface, up to 15 characters without / : % and spaces"
 BYTES = 'expected six bytes as in "02:00:5e:00:53:01"'
 WORDS = {
-    '[[network]]\nmode = "bridge"': "network[0].mode is 'bridge'; expected \"tap\"",
+    '[[network]]\nmode = "bridge"': 'network[0].mode is \'bridge\'; expected "tap" or "passt"',
     '[[network]]\ntap = "vt/web"': f"network[0].tap is 'vt/web'; {NAME}",
     '[[network]]\ntap = "sixteen-letters."': f"network[0].tap is 'sixteen-letters.'; {NAME}",
     '[[network]]\nbridge = "br 0"': f"network[0].bridge is 'br 0'; {NAME}",

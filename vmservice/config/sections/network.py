@@ -1,8 +1,9 @@
-"""`[[network]]`: a network card of the guest, eth0 and so on, at a tap of the host."""
+"""`[[network]]`: a network card of the guest, eth0 and so on, at a tap of the host or served by passt."""
 
 from __future__ import annotations
 
-from vmservice.config.names import read_device_name
+from vmservice.config.names import config_path, read_device_name
+from vmservice.errors import ConfigError, HostFacilityMissing
 from vmservice.host.machine_id import machine_id
 
 TYPE_CHECKING = False
@@ -12,12 +13,13 @@ if TYPE_CHECKING:
     from vmservice.config.load import Config
     from vmservice.config.reader import TableReader
 
-KEYS = ("name", "mode", "tap", "bridge", "mac", "mtu", "queues", "offload", "link")
+KEYS = ("name", "mode", "tap", "bridge", "mac", "mtu", "queues", "offload", "link", "forward")
 ARRAY = True
 LIVE: tuple[str, ...] = ("link", "offload")
 # A reload is told to each network: its tap may have been made anew.
 FOLLOWS_HOST = True
 PLUG = "vmservice.plug.network"
+PASST_PLUG = "vmservice.plug.passt"
 ORDER = 45
 
 NETWORKS_MAX = 16
@@ -25,6 +27,10 @@ QUEUES_MAX = 8
 # What an Ethernet frame can have (RFC 791), and the longest that a frame's length has room for.
 MTU_MIN = 68
 MTU_MAX = 65535
+# What passt tells guests of, unless told otherwise: without offloads, large frames are what makes it fast.
+PASST_MTU = 65520
+# What is left of the 107 bytes of a socket's path in /run, or in a user's runtime directory.
+PASST_NAMES_MAX = 69
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ of <linux/if.h> counts the NUL
 MAC_BYTES = 6
 _MULTICAST = 0x01
@@ -32,14 +38,15 @@ _LOCAL = 0x02
 
 
 class NetworkDevice:
-    """`mac` has 6 bytes. `mtu` is 0 for the tap's own; `link` is "up" or "down".
+    """`mac` has 6 bytes. `mtu` is 0 for the tap's own; `link` is "up" or "down". `forward` are entries as `config/forward.py`
+    reads them, and `tap` is empty, where passt serves it.
 
     `makes_tap`: the tap is made for the VM, and put into `bridge` where that is not empty; otherwise it is there before.
     """
 
     kind = "network"
 
-    __slots__ = ("bridge", "link", "mac", "makes_tap", "mtu", "name", "offload", "plug", "queues", "tap")
+    __slots__ = ("bridge", "forward", "link", "mac", "makes_tap", "mtu", "name", "offload", "plug", "queues", "tap")
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class NetworkDevice:
         queues: int = 1,
         offload: bool = True,
         link: str = "up",
+        forward: tuple[str, ...] = (),
         plug: str = PLUG,
     ) -> None:
         self.plug: Final = plug
@@ -65,27 +73,66 @@ class NetworkDevice:
         self.queues: Final = queues
         self.offload: Final = offload
         self.link: Final = link
+        self.forward: Final = forward
 
 
 def read(reader: TableReader, config: Config) -> tuple[NetworkDevice, ...]:
     networks: dict[str, NetworkDevice] = {}
+    forwarded: set[tuple[str, int]] = set()
     for number, where in enumerate(reader.several("network", NETWORKS_MAX)):
-        network = _read_one(reader, where, f"network{number}", config.name)
+        name = read_device_name(reader, where, f"network{number}")
+        if _mode(reader, where, config) == "passt":
+            network = _read_passt(reader, where, name, config, forwarded)
+        else:
+            network = _read_tap(reader, where, name, config.name)
         for other in networks.values():
             if other.name == network.name:
                 raise reader.refusal(where, "name", f"a name of its own; another [[network]] is called {network.name}")
             if other.mac == network.mac:
                 raise reader.refusal(where, "mac", f"an address of its own; {other.name} has {network.mac.hex(':')} already")
-            if other.tap == network.tap:
+            if other.tap == network.tap != "":
                 raise reader.refusal(where, "tap", f"a tap of its own; {other.name} has {network.tap} already")
         networks[network.name] = network
     return tuple(networks.values())
 
 
-def _read_one(reader: TableReader, where: str, default_name: str, vm_name: str) -> NetworkDevice:
-    name = read_device_name(reader, where, default_name)
-    if reader.text(where, "mode", "tap") != "tap":
-        raise reader.refusal(where, "mode", '"tap"')
+def _mode(reader: TableReader, where: str, config: Config) -> str:
+    """passt is what a user's own VM has, for it takes no privilege, unless there is something for a tap."""
+    is_users = config.path == config_path(config.name, user=True)
+    named = reader.text(where, "tap", "") or reader.text(where, "bridge", "")
+    return reader.choice(where, "mode", ("tap", "passt"), "passt" if is_users and not named else "tap")
+
+
+def _read_passt(reader: TableReader, where: str, name: str, config: Config, forwarded: set[tuple[str, int]]) -> NetworkDevice:
+    from vmservice.config.forward import read_forwards
+
+    for key, nothing in (("tap", ""), ("bridge", "")):
+        if reader.text(where, key, nothing):
+            raise reader.refusal(where, key, 'none with mode = "passt"')
+    if reader.integer(where, "queues", 1, QUEUES_MAX, 1) != 1:
+        raise reader.refusal(where, "queues", '1 with mode = "passt", which has one pair of virtqueues')
+    if not config.memory.shared:
+        key = "mergeable" if config.memory.mergeable else "shared"
+        expected = "false" if config.memory.mergeable else "true"
+        raise reader.refusal("memory", key, f"{expected}, for passt serves the network {name}, and maps the memory")
+    if len(config.name) + len(name) > PASST_NAMES_MAX:
+        raise reader.refusal(
+            where, "name", f"at most {PASST_NAMES_MAX - len(config.name)} letters: with the VM's they are the path of a socket"
+        )
+    return NetworkDevice(
+        name,
+        _mac(reader, where, config.name, name),
+        mtu=reader.integer(where, "mtu", MTU_MIN, PASST_MTU, PASST_MTU),
+        offload=reader.boolean(where, "offload", True),
+        link=reader.choice(where, "link", ("up", "down"), "up"),
+        forward=read_forwards(reader, where, forwarded),
+        plug=PASST_PLUG,
+    )
+
+
+def _read_tap(reader: TableReader, where: str, name: str, vm_name: str) -> NetworkDevice:
+    if reader.texts(where, "forward"):
+        raise reader.refusal(where, "forward", 'none with mode = "tap": the guest has an address that others reach')
     tap, bridge = _interface(reader, where, "tap"), _interface(reader, where, "bridge")
     return NetworkDevice(
         name,
@@ -151,7 +198,14 @@ def check_files(device: NetworkDevice, path: str) -> None:
     from vmservice.host.interfaces import check_bridge, check_tap
 
     what = f"{path}: network {device.name}"
-    if not device.makes_tap:
+    if device.plug == PASST_PLUG:
+        from vmservice.host.passt import check_passt
+
+        try:
+            check_passt(device.name)
+        except HostFacilityMissing as error:
+            raise ConfigError(f"{path}: {error}") from None
+    elif not device.makes_tap:
         check_tap(device.tap, what, device.mtu)
     elif device.bridge:
         check_bridge(device.bridge, what)
