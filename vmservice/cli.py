@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 # What units run beside the VM; nobody types these.
-_UNITS_COMMANDS = {"start-back-ends": "vmservice.service.back_ends", "disk-daemon": "vmservice.service.disk_daemon"}
+_UNITS_COMMANDS = {
+    "start-back-ends": "vmservice.service.back_ends",
+    "disk-daemon": "vmservice.service.disk_daemon",
+    "passt-daemon": "vmservice.service.passt_daemon",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -42,6 +42,8 @@ def test_systemd_understands_the_units(tmp_path: Path, manager: str, folder: str
         f"{folder}/vm@.service",
         f"{folder}/vm-disk@.service",
         f"{folder}/vm-disk@.socket",
+        f"{folder}/vm-passt@.service",
+        f"{folder}/vm-passt@.socket",
         "units/vm-console@.socket",
     ):
         text = (CHECKOUT / unit).read_text()
@@ -56,8 +58,9 @@ def test_systemd_understands_the_units(tmp_path: Path, manager: str, folder: str
 
 def test_the_unit_has_no_stop_command() -> None:
     """All of it is done on SIGTERM: a stop command would also run when the guest has powered off by itself."""
-    for unit in ("vm@.service", "user/vm@.service", "vm-disk@.service", "user/vm-disk@.service"):
-        assert not re.search(r"^ExecStop=", (CHECKOUT / "units" / unit).read_text(), re.MULTILINE)
+    for unit in ("vm@.service", "vm-disk@.service", "vm-passt@.service"):
+        for folder in ("units", "units/user"):
+            assert not re.search(r"^ExecStop=", (CHECKOUT / folder / unit).read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["org.vmservice.VM1.xml", "org.vmservice.VM1.conf", "org.vmservice.vm1.policy"])

@@ -41,7 +41,7 @@ class ExternalBackend:
 class ExternalPlug(Plugged):
     """A device of virtio's type `device_type`, with the `features` that its driver may see, behind `link`.
 
-    `adapt` makes the configuration space that the driver sees of the back end's.
+    `adapt` makes the configuration space that the driver sees of the back end's. A subclass may have another `make_rings`.
     """
 
     def __init__(
@@ -53,29 +53,35 @@ class ExternalPlug(Plugged):
         *,
         is_volatile: bool,
         adapt: Callable[[bytes], bytes],
+        queue_size: int = QUEUE_SIZE,
     ) -> None:
         state = slot.state_of(ExternalState)
         if state is None:
-            state = ExternalState(features, [QUEUE_SIZE] * link.queues, adapt(link.config))
+            state = ExternalState(features, [queue_size] * link.queues, adapt(link.config))
         if state.features & ~features or len(state.queue_sizes) > link.queues:
             raise HostError(f"{link.name} is not the device that it was when the guest's state was taken")
         self._slot = slot
+        self._is_volatile = is_volatile
+        self._adapt = adapt
         self.device = External(device_type, state)
-        self._rings = VhostUserRings(
-            slot.label,
-            len(state.queue_sizes),
-            link,
-            slot.memory,
-            is_volatile=is_volatile,
-            on_config=lambda config: slot.post(lambda: self.device.set_config(adapt(config))),
-            warn=slot.warn,
-            bug=slot.bug,
-        )
+        self._rings = self.make_rings(slot, link, len(state.queue_sizes))
         try:
             super().__init__(slot, self.device, self._rings)
         except BaseException:
             self._rings.close()
             raise
+
+    def make_rings(self, slot: Slot, link: BackEndLink, queues: int) -> VhostUserRings:
+        return VhostUserRings(
+            slot.label,
+            queues,
+            link,
+            slot.memory,
+            is_volatile=self._is_volatile,
+            on_config=lambda config: slot.post(lambda: self.device.set_config(self._adapt(config))),
+            warn=slot.warn,
+            bug=slot.bug,
+        )
 
     def start(self) -> None:
         self._rings.begin()
