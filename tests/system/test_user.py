@@ -36,6 +36,30 @@ def test_a_user_has_a_disk_in_qcow2(container: Container, alice: str) -> None:
     container.run(f"timeout 20 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
 
 
+def test_a_user_has_a_network(container: Container, alice: str) -> None:
+    """By passt, without a word of it in the file; low ports are not a user's."""
+    file = "/home/alice/.config/vmservice/mine.toml"
+    container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
+    config = firmware_config() + '[[network]]\nforward = ["8080:80"]\n'
+    container.run(f"{alice} tee {file}", stdin=config.encode(), check=True)
+    state = f"{alice} systemctl --user show --property=ActiveState --value vm-passt@mine:network0.service"
+
+    container.run(f"{alice} systemctl --user start vm@mine", check=True)
+    assert container.run(state, check=True).stdout == "active\n"
+    assert ":8080 " in container.run("ss --no-header --listening --tcp --numeric", check=True).stdout
+    container.run(f"{alice} systemctl --user restart vm@mine", check=True)
+    assert container.run(state, check=True).stdout == "active\n"
+    container.run(f"{alice} systemctl --user stop vm@mine", check=True)
+    container.run(f"timeout 20 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
+
+    container.run(f"{alice} sed -i s/8080:80/80:80/ {file}", check=True)
+    assert container.run(f"{alice} systemctl --user start vm@mine").returncode != 0
+    container.run("journalctl --sync")
+    said = container.run("journalctl --output=cat _SYSTEMD_USER_UNIT=vm-passt@mine:network0.service", check=True).stdout
+    assert "forwards port 80/tcp of the host, and ports below 1024 are not for every account" in said
+    container.run(f"{alice} systemctl --user reset-failed vm@mine")
+
+
 @every_release
 def test_a_user_runs_a_vm_of_their_own(container: Container, alice: str) -> None:
     container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
