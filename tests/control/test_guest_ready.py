@@ -87,7 +87,10 @@ def test_a_guest_that_powers_itself_off_ends_the_process_with_its_exit_status(
     asyncio.run(press())
     assert process.wait() == status
     last = [message["STATUS"] for message in manager.rest() if "STATUS" in message][-1]
-    assert last == (f"the guest powered off with exit status {status}" if status else "the guest powered off")
+    if status:
+        assert last.startswith(f"the guest powered off with exit status {status}; the unit starts it anew")
+    else:
+        assert last == "the guest powered off"
 
 
 def test_a_guest_that_is_never_ready_is_powered_off_and_the_start_has_failed(start: Start, manager: Manager) -> None:

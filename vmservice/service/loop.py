@@ -47,9 +47,8 @@ EXIT_NOT_READY = 75
 EXIT_GUEST_RESET = 133
 EXIT_GUEST_LOST = 134
 
-_STARTED_ANEW = (EXIT_GUEST_RESET, EXIT_GUEST_LOST, EXIT_BUG, EXIT_HOST, EXIT_NOT_READY)
-
-# What systemd does after most failures, with the settings of the unit as it is shipped.
+# What systemd does after most failures, with the settings of the unit as it is shipped, and after which exit status not.
+_NOT_STARTED_ANEW = (EXIT_OK, 64, 69, 77, 78)
 _STARTS_ANEW = "the unit starts it anew, until its start limit is reached (StartLimitBurst=)"
 
 # How long readiness waits for a bus that is not there before the VM is called ready without it.
@@ -184,7 +183,7 @@ class Service:
         if not why:
             why = self._vm.why_stopped if self._vm.state == State.SHUTDOWN else "the VM ends"
         self._vm.refuse_all(f"the VM's process is about to end: {why}")
-        starts_anew = status in _STARTED_ANEW and self._notifier.active
+        starts_anew = status not in _NOT_STARTED_ANEW and self._notifier.active
         text = f"{why}; {_STARTS_ANEW}" if starts_anew else why
         if not self._ready and self._stop is None and self._guest is None and status in (EXIT_OK, EXIT_GUEST_RESET):
             # The guest was done before the name was owned. It has run all the same, and to end unready is a failure to systemd.
