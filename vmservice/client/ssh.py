@@ -46,9 +46,10 @@ def ssh_command(vm: Facts, login: str, command: Sequence[str], proxies: Sequence
     cid = next((one.details.get("cid") for one in devices if one.kind == "vsock"), None)
     if cid:
         return ["ssh", *options, *_vsock_options(int(str(cid)), proxies), f"vsock/{cid}", *command]
-    port = next((port for one in devices if one.kind == "network" for port in [_forwarded(one)] if port), None)
-    if port is not None:
-        return ["ssh", *options, "-p", port, "localhost", *command]
+    for network in (one for one in devices if one.kind == "network"):
+        address, port = _forwarded(network)
+        if port:
+            return ["ssh", *options, "-p", port, address, *command]
     raise HostFacilityMissing(
         f"there is no way known to the guest of {vm.name}: give it [vsock], or a network with"
         ' forward = ["2222:22/tcp"], in its configuration; or ssh to the address that it has on its network'
@@ -64,14 +65,18 @@ def _vsock_options(cid: int, proxies: Sequence[str]) -> list[str]:
     raise HostFacilityMissing("ssh over vsock needs systemd 256 or later, for its systemd-ssh-proxy, or socat")
 
 
-def _forwarded(network: DeviceFacts) -> str | None:
-    """The host's port that leads to the guest's port 22, of what `forward` says."""
+def _forwarded(network: DeviceFacts) -> tuple[str, str]:
+    """(address, port) of the host that lead to the guest's port 22, of what `forward` says: [ADDRESS:]PORT[:PORT][/PROTOCOL].
+
+    Empty where none does.
+    """
     for rule in str(network.details.get("forward", "")).replace(",", " ").split():
         ports, _, protocol = rule.partition("/")
         host, _, guest = ports.rpartition(":")
         if guest == "22" and protocol in ("", "tcp"):
-            return host.rpartition(":")[2] or guest
-    return None
+            address, _, port = host.rpartition(":")
+            return address.strip("[]") or "localhost", port or guest
+    return "", ""
 
 
 async def _ask(name: str, *, user: bool) -> Facts:

@@ -16,7 +16,7 @@ from vmservice.client.vms import DeviceFacts, Facts
 from vmservice.errors import HostFacilityMissing
 
 VSOCK = DeviceFacts("vsock", "vsock", {"cid": 4711})
-PASST = DeviceFacts("network", "network0", {"mode": "passt", "forward": "8080:80/tcp, 127.0.0.1:2222:22/tcp"})
+PASST = DeviceFacts("network", "network0", {"mode": "passt", "forward": "8080:80/tcp, 2222:22/tcp"})
 TAP = DeviceFacts("network", "network0", {"mode": "tap", "tap": "vt-web"})
 ALWAYS = ["-o", "HostKeyAlias=vm-web", "-o", "CheckHostIP=no"]
 
@@ -55,6 +55,20 @@ def test_by_socat_where_systemd_is_older(proxies: tuple[str, str]) -> None:
 
 def test_by_a_port_of_the_host_that_leads_there(proxies: tuple[str, str]) -> None:
     assert command([PASST], proxies) == ["ssh", *ALWAYS, "-p", "2222", "localhost"]
+
+
+@pytest.mark.parametrize(
+    ("forward", "address", "port"),
+    [
+        ("22", "localhost", "22"),
+        ("22:22", "localhost", "22"),
+        ("127.0.0.1:2222:22/tcp", "127.0.0.1", "2222"),
+        ("[::1]:5:22", "::1", "5"),
+    ],
+)
+def test_a_forwarded_port_may_be_of_one_address(proxies: tuple[str, str], forward: str, address: str, port: str) -> None:
+    network = DeviceFacts("network", "network0", {"forward": forward})
+    assert command([network], proxies) == ["ssh", *ALWAYS, "-p", port, address]
 
 
 @pytest.mark.parametrize("forward", ["", "8080:80/tcp", "53:22/udp"])
