@@ -12,7 +12,7 @@ from support.container import Container
 from support.images import elf, segment
 from support.releases import every_release
 from support.smbios_walk import find_tables, walk
-from support.unit_vm import UnitVm
+from support.unit_vm import UnitVm, firmware_config
 
 from vmservice.memory.guest_memory import GuestMemory, Region
 
@@ -113,3 +113,21 @@ def test_a_file_that_the_account_may_not_read(guest: UnitVm) -> None:
     guest.wait_inactive()
     assert f"{words} for user" in guest.journal()
     assert guest.show("ExecMainStatus") == "78"
+
+
+@every_release
+def test_no_other_vm_sees_those_of_the_unit(guest: UnitVm) -> None:
+    """Of the same account, and looking in its own sandbox, as code that has taken it over would."""
+    drop_in(guest)
+    guest.start()
+    other = UnitVm(guest.host, f"{guest.name}-other")
+    other.configure(firmware_config("idle"))
+    try:
+        other.start()
+        enter = "nsenter --target {} --mount --setuid $(id -u vmservice) --setgid $(id -g vmservice) ls -R /run/credentials"
+        own = guest.host.run(enter.format(guest.main_pid()), check=True).stdout
+        assert f"{guest.unit}" in own
+        assert "loaded" in own
+        assert guest.unit not in guest.host.run(enter.format(other.main_pid())).stdout
+    finally:
+        other.remove()
