@@ -55,9 +55,13 @@ class DiskGuest:
         data += b"\n" * (-len(data) % 512)
         return disk_table("script", self.add_disk("script", str(len(data)), data), readonly="true")
 
-    def configure(self, disks: str, *, cpus: int = 1, initramfs: str = "initrd", more_cmdline: str = "") -> None:
-        """`disks` holds the [[disk]] tables. The serial console is in the journal; a shell is at the console hvc0. `initramfs`
-        is "initrd" or "quick"."""
+    def configure(
+        self, disks: str, *, cpus: int = 1, initramfs: str = "initrd", more_cmdline: str = "", service: str = ""
+    ) -> None:
+        """`disks` holds the [[disk]] tables, and other sections; `service` lines of that one.
+
+        The serial console is in the journal; a shell is at the console hvc0. `initramfs` is "initrd" or "quick".
+        """
         self.vm.configure(
             guest_config(
                 kernel=f"/disks/{self.release}.vmlinuz",
@@ -65,6 +69,7 @@ class DiskGuest:
                 cmdline=f"{root_cmdline(self.release)} {more_cmdline}".rstrip(),
                 cpus=cpus,
                 memory="384M",
+                service=service,
                 more=f'[console]\nmode = "pty"\n{disks}',
             )
         )

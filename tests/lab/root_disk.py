@@ -37,7 +37,8 @@ _PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "login", "passwd", "util-linux", "e2fsprogs", "procps"),
     *("initramfs-tools", "busybox-static", "lz4", "linux-image-cloud-amd64"),
 )
-_MORE_PACKAGES = {"trixie": ("fio",), "bookworm": ()}
+# sshd is started for a connection over vsock alone.
+_MORE_PACKAGES = {"trixie": ("fio", "openssh-server"), "bookworm": ()}
 
 # What a machine of some minutes has no use for: timers, file systems that nobody looks at, records of boots, what was done when
 # the image was made. Each process at boot costs a second where the processor is emulated twice. All else is as Debian has it.
@@ -56,10 +57,11 @@ chmod 755 /usr/local/bin/*
 systemctl --quiet mask {" ".join(_MASKED)}
 systemctl --quiet set-default multi-user.target
 systemctl --quiet enable guest-reached.service
+[ ! -e /usr/lib/systemd/system/ssh.service ] || systemctl --quiet disable ssh.service
 mkdir -p /etc/systemd/system-generators
 for generator in /usr/lib/systemd/system-generators/*; do
     case "$generator" in
-        */systemd-fstab-generator | */systemd-getty-generator) ;;
+        */systemd-fstab-generator | */systemd-getty-generator | */systemd-ssh-generator) ;;
         *) ln -s /dev/null "/etc/systemd/system-generators/${{generator##*/}}" ;;
     esac
 done

@@ -25,7 +25,7 @@ PACKAGES = (
     *("iproute2", "passt", "procps", "strace"),
 )
 LAB_PACKAGES = (
-    *("acpica-tools", "busybox-static", "e2fsprogs", "linux-image-cloud-amd64", "pciutils"),
+    *("acpica-tools", "busybox-static", "e2fsprogs", "linux-image-cloud-amd64", "openssh-client", "pciutils"),
     *("qemu-system-x86", "qemu-utils"),
 )
 # qemu-storage-daemon; in Debian 13 qemu-utils has it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 
 from lab.channel import HostDied
@@ -13,6 +14,9 @@ from lab.root_disk import ARCHIVED
 from support.unit_vm import UnitVm
 
 MIB = 1 << 20
+
+# Of a credential: in the BIOS area, and where only the larger area has room.
+LARGE_BYTES = {"trixie": 150_000, "bookworm": 30_000}
 
 
 @contextlib.contextmanager
@@ -40,23 +44,88 @@ def as_block_device(guest: DiskGuest) -> str:
 
 
 def test_a_debian_from_boot_to_power_off(guests: dict[str, UnitVm]) -> None:
-    """Debian 13 from an image file with its own initramfs and four vCPUs, Debian 12 from a block device with one."""
+    """Debian 13 from an image file with its own initramfs and four vCPUs, Debian 12 from a block device with one.
+
+    Both have credentials, and the first says itself when it is ready.
+    """
     cpus = {"trixie": 4, "bookworm": 1}
     with debians(guests) as booted:
         for release, guest in booted.items():
             path = guest.root if release == "trixie" else as_block_device(guest)
             data = disk_table("data", guest.add_disk("data", "64M"))
             initramfs = "initrd" if release == "trixie" else "quick"
-            guest.configure(disk_table("root", path) + data, cpus=cpus[release], initramfs=initramfs)
-            guest.vm.start()
+            told = credentials(guest, LARGE_BYTES[release])
+            ready = ""
+            if release == "trixie":
+                told += f'"ssh.authorized_keys.root" = "{ssh_key(guest)}"\n[vsock]\n'
+                ready = 'ready = "guest"'
+            guest.configure(disk_table("root", path) + data + told, cpus=cpus[release], initramfs=initramfs, service=ready)
+            guest.host.run(f"systemctl start --no-block {guest.vm.unit}", check=True)
         for release, guest in booted.items():
             assert unexplained_warnings(guest.wait_up()) == []
             _use(guest, cpus[release])
+            check_identity(guest)
+            if release == "trixie":
+                check_readiness(guest.vm)
+                check_ssh(guest.vm)
             guest.vm.stop()
             assert guest.vm.show("Result") == "success"
             assert "forced" not in guest.vm.journal()
             guest.check_root()
             guest.check_file_system(f"{guest.directory}/data.raw")
+
+
+def credentials(guest: DiskGuest, large_bytes: int) -> str:
+    """A small one and a large one, which is a file; the section for them."""
+    path = f"{guest.directory}/large"
+    guest.host.run(f"head -c {large_bytes} /dev/urandom > {path} && chown vmservice: {path} && chmod 400 {path}", check=True)
+    return f'[credentials]\n"lab.greeting" = "hello {guest.release}"\nlarge = {{ file = "{path}" }}\n'
+
+
+def ssh_key(guest: DiskGuest) -> str:
+    """The public key of the host's root, who takes a guest's key when it is first seen."""
+    script = (
+        "mkdir -p -m 700 ~/.ssh; echo 'StrictHostKeyChecking accept-new' > ~/.ssh/config;"
+        " [ -e ~/.ssh/id_ed25519 ] || ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519; cat ~/.ssh/id_ed25519.pub"
+    )
+    return guest.host.run(script, check=True).stdout.strip()
+
+
+def check_ssh(vm: UnitVm) -> None:
+    """By vsock, with the key that came as a credential; the exit status is the command's."""
+    shown = vm.host.run(f"vmservice ssh root@{vm.name} 'hostname; exit 7' 2> /tmp/ssh", timeout=180)
+    assert (shown.returncode, shown.stdout) == (7, "trixie\n"), vm.host.run("cat /tmp/ssh").stdout
+    assert vm.host.run(f"ssh-keygen -F vm-{vm.name}").returncode == 0
+
+
+def check_identity(guest: DiskGuest) -> None:
+    """The guest has the UUID that follows from its host and its name, and what its host has told it."""
+    host = uuid.UUID(guest.host.run("cat /etc/machine-id", check=True).stdout.strip())
+    digest = guest.host.run(f"sha256sum < {guest.directory}/large", check=True).stdout.split()[0]
+    shown = guest.type(
+        "cat /sys/class/dmi/id/product_uuid",
+        "cat /sys/class/dmi/id/sys_vendor",
+        "systemd-detect-virt",
+        "cat /run/credentials/@system/lab.greeting; echo",
+        "sha256sum < /run/credentials/@system/large",
+    )
+    for line in (str(uuid.uuid5(host, guest.vm.name)), "vmservice", "kvm", f"hello {guest.release}", f"{digest}  -"):
+        assert f"\n{line}\n" in shown, shown
+
+
+def check_readiness(vm: UnitVm) -> None:
+    """The guest's systemd, which has started all that it was to start, has said so."""
+    vm.host.run(f"timeout 60 systemctl start {vm.unit}", timeout=90, check=True)
+    assert vm.get("GuestReady") is True
+    said = vm.journal()
+    assert "the guest is ready" in said
+    assert "the guest says X_SYSTEMD_UNIT_ACTIVE=multi-user.target" in said
+    assert "; guest: " in vm.show("StatusText")
+    assert vm.journal("--output=cat", "X_SYSTEMD_UNIT_ACTIVE=multi-user.target") != ""
+    cid = next(details["cid"]["data"] for kind, _, details in vm.get("Devices") if kind == "vsock")
+    registered = "--property=VSockCID --property=SSHAddress --property=Leader"
+    shown = vm.host.run(f"machinectl show {registered} {vm.name}", check=True).stdout.split()
+    assert sorted(shown) == [f"Leader={vm.main_pid()}", f"SSHAddress=vsock/{cid}", f"VSockCID={cid}"]
 
 
 def _use(guest: DiskGuest, cpus: int) -> None:
