@@ -31,8 +31,8 @@ class NetRings:
     """`pairs` by number, of which a driver that has chosen `features` uses the first `in_use(features)`; what comes behind
     their virtqueues is the device's own, and `serve(index, queue)` does one slice of it, in the first pair's thread.
 
-    `host_gone` is told, in a pair's thread, that it has lost its tap; it is served anew from `wake` on. `bug` is told of an
-    exception that is no driver's fault.
+    `host_gone` is told, in a pair's thread, that it has lost its tap; it is served anew from the next `hold` on. `bug` is told
+    of an exception that is no driver's fault.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class NetRings:
         bug: Callable[[Exception], None],
     ) -> None:
         self.transport_features = TRANSPORT_FEATURES
-        self.is_up = True  # else what the driver sends is lost, and it receives nothing
+        self.is_held = False
         self._name = name
         self._pairs = pairs
         self._serve = serve
@@ -84,8 +84,15 @@ class NetRings:
     def notify(self, index: int) -> None:
         os.eventfd_write(self.kicks[index], 1)
 
-    def wake(self) -> None:
-        """`is_up` or a pair has changed: look at everything once."""
+    def begin(self) -> None:
+        """Threads come with the driver."""
+
+    def hold(self, held: bool) -> None:
+        """Whether what the driver sends is lost, and it receives nothing: its link is down."""
+        self.is_held = held
+        if not held:
+            for pair in self._pairs:
+                pair.is_gone = False
         for thread in tuple(self._threads):
             thread.wake()
 
@@ -224,11 +231,11 @@ class _PairThread:
         sending, receiving = self._sending, self._receiving
         if sending is not None:
             sending.queue.backlog = False
-            if pair.send(sending.queue, is_up=owner.is_up):
+            if pair.send(sending.queue, is_up=not owner.is_held):
                 sending.signal()
             has_more |= sending.queue.backlog
         outcome = STARVED
-        if receiving is not None and owner.is_up and not pair.is_gone:
+        if receiving is not None and not owner.is_held and not pair.is_gone:
             outcome = pair.receive(receiving.queue)
             if receiving.queue.publish():
                 receiving.signal()

@@ -62,6 +62,7 @@ class VhostRings:
         self._mutex = _thread.allocate_lock()  # held for the kernel's part of a start or a stop, some milliseconds
         self._session: _Session | None = None  # what is served
         self._last: _Session | None = None
+        self._is_held = False
         self._handling = _thread.allocate_lock()  # held while the thread does something for a session
         self._ending = False
         self._alive = _thread.allocate_lock()  # held while the thread runs
@@ -144,6 +145,26 @@ class VhostRings:
             session.lost(error)
         ring_bell(self._eventfds.wake)
 
+    def hold(self, held: bool) -> None:
+        """Whether the kernel is to serve nothing though the driver is there, as where a network's link is down.
+
+        The device's own virtqueues are served all the same.
+        """
+        error = None
+        with self._mutex:
+            session, was_held, self._is_held = self._session, self._is_held, held
+            if session is None or held == was_held:
+                return
+            try:
+                if held:
+                    error = self._halt(session)
+                else:
+                    self._run(session)
+            except HostError as failed:
+                error = failed
+        if error is not None:
+            self._lose(session, error)
+
     # Guest memory that comes and goes
 
     def region_added(self, region: Region) -> None:
@@ -171,6 +192,10 @@ class VhostRings:
 
     def _run(self, session: _Session) -> None:
         """HostError when the kernel cannot serve them; then it serves none."""
+        for ring in session.own:
+            ring_bell(self.kicks[ring.index])
+        if self._is_held:
+            return
         take_bell(self._error)
         try:
             for number, vhost in enumerate(session.vhosts):
@@ -185,8 +210,6 @@ class VhostRings:
         for ring in session.rings:
             ring_bell(self.kicks[ring.index])
             ring_bell(self._eventfds.call_of(ring))
-        for ring in session.own:
-            ring_bell(self.kicks[ring.index])
 
     def _run_one(self, session: _Session, vhost: Vhost, rings: Sequence[Ring]) -> None:
         regions = self._memory.regions

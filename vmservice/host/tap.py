@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmservice.host.consoles.base import Console
+    from vmservice.host.vhost import VhostNet
 
 DEVICE = "/dev/net/tun"
 VHOST_DEVICE = "/dev/vhost-net"
@@ -72,13 +73,12 @@ class Tap:
         self.name = name
         self.what = what
         self.mtu = mtu
-        self.vhosts: list[int] = []  # descriptors of /dev/vhost-net, one for each queue, or none
+        self.vhosts: list[VhostNet] = []  # one for each queue, or none
         self.queue_fds = list(tuns)
         self._is_ours = not tuns  # opened by this process, in its own namespace
         self._offload = 0
         self._pairs = queues
         self._has_carrier = True
-        self._is_multi_queue = queues > 1
         try:
             while len(self.queue_fds) < queues:
                 self.queue_fds.append(_open_device(what))
@@ -93,12 +93,21 @@ class Tap:
 
     def fds(self) -> dict[str, int]:
         found = {f"queue{number}": fd for number, fd in enumerate(self.queue_fds)}
-        return {**found, **{f"vhost{number}": fd for number, fd in enumerate(self.vhosts)}}
+        return {**found, **{f"vhost{number}": vhost.fd for number, vhost in enumerate(self.vhosts)}}
 
     def close(self) -> None:
-        for fds in (self.queue_fds, self.vhosts):
-            while fds:
-                os.close(fds.pop())
+        while self.vhosts:
+            self.vhosts.pop().close()
+        while self.queue_fds:
+            os.close(self.queue_fds.pop())
+
+    def take_vhosts(self, fds: Sequence[int]) -> None:
+        """Have the kernel move the frames: descriptors of /dev/vhost-net, its own from now on. HostError where it does not."""
+        from vmservice.host.vhost import VhostNet
+
+        self.vhosts = [VhostNet(fd, f"the tap {self.name}", queue) for fd, queue in zip(fds, self.queue_fds, strict=True)]
+        for vhost in self.vhosts:
+            vhost.look()
 
     # There, or not
 
@@ -137,12 +146,11 @@ class Tap:
         self.mtu = found.mtu
 
     def _attach_queue(self, fd: int) -> None:
-        flags = _FRAMES | (IFF_MULTI_QUEUE if self._is_multi_queue else 0)
-        error = self._set_interface(fd, flags)
-        if error == errno.EINVAL and len(self.queue_fds) == 1 and not self._is_multi_queue:
+        is_alone = len(self.queue_fds) == 1
+        error = self._set_interface(fd, _FRAMES if is_alone else _FRAMES | IFF_MULTI_QUEUE)
+        if error == errno.EINVAL and is_alone:
             # One queue of a tap that may have several will do.
             error = self._set_interface(fd, _FRAMES | IFF_MULTI_QUEUE)
-            self._is_multi_queue = not error
         if error:
             raise self._refusal(fd, error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import errno
+import os
 
 from vmservice.board.net_rings import NetRings
 from vmservice.board.net_server import Counters, Pair
@@ -13,7 +14,7 @@ from vmservice.devices.virtio import net
 from vmservice.devices.virtio.net import Net, NetState
 from vmservice.errors import ConfigError, HostError
 from vmservice.host import tap as host_tap
-from vmservice.host.tap import Tap, TapGone
+from vmservice.host.tap import Tap, TapGone, open_vhosts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmservice.board.slot import Slot
+    from vmservice.board.vhost_rings import VhostRings
     from vmservice.config.sections.network import NetworkDevice
     from vmservice.devices.timer import Timer
     from vmservice.plug.backend import Details, Host
@@ -54,20 +56,37 @@ class NetworkPlug(Plugged):
         if state is None:
             state = NetState(section.mac, section.mtu or tap.mtu, offloads=section.offload, is_up=self._link)
         self.device = Net(section.mac, section.queues, state, self._apply)
-        self._pairs = [Pair(fd, self._on_refused) for fd in tap.queue_fds]
-        self._rings = NetRings(
-            slot.label,
-            self._pairs,
-            serve=self.device.serve,
-            in_use=self.device.pairs_in_use,
-            host_gone=lambda: slot.post(self._look_again),
-            bug=self._on_bug,
-        )
+        self._pairs: list[Pair] = []
+        self._rings = self._make_rings(slot)
         try:
             super().__init__(slot, self.device, self._rings)
         except BaseException:
             self._rings.close()
             raise
+
+    def _make_rings(self, slot: Slot) -> NetRings | VhostRings:
+        device, tap = self.device, self._tap
+        if tap.vhosts:
+            from vmservice.board.vhost_rings import VhostRings
+
+            return VhostRings(
+                slot.label,
+                len(device.queue_max_sizes),
+                tap.vhosts,
+                slot.memory,
+                serve=device.serve,
+                in_use=device.pairs_in_use,
+                bug=self._on_bug,
+            )
+        self._pairs += [Pair(fd, self._on_refused) for fd in tap.queue_fds]
+        return NetRings(
+            slot.label,
+            self._pairs,
+            serve=device.serve,
+            in_use=device.pairs_in_use,
+            host_gone=lambda: slot.post(self._look_again),
+            bug=self._on_bug,
+        )
 
     @property
     def _link(self) -> bool:
@@ -75,6 +94,8 @@ class NetworkPlug(Plugged):
 
     def start(self) -> None:
         self._set_carrier()
+        self._rings.begin()
+        self._rings.hold(not self._link)
         super().start()
         with self.lock:
             self._look_again()
@@ -83,6 +104,9 @@ class NetworkPlug(Plugged):
                 self.device.announce()
 
     def stats(self) -> dict[str, float]:
+        """Nothing of what the kernel moves: the host's own counters of the tap have it."""
+        if not self._pairs:
+            return {}
         counters = [pair.counters for pair in self._pairs]
         return {name: sum(getattr(one, name) for one in counters) for name in Counters.__slots__}
 
@@ -105,9 +129,8 @@ class NetworkPlug(Plugged):
     # Link
 
     def _follow_link(self) -> None:
-        self._rings.is_up = self._link
         self.device.set_link(self._link)
-        self._rings.wake()
+        self._rings.hold(not self._link)
 
     def _set_carrier(self) -> None:
         if not self._is_gone:
@@ -150,8 +173,7 @@ class NetworkPlug(Plugged):
             return
         self._slot.warn(f"{self._tap.what}: the tap {self._tap.name} is there again")
         self._is_gone, self._look_sec = False, FIRST_LOOK_SEC
-        for pair in self._pairs:
-            pair.is_gone = False
+        self._rings.hold(True)  # the kernel is given the tap anew
         self._follow_link()
         self.device.announce()
 
@@ -177,16 +199,31 @@ class NetworkPlug(Plugged):
 
 def open(section: NetworkDevice, host: Host) -> Tap:
     what = f"network {section.name}"
-    passed = host.take_passed("tun", section.name)
+    passed, vhosts = host.take_passed("tun", section.name), [fd for _, fd in host.take_passed("vhost-net", section.name)]
     mtu = int(passed[0][0] or 0) if passed else 0
-    tap = Tap(section.tap, what, section.queues, [fd for _, fd in passed], mtu)
     try:
+        tap = Tap(section.tap, what, section.queues, [fd for _, fd in passed], mtu)
+    except BaseException:
+        _close(vhosts)
+        raise
+    if not passed:
+        vhosts = open_vhosts(section.queues)
+    try:
+        if len(vhosts) == section.queues:
+            tap.take_vhosts(vhosts)
+        else:
+            _close(vhosts)
         if section.mtu > tap.mtu > 0:
             raise ConfigError(f"{what}: its mtu is {section.mtu}, and the tap {tap.name} has {tap.mtu}; expected at most that")
     except BaseException:
         tap.close()
         raise
     return tap
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def build(section: NetworkDevice, backend: Tap, slot: Slot) -> Plugged:
@@ -202,6 +239,7 @@ def details(section: NetworkDevice, backend: Tap) -> dict[str, Details]:
         "queues": section.queues,
         "link": section.link,
         "offload": section.offload,
+        "vhost": bool(backend.vhosts),
     }
     if section.bridge:
         found["bridge"] = section.bridge

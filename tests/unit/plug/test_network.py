@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -12,11 +13,19 @@ import pytest
 from support.disks import waiting
 from support.net_space import Wire, frame, ip, make_tap, net_space, number_of
 from support.networks import MAC, Network, section
+from support.vhost_double import VhostDevice, VhostKernel
 
 from vmservice.devices.virtio import net
 from vmservice.errors import ConfigError, HostError
 from vmservice.host import tap as host_tap
+from vmservice.host import vhost as host_vhost
 from vmservice.plug import network
+
+
+@pytest.fixture(autouse=True)
+def _no_vhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has: frames are moved by threads of ours, or by the double."""
+    monkeypatch.setattr(host_tap, "VHOST_DEVICE", "/dev/there-is-none")
 
 
 @pytest.fixture
@@ -74,6 +83,7 @@ def test_what_the_guest_is_told_of_its_tap(make: Callable[..., Network]) -> None
             "queues": 2,
             "link": "up",
             "offload": True,
+            "vhost": False,
         }
     }
     with pytest.raises(
@@ -318,3 +328,92 @@ def test_descriptors_from_outside_reach_their_own_namespace() -> None:
                 Network(section())
             backend.close()
         os.close(wire_space)
+
+
+# The kernel moves the frames
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[VhostKernel]:
+    kernel = VhostKernel()
+    monkeypatch.setattr(host_vhost, "ioctl", kernel.ioctl)
+    monkeypatch.setattr(network, "open_vhosts", lambda queues: [kernel.open("vhost-net") for _ in range(queues)])
+    yield kernel
+    kernel.close()
+
+
+def sent_by(device: VhostDevice, count: int) -> list[bytes]:
+    for _ in waiting():
+        if len(device.sent) >= count:
+            return [data[12:] for data in device.sent]
+    raise AssertionError(f"{len(device.sent)} of {count} frames are sent")
+
+
+def test_the_kernel_moves_frames(kernel: VhostKernel, make: Callable[..., Network]) -> None:
+    lan = make(queues=2)
+    lan.start()
+    lan.give_buffers(4)
+    lan.send(frame(1))
+    assert sent_by(kernel.devices[0], 1) == [frame(1)]
+    kernel.devices[0].deliver(bytes(12) + frame(2))
+    assert lan.received(1) == [frame(2)]
+    assert lan.command(b"\4\0", b"\2\0") == net.OK
+    lan.send(frame(3), pair=1)
+    assert sent_by(kernel.devices[1], 1) == [frame(3)]
+    assert kernel.devices[0].features & ~(1 << 15 | 1 << 28 | 1 << 29 | 1 << 32) == 0
+    assert network.details(lan.section, lan.backend)["lan"]["vhost"] is True
+    assert lan.plug.stats() == {}
+    assert list(lan.backend.fds()) == ["queue0", "queue1", "vhost0", "vhost1"]
+    lan.sent(1)
+    lan.sent(1, pair=1)
+
+
+def test_the_kernel_moves_nothing_while_the_link_is_down(kernel: VhostKernel, make: Callable[..., Network]) -> None:
+    lan = make()
+    lan.start()
+    lan.plug.reconfigure(section(link="down"))
+    lan.send(frame(1))
+    assert lan.command(b"\1\1" + b"\2\0\0\0\0\7") == net.OK, "commands are answered"
+    assert not any(ring.is_running for ring in kernel.devices[0].rings)
+    lan.plug.pause()
+    lan.plug.resume()
+    assert not any(ring.is_running for ring in kernel.devices[0].rings)
+    assert kernel.devices[0].sent == []
+    lan.plug.reconfigure(section())
+    assert sent_by(kernel.devices[0], 1) == [frame(1)]
+    lan.sent(1)
+
+
+def test_the_next_machine_has_the_same_descriptors(kernel: VhostKernel, make: Callable[..., Network]) -> None:
+    lan = make()
+    lan.start()
+    lan.send(frame(1))
+    assert len(sent_by(kernel.devices[0], 1)) == 1
+    lan.unplug()
+    lan.plug_in()
+    lan.start()
+    lan.send(frame(2))
+    assert sent_by(kernel.devices[0], 2)[1] == frame(2)
+
+
+def test_a_reload_gives_the_kernel_a_tap_that_was_made_anew(kernel: VhostKernel, make: Callable[..., Network]) -> None:
+    lan = make()
+    lan.start()
+    ip("link del vt-web")
+    lan.plug.reconfigure(section())
+    assert not any(ring.is_running for ring in kernel.devices[0].rings)
+    make_tap("vt-web")
+    lan.plug.reconfigure(section())
+    assert all(ring.is_running for ring in kernel.devices[0].rings)
+    assert lan.backend.is_attached()
+    assert [text.rpartition(" the tap vt-web ")[2] for text in lan.slot.warnings] == [
+        "has been deleted; the guest's link is down until it is there again",
+        "is there again",
+    ]
+
+
+def test_a_kernel_that_refuses(kernel: VhostKernel, make: Callable[..., Network]) -> None:
+    kernel.refuse[0x8008AF00] = errno.EPERM
+    with pytest.raises(HostError, match=r"VHOST_GET_FEATURES for the tap vt-web failed"):
+        make()
+    assert not kernel.devices[0].is_open
