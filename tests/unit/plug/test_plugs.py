@@ -23,7 +23,7 @@ from vmservice.config.sections.console import ConsoleDevice
 from vmservice.config.sections.port import PortConfig, PortsDevice
 from vmservice.host.consoles.base import NullConsole
 from vmservice.host.consoles.mover import Mover
-from vmservice.plug import balloon, console, port
+from vmservice.plug import balloon, console, port, vsock
 from vmservice.plug.backend import Backends, ConsolesBackend, Host, NoBackend
 from vmservice.plug.balloon import BalloonPlug
 from vmservice.plug.console import ConsolePlug
@@ -204,6 +204,25 @@ def test_what_a_person_may_see_of_the_devices(tmp_path: Path, monkeypatch: pytes
         ("port", "agent", {"mode": "socket", "path": f"{tmp_path}/agent.sock", "console": False}),
         ("port", "tty", {"mode": "null", "console": True}),
     ]
+    backends.close()
+    mover.close()
+
+
+@pytest.mark.parametrize("section", ["", "[vsock]\n"])
+def test_the_guests_number_is_the_one_that_its_vsock_has_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    """The device may get another one at a reset."""
+    end = SimpleNamespace(cid=4711, consoles=(), close=lambda: None)
+    monkeypatch.setattr(vsock, "open", lambda _section, _host: end)
+    config = tmp_path / "demo.toml"
+    config.write_text(f'[kernel]\npath = "k"\n[serial]\nmode = "off"\n{section}')
+    mover = Mover()
+    log = SimpleNamespace(info=None, warning=None, error=None)
+    backends = Backends(load_config("demo", str(config)), Host("demo", log, mover, []))
+    assert backends.guest_cid() == (4711 if section else 0)
+    end.cid = 4712
+    assert backends.guest_cid() == (4712 if section else 0)
     backends.close()
     mover.close()
 
