@@ -32,7 +32,7 @@ class VsockPlug(Plugged):
             [end.vhost],
             slot.memory,
             serve=self.device.serve,
-            bug=self._on_bug,
+            bug=slot.bug,
         )
         try:
             super().__init__(slot, self.device, self._rings)
@@ -51,12 +51,6 @@ class VsockPlug(Plugged):
             self._end.renew()
         except HostError as error:
             self._slot.warn(f"vsock: {error}")
-
-    def _on_bug(self, error: Exception) -> None:
-        import traceback
-
-        text = "".join(traceback.format_exception(error))
-        self._slot.warn(f"internal error: {self.label}: {text}")
 
 
 def open(section: VsockDevice, host: Host) -> VsockEnd:
