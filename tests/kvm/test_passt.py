@@ -50,6 +50,7 @@ def test_a_machine_has_the_network_and_gets_another_after_a_reset(tmp_path: Path
         "link": "up",
         "forward": "8080:80/tcp",
         "socket": socket_path("passt", "demo", "lan"),
+        "vhost_user": True,
     }
     assert ("network", "lan", values) in vm.backends.details()
     for count in range(1, 4):

@@ -33,7 +33,15 @@ class Check:
 
 def check_host() -> list[Check]:
     """Every check, in the order in which a person would mend things."""
-    return [_check_processor(), *_check_kvm(), *_check_devices(), _check_systemd(), _check_bus(), *_check_libraries()]
+    return [
+        _check_processor(),
+        *_check_kvm(),
+        *_check_devices(),
+        _check_passt(),
+        _check_systemd(),
+        _check_bus(),
+        *_check_libraries(),
+    ]
 
 
 def _check_processor() -> Check:
@@ -124,6 +132,17 @@ def _check_devices() -> list[Check]:
         else:
             checks.append(Check(name, OK, f"for {purpose}"))
     return checks
+
+
+def _check_passt() -> Check:
+    from vmservice.host.passt import PASST, find_passt
+
+    purpose = "for networks without privilege"
+    try:
+        way = "by vhost-user" if find_passt("") else "by a stream, for it is of before November 2024"
+    except HostError:
+        return Check("passt", LIMITED, f"there is no {PASST}; it is {purpose}", "install the package passt")
+    return Check("passt", OK, f"{purpose}, {way}")
 
 
 def _check_systemd() -> Check:

@@ -1,4 +1,4 @@
-"""passt on this host: whether there is one that serves vhost-user, and whether the ports can be had that it is to forward."""
+"""passt on this host: whether there is one, how it is spoken with, and whether the ports can be had that it is to forward."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _PROGRAM_MAX_BYTES = 16 << 20
 _KINDS = {"tcp": _socket.SOCK_STREAM, "udp": _socket.SOCK_DGRAM}
 
 
-def check_passt(network: str) -> None:
-    """HostFacilityMissing unless there is one for the network of that name."""
+def find_passt(network: str) -> bool:
+    """Whether the host's passt serves vhost-user, as it does from November 2024 on. HostFacilityMissing when there is none, for
+    the network of that name."""
     try:
         fd = os.open(PASST, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -30,14 +31,9 @@ def check_passt(network: str) -> None:
             f"the network {network} takes passt, and there is no {PASST}; Debian has it in the package passt"
         ) from None
     try:
-        program = os.read(fd, min(os.fstat(fd).st_size, _PROGRAM_MAX_BYTES))
+        return _VHOST_USER in os.read(fd, min(os.fstat(fd).st_size, _PROGRAM_MAX_BYTES))
     finally:
         os.close(fd)
-    if _VHOST_USER not in program:
-        raise HostFacilityMissing(
-            f"the network {network} takes a passt that serves vhost-user, from November 2024 or later, and {PASST} is older; "
-            'Debian 13 has one; before it, mode = "tap" is what works'
-        )
 
 
 def check_ports(network: str, protocol: str, address: str, ports: Iterable[int]) -> None:

@@ -12,7 +12,7 @@ from vmservice.board.vhost_user_net_rings import VhostUserNetRings
 from vmservice.config.forward import UNPRIVILEGED_PORTS, parse_forward
 from vmservice.devices.virtio.ids import TYPE_NET
 from vmservice.devices.virtio.net import GUEST_CSUM, LINK_UP, MAC, MRG_RXBUF, MTU, STATUS
-from vmservice.host.passt import check_passt
+from vmservice.host.passt import find_passt
 from vmservice.host.vhost_user_link import BackEndLink
 from vmservice.plug.external import ExternalBackend, ExternalPlug, socket_path
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmservice.board.slot import Plugged, Slot
     from vmservice.config.sections.network import NetworkDevice
     from vmservice.plug.backend import Backend, Details, Host
+    from vmservice.plug.passt_stream import StreamBackend
 
 # One pair of virtqueues is all that passt has, and 1,024 entries the longest that it takes.
 QUEUES = 2
@@ -89,24 +90,29 @@ def net_config(mac: bytes, mtu: int, *, is_up: bool) -> bytes:
 
 
 def open(section: NetworkDevice, host: Host) -> Backend:
-    check_passt(section.name)
-    unit = f"vm-passt@{host.vm_name}:{section.name}.service"
-    link = BackEndLink(
-        socket_path("passt", host.vm_name, section.name),
-        f"the passt of the network {section.name}",
-        0,
-        f"the journal of {unit} may say why",
-        known_queues=QUEUES,
-    )
+    path = socket_path("passt", host.vm_name, section.name)
+    name = f"the passt of the network {section.name}"
+    advice = f"the journal of vm-passt@{host.vm_name}:{section.name}.service may say why"
+    if not find_passt(section.name):
+        from vmservice.plug.passt_stream import StreamBackend
+
+        stream = StreamBackend(path, name, advice, section.mac)
+        stream.open()
+        return stream
+    link = BackEndLink(path, name, 0, advice, known_queues=QUEUES)
     link.open()
     return ExternalBackend(link)
 
 
-def build(section: NetworkDevice, backend: ExternalBackend, slot: Slot) -> Plugged:
-    return PasstPlug(section, backend, slot)
+def build(section: NetworkDevice, backend: ExternalBackend | StreamBackend, slot: Slot) -> Plugged:
+    if isinstance(backend, ExternalBackend):
+        return PasstPlug(section, backend, slot)
+    from vmservice.plug.passt_stream import StreamPlug
+
+    return StreamPlug(section, backend, slot)
 
 
-def details(section: NetworkDevice, backend: ExternalBackend) -> dict[str, Details]:
+def details(section: NetworkDevice, backend: ExternalBackend | StreamBackend) -> dict[str, Details]:
     mac = section.mac.hex(":")
     return {
         section.name: {
@@ -115,7 +121,8 @@ def details(section: NetworkDevice, backend: ExternalBackend) -> dict[str, Detai
             "mtu": section.mtu,
             "link": section.link,
             "forward": ", ".join(section.forward),
-            "socket": backend.link.path,
+            "socket": backend.link.path if isinstance(backend, ExternalBackend) else backend.path,
+            "vhost_user": isinstance(backend, ExternalBackend),
         }
     }
 

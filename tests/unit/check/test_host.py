@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,23 @@ def test_a_device_is_opened_to_know(monkeypatch: pytest.MonkeyPatch, number: int
     assert asked == ["/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"]
     assert list(checks) == ["tap", "vhost-net", "vhost-vsock"]
     assert checks["vhost-vsock"].as_dict() == {"name": "vhost-vsock", "result": result, "detail": detail, "mend": mend}
+
+
+@pytest.mark.parametrize(
+    ("program", "result", "detail"),
+    [
+        (b"with vhost-user", "ok", "for networks without privilege, by vhost-user"),
+        (b"an old one", "ok", "for networks without privilege, by a stream, for it is of before November 2024"),
+        (None, "limited", "there is no /usr/bin/passt; it is for networks without privilege"),
+    ],
+)
+def test_passt_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes | None, result: str, detail: str
+) -> None:
+    if program is not None:
+        (tmp_path / "passt").write_bytes(program)
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: real(str(tmp_path / Path(path).name), flags))
+    check = host._check_passt()
+    assert (check.result, check.detail) == (result, detail)
+    assert bool(check.mend) == (program is None)

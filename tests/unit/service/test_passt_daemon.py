@@ -90,8 +90,11 @@ def test_the_program_becomes_passt_with_the_vms_connection(unit: Unit, tmp_path:
     ],
 )
 def test_the_command_line(tmp_path: Path, keys: str, options: list[str]) -> None:
-    command = passt_daemon.passt_command(network_of(tmp_path, keys), 7)
-    assert command[:5] == ["/usr/bin/passt", "--foreground", "--vhost-user", "--fd", "7"]
+    network = network_of(tmp_path, keys)
+    command = passt_daemon.passt_command(network, 7, serves_vhost_user=True)
+    assert command[:4] == ["/usr/bin/passt", "--foreground", "--fd", "7"]
+    command.remove("--vhost-user")
+    assert command == passt_daemon.passt_command(network, 7, serves_vhost_user=False)
     assert "--no-map-gw" in command, "the gateway's address is no way to the host's 127.0.0.1"
     at = command.index(options[0])
     assert command[at : at + 2] == options

@@ -199,10 +199,10 @@ def check_files(device: NetworkDevice, path: str) -> None:
 
     what = f"{path}: network {device.name}"
     if device.plug == PASST_PLUG:
-        from vmservice.host.passt import check_passt
+        from vmservice.host.passt import find_passt
 
         try:
-            check_passt(device.name)
+            find_passt(device.name)
         except HostFacilityMissing as error:
             raise ConfigError(f"{path}: {error}") from None
     elif not device.makes_tap:
