@@ -1,11 +1,13 @@
 """A driver for a network that the real passt serves, without a guest: frames made by hand, in a program of its own.
 
-passt_driver.py SOCKET UNIT SCENARIO: SOCKET is where passt is to be found, which the service UNIT runs. Prints a line for each
-step that was seen; a step that is not seen in time ends it with an error.
+passt_driver.py SOCKET UNIT SCENARIO: SOCKET is where passt is to be found, which the service UNIT runs. The device is what a VM
+would have, by vhost-user or, with an old passt, at a stream. Prints a line for each step that was seen; a step that is not seen
+in time ends it with an error.
 """
 
 from __future__ import annotations
 
+import _thread
 import socket
 import struct
 import subprocess
@@ -13,14 +15,18 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
-from support.virtqueue import Driver
+from support.virtqueue import Driver, DriverQueue
 
-from vmservice.board.vhost_user_net_rings import VhostUserNetRings
-from vmservice.devices.virtio.external import External, ExternalState
-from vmservice.devices.virtio.net import GUEST_CSUM, MRG_RXBUF
+from vmservice.config.sections.network import NetworkDevice
+from vmservice.host.passt import find_passt
 from vmservice.host.vhost_user_link import BackEndLink
 from vmservice.memory import backing
+from vmservice.plug import passt
+from vmservice.plug.external import ExternalBackend
+from vmservice.plug.passt_stream import StreamBackend
 
 MIB = 1 << 20
 TIMEOUT_SEC = 20.0
@@ -33,38 +39,99 @@ DISCOVER, OFFER = 1, 2
 OPTION_DNS, OPTION_MTU, OPTION_KIND = 6, 26, 53
 BUFFERS = 16
 BUFFER_BYTES = 4096
+QUEUE_SIZE = 64
+
+
+class Slot:
+    """What a plug sees of a slot; `turn` is the event loop."""
+
+    def __init__(self) -> None:
+        self.label = "lan"
+        self.lock = _thread.allocate_lock()
+        self.memory = backing.allocate([(0, 2 * MIB)], shared=True)
+        self.posted: list[Callable[[], None]] = []
+        self.timers: list[tuple[float, SimpleNamespace]] = []
+        self.driver: Driver | None = None
+
+    def state_of(self, _kind: object) -> None:
+        return None
+
+    def post(self, callback: Callable[[], None]) -> None:
+        self.posted.append(callback)
+
+    def call_later(self, delay_sec: float, callback: Callable[[], None]) -> Any:
+        timer = SimpleNamespace(callback=callback)
+        timer.cancel = lambda: setattr(timer, "callback", lambda: None)
+        self.timers.append((time.monotonic() + delay_sec, timer))
+        return timer
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", flush=True)
+
+    def bug(self, error: Exception) -> None:
+        print(f"bug: {error!r}", flush=True)
+
+    def place(self, device: Any, rings: Any) -> Any:
+        self.driver = Driver(device, self.memory, rings=rings, lock=self.lock)
+        virtio = self.driver.transport
+        return SimpleNamespace(virtio=virtio, state=virtio.state, start=virtio.start, close=virtio.close)
+
+    def turn(self) -> None:
+        due = [timer for at, timer in self.timers if at <= time.monotonic()]
+        self.timers = [entry for entry in self.timers if entry[1] not in due]
+        posted, self.posted = self.posted, []
+        with self.lock:
+            for callback in [*posted, *(timer.callback for timer in due)]:
+                callback()
 
 
 class Wire:
-    """Frames to and from passt."""
+    """Frames to and from passt. `links` is what the driver has seen of its link, down and up."""
 
     def __init__(self, path: str) -> None:
-        self.memory = backing.allocate([(0, 2 * MIB)], shared=True)
-        self.link = BackEndLink(path, "passt", 0, "start it", known_queues=2)
-        self.link.open(TIMEOUT_SEC)
-        self.links: list[bool] = []
-        device = External(1, ExternalState(self.link.features & MRG_RXBUF | GUEST_CSUM, [256, 256], bytes(12)))
-        self.rings = VhostUserNetRings(
-            "net0",
-            2,
-            self.link,
-            self.memory,
-            on_link=self.links.append,
-            warn=lambda text: print(f"warning: {text}", flush=True),
-            bug=lambda error: print(f"bug: {error!r}", flush=True),
-        )
-        self.driver = Driver(device, self.memory, rings=self.rings)
-        self.rings.begin()
-        with self.driver.transport.lock:
-            self.queues = self.driver.start()
+        section = NetworkDevice("lan", MAC, mtu=65520)
+        if find_passt("lan"):
+            link = BackEndLink(path, "passt", 0, "start it", known_queues=2)
+            link.open()
+            self.backend: ExternalBackend | StreamBackend = ExternalBackend(link)
+            print(f"vhost-user, features {link.features:#x}")
+        else:
+            self.backend = StreamBackend(path, "passt", "start it", MAC)
+            self.backend.open()
+            print("stream")
+        self.slot = Slot()
+        self.plug = passt.build(section, self.backend, self.slot)  # type: ignore[arg-type]
+        assert self.slot.driver is not None
+        self.driver = self.slot.driver
+        self.plug.start()
+        self.links = [True]
+        self.queues: list[DriverQueue] = []
+        self.start()
+
+    def start(self) -> None:
+        with self.slot.lock:
+            sizes = [QUEUE_SIZE] * len(self.driver.device.queue_max_sizes)
+            self.queues = self.driver.start(sizes=sizes)
         for _ in range(BUFFERS):
             self.queues[RECEIVE].add([], [BUFFER_BYTES])
-        self.driver.kick(RECEIVE)
+        self.kick(RECEIVE)
+
+    def kick(self, index: int) -> None:
+        with self.slot.lock:
+            self.driver.kick(index)
 
     def send(self, frame: bytes) -> None:
         self.queues[TRANSMIT].take_used()
         self.queues[TRANSMIT].add([bytes(HEADER_BYTES) + frame.ljust(60, b"\0")])
-        self.driver.kick(TRANSMIT)
+        self.kick(TRANSMIT)
+
+    def turn(self) -> None:
+        time.sleep(0.002)
+        self.slot.turn()
+        self.driver.run_posted()
+        is_up = bool(self.driver.transport.read_config(6, 1)[0] & 1)
+        if is_up != self.links[-1]:
+            self.links.append(is_up)
 
     def receive(self, wanted: Callable[[bytes], bool], asked: bytes = b"") -> bytes:
         """The next frame that is wanted. What is `asked` is sent again each second, for a network may lose it."""
@@ -75,9 +142,10 @@ class Wire:
                 self.send(asked)
             for _, _, data in self.queues[RECEIVE].take_used():
                 self.queues[RECEIVE].add([], [BUFFER_BYTES])
+                self.kick(RECEIVE)
                 if wanted(data[HEADER_BYTES:]):
                     return data[HEADER_BYTES:]
-            time.sleep(0.002)
+            self.turn()
         raise SystemExit(f"no such frame in {TIMEOUT_SEC} s; link {self.links}")
 
     def until(self, holds: Callable[[], object]) -> None:
@@ -85,16 +153,15 @@ class Wire:
         while not holds():
             if time.monotonic() > deadline:
                 raise SystemExit(f"not in {TIMEOUT_SEC} s; link {self.links}")
-            time.sleep(0.002)
+            self.turn()
 
     def has_seen(self, links: list[bool]) -> bool:
         return self.links == links
 
     def close(self) -> None:
-        self.driver.transport.close()
-        self.rings.close()
-        self.link.close()
-        self.memory.close()
+        self.plug.close()
+        self.backend.close()
+        self.slot.memory.close()
 
 
 def checksum(data: bytes) -> int:
@@ -162,7 +229,6 @@ def forwarded(wire: Wire, port: int, guest_port: int) -> None:
 
 def main(path: str, unit: str, scenario: str) -> None:
     wire = Wire(path)
-    print(f"features {wire.link.features:#x}")
     print(lease(wire))
     if scenario == "traffic":
         print(f"arp {arp(wire, '169.254.2.2')}")
@@ -173,32 +239,33 @@ def main(path: str, unit: str, scenario: str) -> None:
             wire.driver.transport.start()
             lease(wire)
         print("paused")
-        with wire.driver.transport.lock:
-            wire.queues = wire.driver.start()
-        for _ in range(BUFFERS):
-            wire.queues[RECEIVE].add([], [BUFFER_BYTES])
+        wire.start()
         lease(wire)
         print("reset")
     if scenario == "killed":
-        for number in range(3):
-            subprocess.run(["systemctl", "kill", "--signal=KILL", unit], check=True)
-            wire.until(partial(wire.has_seen, [False, True] * (number + 1)))
+        for number in range(1, 4):
+            kill(unit)
+            wire.until(partial(wire.has_seen, [True, *[False, True] * number]))
             print(f"again: {lease(wire)}")
         assert wire.driver.transport.stop()
-        subprocess.run(["systemctl", "kill", "--signal=KILL", unit], check=True)
-        wire.until(lambda: wire.link.front is None)
+        kill(unit)
+        time.sleep(1)
         wire.driver.transport.start()
         print(f"after a pause: {lease(wire)}")
     if scenario == "lies":
         queue = wire.queues[TRANSMIT]
         queue.describe(0, 1 << 40, 4096)
         queue.make_available(0)
-        wire.driver.kick(TRANSMIT)
-        wire.until(lambda: wire.links.count(False) >= 2)
-        assert not wire.driver.is_broken
-        print("a driver that lies has a link that is down")
+        wire.kick(TRANSMIT)
+        wire.until(lambda: wire.links.count(False) >= 2 or wire.driver.is_broken)
+        print("a driver that lies has a link that is down" if not wire.driver.is_broken else "a driver that lies has to reset")
+        wire.start()
     wire.close()
     print("end", flush=True)
+
+
+def kill(unit: str) -> None:
+    subprocess.run(["systemctl", "kill", "--signal=KILL", unit], check=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import OBJECT, firmware_config
+from support.uplink import UPLINK
 
 
 @pytest.fixture
@@ -36,8 +37,10 @@ def test_a_user_has_a_disk_in_qcow2(container: Container, alice: str) -> None:
     container.run(f"timeout 20 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
 
 
+@every_release
 def test_a_user_has_a_network(container: Container, alice: str) -> None:
     """By passt, without a word of it in the file; low ports are not a user's."""
+    container.run(UPLINK, check=True)
     file = "/home/alice/.config/vmservice/mine.toml"
     container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
     config = firmware_config() + '[[network]]\nforward = ["8080:80"]\n'
