@@ -103,7 +103,7 @@ class StreamPlug(Plugged):
         self._has_said_so = False
         stream = backend.stream
         self._pair = Pair(stream.fd, lambda number: None, stream.readv, stream.writev)
-        self._pair.is_gone = not stream.is_connected
+        self._is_gone = self._pair.is_gone = not stream.is_connected
         state = slot.state_of(NetState) or NetState(section.mac, section.mtu, offloads=False, is_up=self._link)
         self.device = Net(section.mac, 1, state, lambda offloads, pairs: None)
         self._rings = NetRings(
@@ -122,7 +122,7 @@ class StreamPlug(Plugged):
 
     @property
     def _link(self) -> bool:
-        return self._wants_link and not self._pair.is_gone
+        return self._wants_link and not self._is_gone
 
     def start(self) -> None:
         super().start()
@@ -138,7 +138,7 @@ class StreamPlug(Plugged):
         with self.lock:
             self._wants_link = section.link == "up"
             self._follow_link()
-            if self._pair.is_gone and self._timer is not None:
+            if self._timer is not None:
                 self._call(0.0)
 
     def close(self) -> None:
@@ -150,24 +150,23 @@ class StreamPlug(Plugged):
     # With the lock held
 
     def _follow_link(self) -> None:
-        self._rings.is_up = self._link
+        self._rings.hold(not self._link)
         self.device.set_link(self._link)
-        self._rings.wake()
 
     def _look_again(self) -> None:
-        """passt has ended, or is looked for."""
-        if not self._pair.is_gone:
+        """Whether passt has ended; then it is looked for, unless it is already."""
+        if not self._pair.is_gone or self._timer is not None:
             return
-        if self._timer is None:
-            now = time.monotonic()
-            if now - self._there_since >= SETTLED_SEC:
-                self._failures = 0
-            self._backend.stream.cut()
-            self._follow_link()
-            if now - self._said_at >= INTERVAL_SEC:
-                self._said_at, self._has_said_so = now, True
-                self._slot.warn(f"{self._backend.name} has ended; the guest's link is down until it is there again")
-            self._pause()
+        now = time.monotonic()
+        if now - self._there_since >= SETTLED_SEC:
+            self._failures = 0
+        self._is_gone = True
+        self._backend.stream.cut()
+        self._follow_link()
+        if now - self._said_at >= INTERVAL_SEC:
+            self._said_at, self._has_said_so = now, True
+            self._slot.warn(f"{self._backend.name} has ended; the guest's link is down until it is there again")
+        self._pause()
 
     def _pause(self) -> None:
         """Ask for it anew, later and later."""
@@ -199,7 +198,7 @@ class StreamPlug(Plugged):
         elif not self._backend.has_ended():
             self._timer = None
             self._there_since = time.monotonic()
-            self._pair.is_gone = False
+            self._is_gone = self._pair.is_gone = False
             self._follow_link()
             self.device.announce()
             if self._has_said_so:
