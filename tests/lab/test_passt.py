@@ -32,7 +32,7 @@ mkdir -p /srv/outside
 head -c 3000000 /dev/urandom > /srv/outside/data
 systemd-run --quiet --unit=outside --service-type=exec ip netns exec outside \
     python3 -m http.server --directory /srv/outside --bind 192.0.2.2 8000
-timeout 20 sh -c 'until ip netns exec outside ss -lt | grep --quiet 8000; do sleep 0.1; done'
+timeout 20 sh -c 'until ip netns exec outside ss -ltn | grep --quiet :8000; do sleep 0.1; done'
 """
 _NO_OUTSIDE = "systemctl stop outside; ip netns delete outside; ip link delete uplink; rm -rf /srv/outside"
 
