@@ -63,7 +63,7 @@ class StreamBackend:
             self.ask()
             if not self.stream.wait(FIRST_ANSWER_SEC):
                 raise HostError(f"{self.name} does not answer in time; {self._advice}")
-            if self.has_ended():
+            if self.stream.is_at_end():
                 raise HostError(f"{self.name} has closed the connection; {self._advice}")
         except BaseException:
             self.close()
@@ -82,10 +82,6 @@ class StreamBackend:
         except OSError as error:
             self.stream.cut()
             raise HostError(f"{self.name} has closed the connection; {self._advice}", error.errno or 0) from error
-
-    def has_ended(self) -> bool:
-        """What has come is the end, and no frame."""
-        return self.stream.is_at_end()
 
 
 class StreamPlug(Plugged):
@@ -125,6 +121,8 @@ class StreamPlug(Plugged):
         return self._wants_link and not self._is_gone
 
     def start(self) -> None:
+        if self._backend.stream.is_at_end():  # which nobody has read while there was no driver
+            self._pair.is_gone = True
         super().start()
         with self.lock:
             self._look_again()
@@ -195,7 +193,7 @@ class StreamPlug(Plugged):
             if time.monotonic() - self._asked_at < FIRST_ANSWER_SEC:
                 self._timer = self._slot.call_later(LOOK_SEC, self._look)
                 return
-        elif not self._backend.has_ended():
+        elif not self._backend.stream.is_at_end():
             self._timer = None
             self._there_since = time.monotonic()
             self._is_gone = self._pair.is_gone = False

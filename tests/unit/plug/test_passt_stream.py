@@ -203,6 +203,20 @@ def test_passt_ends_while_the_machine_is_paused(bench: Bench, old: StreamPasst) 
     bench.traffic(old)
 
 
+def test_passt_ends_while_there_is_no_driver(bench: Bench, old: StreamPasst) -> None:
+    """The next machine is the one that finds out."""
+    old.cut()
+    bench.until(bench.backend.stream.is_at_end)
+    bench.plug.close()
+    bench.slot.memory.close()
+    bench.plug_in()
+    assert not bench.link()
+    bench.until(bench.link)
+    bench.start()
+    bench.traffic(old)
+    assert old.connections == 2
+
+
 def test_a_link_that_is_down(old: StreamPasst) -> None:
     bench = Bench(link="down")
     bench.start()
