@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from lab.cpio import CpioArchive
@@ -18,16 +19,16 @@ _HERE = Path(__file__).parent
 # Whatever of it the kernel has built in is left out.
 _VIRTIO_MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "virtio_rng", "virtio_balloon")
 PMEM_MODULES = ("virtio_pmem", "nd_pmem", "crc32c_generic", "crc32c_intel", "ext4")
+VSOCK_MODULES = ("vmw_vsock_virtio_transport",)
 MODULES = ("button", "evdev", *_VIRTIO_MODULES, "wdat_wdt", "pvpanic_mmio")
 
 
 def guest_images() -> Path:
     """A folder with NAME.vmlinuz (a bzImage), NAME.vmlinux (its ELF) and NAME.initramfs for each of trixie and bookworm;
-    NAME-pmem.initramfs (modules) and lspci.initramfs are to put behind one."""
+    NAME-pmem.initramfs and NAME-vsock.initramfs (modules), lspci.initramfs and vsock.initramfs are to put behind one."""
     root = root_tree()
-    recipe = recipe_hash(
-        root.name, *((_HERE / name).read_bytes() for name in ("guest.py", "guest_init.sh", "cpio.py", "kernel.py"))
-    )
+    sources = ("guest.py", "guest_init.sh", "vsock_guest.py", "cpio.py", "kernel.py")
+    recipe = recipe_hash(root.name, *((_HERE / name).read_bytes() for name in sources))
     return cached("guests", recipe, lambda target: _build(target, root))
 
 
@@ -37,6 +38,12 @@ def _build(target: Path, root: Path) -> None:
     _add_guest(target, "trixie", KernelPackage(root), busybox)
     _add_guest(target, "bookworm", KernelPackage(bookworm_kernel()), busybox)
     _add_program(target / "lspci.initramfs", "/usr/bin/lspci", root)
+    # An interpreter, with what it cannot do without.
+    encodings = [path.relative_to(root) for path in root.glob("usr/lib/python3.*/encodings/*.py")]
+    needed = [f"/{path}" for path in encodings if path.stem in ("__init__", "aliases", "ascii", "utf_8")]
+    needed += [f"/{path.relative_to(root)}" for path in root.glob("usr/lib/python3.*/__future__.py")]
+    script = ("vsock_guest.py", (_HERE / "vsock_guest.py").read_bytes())
+    _add_program(target / "vsock.initramfs", "/usr/bin/python3", root, needed, [script])
 
 
 def bookworm_kernel() -> Path:
@@ -54,20 +61,26 @@ def _add_guest(target: Path, name: str, kernel: KernelPackage, busybox: bytes) -
     extract_vmlinux(kernel.image, target / f"{name}.vmlinux")
     modules = kernel.modules(*MODULES)
     initramfs(target / f"{name}.initramfs", busybox, (_HERE / "guest_init.sh").read_bytes(), modules)
-    archive = CpioArchive()
-    _add_modules(archive, kernel.modules(*PMEM_MODULES), len(modules))
-    archive.write(target / f"{name}-pmem.initramfs")
+    for kind, more in (("pmem", PMEM_MODULES), ("vsock", VSOCK_MODULES)):
+        archive = CpioArchive()
+        _add_modules(archive, kernel.modules(*more), len(modules))
+        archive.write(target / f"{name}-{kind}.initramfs")
 
 
-def _add_program(target: Path, program: str, root: Path) -> None:
-    """An archive to put behind an initramfs: a program of the root tree and the shared libraries that it is linked with."""
+def _add_program(
+    target: Path, program: str, root: Path, needed: Sequence[str] = (), more: Sequence[tuple[str, bytes]] = ()
+) -> None:
+    """An archive to put behind an initramfs: a program of the root tree, the shared libraries that it is linked with, other
+    files of the tree that are `needed`, and `more`, by name and content."""
     listed = subprocess.run(["chroot", root, "ldd", program], check=True, capture_output=True, text=True).stdout
-    paths = [program, *sorted(set(re.findall(r"(/\S+) \(0x", listed)))]
+    paths = [program, *sorted(set(re.findall(r"(/\S+) \(0x", listed))), *needed]
     archive = CpioArchive()
     for directory in sorted({parent for path in paths for parent in PurePath(path).parents} - {PurePath("/")}):
         archive.add_directory(str(directory).lstrip("/"))
     for path in paths:
         archive.add_file(path.lstrip("/"), (root / path.lstrip("/")).read_bytes(), 0o755)
+    for name, data in more:
+        archive.add_file(name, data, 0o755)
     archive.write(target)
 
 

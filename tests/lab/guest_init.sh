@@ -98,6 +98,12 @@ if [ "$vmtest" = pmem ]; then
     echo "vmservice guest: pmem end"
 fi
 
+# Sockets of the host are served, and asked for, until the power button is pressed.
+if [ "$vmtest" = vsock ]; then
+    dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
+    PYTHONHOME=/usr /usr/bin/python3 -SB /vsock_guest.py &
+fi
+
 # A panic when there is a driver to tell of it.
 if [ "$vmtest" = panicked ]; then
     dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'

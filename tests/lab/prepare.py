@@ -21,6 +21,8 @@ def payload() -> dict[str, Path]:
         "person.py": Path(__file__).with_name("person.py"),
         "masked.py": Path(__file__).with_name("masked.py"),
         "typist.py": Path(__file__).with_name("typist.py"),
+        "restored.py": Path(__file__).with_name("restored.py"),
+        "vsock_host.py": Path(__file__).with_name("vsock_host.py"),
     }
 
 

@@ -284,6 +284,16 @@ def test_a_bad_configuration_fails_with_one_sentence(vm: UnitVm, text: str, stat
     assert "Traceback" not in vm.journal()
 
 
+@every_release
+def test_sockets_on_a_host_that_has_none_are_said_so(vm: UnitVm) -> None:
+    vm.configure(firmware_config() + "[vsock]\n")
+    assert vm.host.run(f"systemctl start {vm.unit}").returncode != 0
+    assert vm.show("ExecMainStatus") == "69"
+    said = vm.journal("--output=cat", "SYSLOG_IDENTIFIER=vmservice")
+    assert "[vsock] takes /dev/vhost-vsock, which this host does not have (No such file or directory); `modprobe" in said
+    assert "Traceback" not in said
+
+
 def test_no_configuration_is_said_so(container: Container) -> None:
     refused = container.run("systemctl start vm@nobody")
     try:
