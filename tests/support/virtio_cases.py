@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
-from support.timers import FakeTimers
+from support.timers import FakeTimer, FakeTimers
 
 from vmservice.board.block_server import BlockServer
 from vmservice.board.net_server import FRAME_MAX_BYTES, Pair
@@ -76,14 +77,18 @@ class RngRig(VirtioRig):
     def __init__(self, memory: GuestMemory, state: RngState | None = None) -> None:
         super().__init__()
         self.timers = FakeTimers()
-        self.device: Rng = Rng(self.source, self.timers.call_later, state, bytes_per_sec=1000, clock=self.timers.now)
+        self.device: Rng = Rng(self.source, self.call_later, state, bytes_per_sec=1000, clock=self.timers.now)
+
+    def call_later(self, delay_sec: float, callback: Callable[[], None]) -> FakeTimer:
+        """All times are such as a float has exactly: two rigs whose clocks differ are to give the same away."""
+        return self.timers.call_later(math.ceil(delay_sec * 1024) / 1024, callback)
 
     def source(self, size: int) -> bytes:
         self.said.append(size)
         return bytes(size)
 
     def poke(self, rng: random.Random) -> None:
-        self.timers.advance(rng.choice((0.01, 0.1)))
+        self.timers.advance(rng.choice((1 / 128, 1 / 8)))
 
     def settle(self) -> None:
         self.timers.advance(10)
