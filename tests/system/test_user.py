@@ -18,6 +18,8 @@ def alice(container: Container) -> Iterator[str]:
     container.run("timeout 30 sh -c 'until [ -S /run/user/1000/bus ]; do sleep 0.1; done'", check=True)
     yield "runuser --user alice -- env XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus"
     container.run("loginctl disable-linger alice; loginctl terminate-user alice; rm -rf /home/alice/.config", check=True)
+    # The next one's bus is not to be taken for this one's, which is on its way out.
+    container.run("timeout 30 sh -c 'while [ -e /run/user/1000 ]; do sleep 0.1; done'", check=True)
     # Whoever comes next is not to find the bus of this session.
     container.run("timeout 30 sh -c 'while [ -e /run/user/1000 ]; do sleep 0.1; done'", check=True)
 
