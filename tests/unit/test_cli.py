@@ -103,16 +103,16 @@ def test_check_config_finds_credentials_that_no_guest_could_read(tmp_path: Path)
     kernel = tmp_path / "vmlinuz"
     kernel.write_bytes(bzimage(pattern(4096)))
     key = tmp_path / "key"
-    key.write_bytes(b"s3cret" * 30_000)
+    key.write_bytes(b"s3cret" * 6_000)
     text = f'[kernel]\npath = "{kernel}"\n[memory]\nsize = "128M"\n[credentials]\na = "s3cret"\n"b.c" = {{ file = "key" }}\n'
     config = write(tmp_path / "demo.toml", text)
     good = vmservice("check-config", str(config))
     assert (good.returncode, good.stdout, good.stderr) == (0, f"{config}: no problem found\n", "")
-    key.write_bytes(b"s3cret" * 40_000)
+    key.write_bytes(b"s3cret" * 8_000)
     status, line = refused("check-config", str(config))
     assert status == 78
-    assert f"{config}: the credentials take 3202" in line
-    assert "at most 262144, which is about 192 KiB of credentials" in line
+    assert f"{config}: the credentials take 642" in line
+    assert "at most 57296 fit, which is about 41 KiB of credentials" in line
     assert "s3cret" not in line
 
 

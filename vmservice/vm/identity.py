@@ -28,7 +28,7 @@ def smbios_tables(config: Config, credentials: Mapping[str, bytes]) -> bytes:
         uuid=product_uuid(config), serial=config.smbios.serial, version=vmservice.__version__, oem_strings=strings
     )
     try:
-        smbios.place(len(tables))
+        smbios.check_room(len(tables), strings)
     except ConfigError as error:
         raise ConfigError(f"{config.path}: {error}") from None
     return tables

@@ -121,7 +121,6 @@ def test_initramfs(setup_header: bytes | None) -> None:
 
 
 FIXED = [
-    (0xA0000, 0x40000, RESERVED),
     (0xE0000, 0x10000, ACPI),
     (0xF0000, 0x10000, RESERVED),
     (0xE8000000, 0x10000000, RESERVED),
@@ -154,8 +153,8 @@ def test_e820_of_a_guest_that_ends_below_1_mib_has_no_empty_ranges() -> None:
 
 
 def test_e820_table_full() -> None:
-    """128 entries fit: five fixed, the low RAM, and so 122 regions more; with the next one nothing is written."""
-    regions = [(0, 64 << 10), *((MIB + index * 8192, 4096) for index in range(122))]
+    """128 entries fit: four fixed, the low RAM, and so 123 regions more; with the next one nothing is written."""
+    regions = [(0, 64 << 10), *((MIB + index * 8192, 4096) for index in range(123))]
     memory = guest_ram(*regions)
     page = zero_page(memory)
     assert page[0x1E8] == 128

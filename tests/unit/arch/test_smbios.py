@@ -77,37 +77,43 @@ def test_a_credential_is_one_string_that_systemd_decodes(value: bytes) -> None:
     assert b"\n" not in string
 
 
-SMALL_MAX = 0xFFFF0 - 0xF2020
-LARGE_MAX = 256 << 10
+TABLES_MAX = 0xFFFF0 - 0xF2020
 
 
-@pytest.mark.parametrize(
-    ("size", "gpa"), [(200, 0xF2020), (SMALL_MAX, 0xF2020), (SMALL_MAX + 1, 0xA0000), (LARGE_MAX, 0xA0000)]
-)
-def test_where_tables_are_placed(size: int, gpa: int) -> None:
-    """And nothing else is there: neither the MP table of 254 vCPUs, nor ACPI, nor what a warm reset runs."""
+@pytest.mark.parametrize("size", [200, TABLES_MAX])
+def test_they_are_where_an_os_looks_and_over_nothing_else(size: int) -> None:
+    """Neither the MP table of 254 vCPUs, nor ACPI, nor what a warm reset runs."""
     data = make(b"x" * (size - len(make(b"x")) + 1))
     assert len(data) == size
     memory = guest_ram()
     write_mptable(memory, layout.MAX_VCPUS)
-    before = memory.read(0xF0000, 0x2000), memory.read(0xE0000, 0x10000), memory.read(0xFFFF0, 16), memory.read(0x9F000, 0x1000)
+    before = memory.read(0xE0000, 0x12000), memory.read(0xFFFF0, 16)
     smbios.write_smbios(memory, data)
     found = find_tables(memory)
-    after = memory.read(0xF0000, 0x2000), memory.read(0xE0000, 0x10000), memory.read(0xFFFF0, 16), memory.read(0x9F000, 0x1000)
-    assert found == (gpa, data)
-    assert after == before
-    assert before[0].startswith(b"_MP_")
+    assert (memory.read(0xE0000, 0x12000), memory.read(0xFFFF0, 16)) == before
+    assert found == (0xF2020, data)
+    assert before[0][0x10000:].startswith(b"_MP_")
     reserved = [(start, start + length) for start, length, kind in e820(memory) if kind == E820_RESERVED]
-    assert any(start <= gpa and gpa + size <= end for start, end in reserved)
+    assert any(start <= 0xF2000 and 0xF2020 + size <= end for start, end in reserved)
     memory.close()
 
 
-def test_tables_that_linux_could_not_map_are_refused_and_nothing_is_written() -> None:
-    memory = guest_ram()
-    with pytest.raises(ConfigError, match="262145 bytes of SMBIOS tables; Linux reads at most 262144, which is about 192 KiB"):
-        smbios.write_smbios(memory, bytes(LARGE_MAX + 1))
-    assert memory.read(0, 0x200000) == bytes(0x200000)
-    memory.close()
+def test_more_than_there_is_room_for() -> None:
+    smbios.check_room(TABLES_MAX, [])
+    with pytest.raises(
+        ConfigError, match="57297 bytes of SMBIOS tables; at most 57296 fit, which is about 41 KiB of credentials"
+    ):
+        smbios.check_room(TABLES_MAX + 1, [])
+
+
+@pytest.mark.parametrize(("length", "most"), [(31, 881), (32, 835), (400, 142)])
+def test_more_strings_than_linux_copies_at_its_start(length: int, most: int) -> None:
+    """A struct dmi_device of 40 bytes for each, and the string with its NUL in steps of four: extend_brk() in dmi_alloc()."""
+    strings = [b"s" * length] * most
+    assert most * (40 + (length + 1 + 3) // 4 * 4) <= 62 << 10
+    smbios.check_room(100, strings)
+    with pytest.raises(ConfigError, match=rf"the {most + 1} credentials take \d+ bytes of what Linux has for SMBIOS strings"):
+        smbios.check_room(100, [*strings, b"s" * length])
 
 
 @pytest.mark.skipif(shutil.which("dmidecode") is None, reason="dmidecode is not installed")

@@ -81,7 +81,6 @@ def e820(memory: GuestMemory) -> list[tuple[int, int, int]]:
     640 KiB to 1 MiB is no RAM for the guest even where memory is behind it: Linux takes video memory and the BIOS to be there.
     """
     entries = [
-        (layout.SMBIOS_LARGE, layout.SMBIOS_LARGE_SIZE, E820_RESERVED),
         (layout.ACPI_AREA, layout.ACPI_AREA_END - layout.ACPI_AREA, E820_ACPI),
         (layout.MPTABLE, layout.BIOS_AREA_END - layout.MPTABLE, E820_RESERVED),
         # Linux uses an ECAM only when the firmware has reserved it (arch/x86/pci/mmconfig-shared.c).

@@ -8,7 +8,6 @@ Low memory (gpa), below 640 KiB RAM for the guest once it has left its boot data
     0x0000_8000  boot stack, grows down from 0x8ff0  0x000f_2000  SMBIOS                    e820: reserved
     0x0000_9000  page tables, three pages            0x000f_fff0  what a warm reset runs    e820: reserved
     0x0002_0000  command line                        0x0010_0000  high RAM: the kernel
-    0x000a_0000  large SMBIOS tables, e820: reserved
 
 With a firmware image instead of a kernel nothing of this is written: 0xe0000 to 1 MiB is then the firmware's shadow.
 """
@@ -59,11 +58,6 @@ MPTABLE = 0xF0000
 # vCPUs ends below 0xf1600. The tables lie behind the entry point.
 SMBIOS_ENTRY = 0xF2000
 SMBIOS_TABLES = 0xF2020
-
-# Tables that are larger: where a PC has its video memory and option ROMs, and this machine has RAM that no guest uses. Linux
-# maps all tables at once, in 64 pages (dmi_walk_early(), NR_FIX_BTMAPS), and has no SMBIOS where that fails.
-SMBIOS_LARGE = 0xA0000
-SMBIOS_LARGE_SIZE = 256 * KIB
 
 # F000:FFF0, where a PC's BIOS begins: a warm reset through real mode jumps here, into memory.
 WARM_RESET_VECTOR = 0xFFFF0

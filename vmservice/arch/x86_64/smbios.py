@@ -39,6 +39,13 @@ _MOST_STRINGS = 255
 _FIRST_OEM_HANDLE = 0xB00
 _END_HANDLE = 0x7F00
 
+TABLES_MAX_BYTES = layout.WARM_RESET_VECTOR - layout.SMBIOS_TABLES
+# Linux copies each OEM string, with a struct dmi_device for it, into 64 KiB that it has for that and for little else, and is
+# at a BUG() before its first word where they are full: dmi_save_oem_strings_devices(), RESERVE_BRK(dmi_alloc, 65536).
+_LINUX_COPIES_MAX_BYTES = 62 * layout.KIB
+_LINUX_DEVICE_BYTES = 40
+_LINUX_ALIGNMENT = 4
+
 
 def credential_string(name: str, value: bytes) -> bytes:
     """The OEM string that gives systemd in the guest the credential `name`: systemd(1), since 252."""
@@ -58,26 +65,26 @@ def tables(*, uuid: bytes, serial: str, version: str, oem_strings: Sequence[byte
     return b"".join((*structures, _structure(_TYPE_END, _END_HANDLE, b"", ())))
 
 
-def place(size_bytes: int) -> int:
-    """The gpa where tables of that size are put: behind the entry point, or, where that is too small, the large area.
-
-    ConfigError where they fit in neither.
-    """
-    if size_bytes <= layout.WARM_RESET_VECTOR - layout.SMBIOS_TABLES:
-        return layout.SMBIOS_TABLES
-    if size_bytes <= layout.SMBIOS_LARGE_SIZE:
-        return layout.SMBIOS_LARGE
-    raise ConfigError(
-        f"the credentials take {size_bytes} bytes of SMBIOS tables; Linux reads at most {layout.SMBIOS_LARGE_SIZE},"
-        f" which is about {layout.SMBIOS_LARGE_SIZE * 3 // 4 >> 10} KiB of credentials"
-    )
+def check_room(size_bytes: int, oem_strings: Sequence[bytes]) -> None:
+    """ConfigError where tables of that size, with these strings, are more than there is room for, in memory or in Linux."""
+    if size_bytes > TABLES_MAX_BYTES:
+        about = f"about {TABLES_MAX_BYTES * 3 // 4 >> 10} KiB of credentials"
+        raise ConfigError(
+            f"the credentials take {size_bytes} bytes of SMBIOS tables; at most {TABLES_MAX_BYTES} fit, which is {about}"
+        )
+    lengths = (len(string) + 1 for string in oem_strings)
+    copies = sum(length + -length % _LINUX_ALIGNMENT + _LINUX_DEVICE_BYTES for length in lengths)
+    if copies > _LINUX_COPIES_MAX_BYTES:
+        raise ConfigError(
+            f"the {len(oem_strings)} credentials take {copies} bytes of what Linux has for SMBIOS strings when it starts;"
+            f" at most {_LINUX_COPIES_MAX_BYTES} are possible, {_LINUX_DEVICE_BYTES} of them for each"
+        )
 
 
 def write_smbios(memory: GuestMemory, data: bytes) -> None:
-    """`data`, what `tables` returns, and the entry point that leads to it; ConfigError, with nothing written, as `place`."""
-    gpa = place(len(data))
-    memory.write(gpa, data)
-    memory.write(layout.SMBIOS_ENTRY, entry_point(gpa, len(data)))
+    """`data`, what `tables` returns and `check_room` has let pass, and the entry point that leads to it."""
+    memory.write(layout.SMBIOS_TABLES, data)
+    memory.write(layout.SMBIOS_ENTRY, entry_point(layout.SMBIOS_TABLES, len(data)))
 
 
 def entry_point(gpa: int, size_bytes: int) -> bytes:
