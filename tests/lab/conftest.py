@@ -38,7 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHost]:
-    host = LabHost(tmp_path_factory.mktemp("lab") / "host")
+    folder = tmp_path_factory.mktemp("lab")
+    with (folder / "kept.raw").open("xb") as kept:
+        kept.truncate(1 << 30)
+    host = LabHost(folder / "host", folder / "kept.raw")
     try:
         host.start(payload())
         install(host)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable
 
@@ -16,17 +15,6 @@ from support.unit_vm import UnitVm
 # A systemd that boots, emulated twice, on a host whose other processor does the same.
 BOOT_TIMEOUT_SEC = 240
 _COMMAND_TIMEOUT_SEC = 120
-
-# With this in the kernel's command line the guest runs the script on its disk of that name, but has no login, button or bus.
-SCRIPT_ONLY = "systemd.unit=basic.target"
-
-# A guest that tells what its predecessor left it, and writes on.
-WRITER = """\
-data=/dev/disk/by-id/virtio-data
-until [ -b $data ]; do sleep 0.2; done
-mount $data /mnt && flushed check /mnt && umount /mnt && e2fsck -fn $data && echo "the file system is clean" &&
-mount $data /mnt && flushed write /mnt
-"""
 
 
 class DiskGuest:
@@ -49,15 +37,7 @@ class DiskGuest:
         self.host.run(f"cat > {path} && truncate --size={size} {path} && chown vmservice: {path}", stdin=content, check=True)
         return path
 
-    def add_script(self, text: str) -> str:
-        """A disk that holds a script for the guest to run when it is up; the [[disk]] for it."""
-        data = text.encode()
-        data += b"\n" * (-len(data) % 512)
-        return disk_table("script", self.add_disk("script", str(len(data)), data), readonly="true")
-
-    def configure(
-        self, disks: str, *, cpus: int = 1, initramfs: str = "initrd", more_cmdline: str = "", service: str = ""
-    ) -> None:
+    def configure(self, disks: str, *, cpus: int = 1, initramfs: str = "initrd", service: str = "") -> None:
         """`disks` holds the [[disk]] tables, and other sections; `service` lines of that one.
 
         The serial console is in the journal; a shell is at the console hvc0. `initramfs` is "initrd" or "quick".
@@ -66,7 +46,7 @@ class DiskGuest:
             guest_config(
                 kernel=f"/disks/{self.release}.vmlinuz",
                 initramfs=f"/disks/{self.release}.{initramfs}",
-                cmdline=f"{root_cmdline(self.release)} {more_cmdline}".rstrip(),
+                cmdline=root_cmdline(self.release),
                 cpus=cpus,
                 memory="384M",
                 service=service,
@@ -113,11 +93,3 @@ def disk_table(name: str, path: str, **keys: str) -> str:
     """One [[disk]], raw unless `keys` say otherwise; its serial is its name. Values of `keys` are TOML."""
     values = {"name": f'"{name}"', "path": f'"{path}"', "format": '"raw"', "serial": f'"{name}"'} | keys
     return "[[disk]]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
-
-
-def check_predecessor(guest: DiskGuest, acknowledged: int) -> None:
-    """The guest has found all that was acknowledged, up to that number, on a file system without a fault."""
-    console = guest.vm.wait_for("the file system is clean", BOOT_TIMEOUT_SEC)
-    found = re.search(r"whole records: (\d+)", console)
-    assert found is not None, console
-    assert int(found[1]) > acknowledged

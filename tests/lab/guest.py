@@ -18,14 +18,14 @@ _HERE = Path(__file__).parent
 
 # Whatever of it the kernel has built in is left out.
 _VIRTIO_MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "virtio_rng", "virtio_balloon")
-PMEM_MODULES = ("virtio_pmem", "nd_pmem", "crc32c_generic", "crc32c_intel", "ext4")
-VSOCK_MODULES = ("vmw_vsock_virtio_transport",)
+_STORAGE_MODULES = ("virtio_blk", "virtio_pmem", "nd_pmem", "crc32c_generic", "crc32c_intel", "ext4")
+_VSOCK_MODULES = ("vmw_vsock_virtio_transport",)
 MODULES = ("button", "evdev", *_VIRTIO_MODULES, "wdat_wdt", "pvpanic_mmio")
 
 
 def guest_images() -> Path:
     """A folder with NAME.vmlinuz (a bzImage), NAME.vmlinux (its ELF) and NAME.initramfs for each of trixie and bookworm;
-    NAME-pmem.initramfs and NAME-vsock.initramfs (modules), lspci.initramfs and vsock.initramfs are to put behind one."""
+    NAME-storage.initramfs and NAME-vsock.initramfs (modules), lspci.initramfs and vsock.initramfs are to put behind one."""
     root = root_tree()
     sources = ("guest.py", "guest_init.sh", "vsock_guest.py", "cpio.py", "kernel.py")
     recipe = recipe_hash(root.name, *((_HERE / name).read_bytes() for name in sources))
@@ -61,7 +61,7 @@ def _add_guest(target: Path, name: str, kernel: KernelPackage, busybox: bytes) -
     extract_vmlinux(kernel.image, target / f"{name}.vmlinux")
     modules = kernel.modules(*MODULES)
     initramfs(target / f"{name}.initramfs", busybox, (_HERE / "guest_init.sh").read_bytes(), modules)
-    for kind, more in (("pmem", PMEM_MODULES), ("vsock", VSOCK_MODULES)):
+    for kind, more in (("storage", _STORAGE_MODULES), ("vsock", _VSOCK_MODULES)):
         archive = CpioArchive()
         _add_modules(archive, kernel.modules(*more), len(modules))
         archive.write(target / f"{name}-{kind}.initramfs")

@@ -104,6 +104,21 @@ if [ "$vmtest" = vsock ]; then
     PYTHONHOME=/usr /usr/bin/python3 -SB /vsock_guest.py &
 fi
 
+# A writer of records, each its number in 512 bytes, that tells which of them it has flushed, and before how many its predecessor
+# on this disk has left whole. A file holds 64, so that there is something to do for the file system, too.
+if [ "$vmtest" = flush ]; then
+    mkdir /data
+    if mount -t ext4 /dev/vda /data; then
+        number=$(cat /data/[0-9]* 2> /dev/null | awk 'length != 511 || $1 != NR - 1 { exit } { whole = NR } END { print whole + 0 }')
+        echo "vmservice guest: whole records: $number"
+        while printf '%511d\n' "$number" |
+            dd of="/data/$(printf %06d $((number / 64)))" bs=512 seek=$((number % 64)) conv=notrunc,fsync 2> /dev/null; do
+            echo "vmservice guest: flushed $number"
+            number=$((number + 1))
+        done &
+    fi
+fi
+
 # A panic when there is a driver to tell of it.
 if [ "$vmtest" = panicked ]; then
     dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'

@@ -53,7 +53,6 @@ _MASKED = (
 )
 _SETTINGS = f"""\
 set -e
-chmod 755 /usr/local/bin/*
 systemctl --quiet mask {" ".join(_MASKED)}
 systemctl --quiet set-default multi-user.target
 systemctl --quiet enable guest-reached.service
