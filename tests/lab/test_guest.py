@@ -24,7 +24,7 @@ open(sys.argv[2], "wb").write(image.replace(note, struct.pack("<III", 4, 8, 0x7f
 BUS_CALL = Path(__file__).parents[1] / "bench/bus_call.py"
 PAUSES = """
 caller = BusCaller("{bus_name}")
-for _ in range(200):
+for _ in range(100):
     caller.call("Pause")
     caller.call("Resume")
 """
@@ -38,12 +38,29 @@ def test_the_host_can_run_guests(lab: LabHost) -> None:
     assert "b'5\\n'" in report
 
 
-def test_the_demo_guest_from_start_to_stop(vm: UnitVm) -> None:
+def test_a_guest_from_start_to_stop(vm: UnitVm) -> None:
+    """It has the memory and the vCPUs that it was given, and does nothing while it is paused."""
+    vm.configure(guest_config(cpus=2, memory="1G"))
     vm.start()
     assert vm.state == "running"
+    assert vm.get("Memory") == 2**30
     console = vm.wait_for("beat 2$", BOOT_TIMEOUT_SEC)
     assert "vmservice guest: /init reached" in console
     assert "1 buttons" in console
+    found = re.search(r"(\d+) CPUs, (\d+) KiB", console)
+    assert found is not None
+    assert int(found[1]) == 2
+    assert 900_000 < int(found[2]) < 1_048_576
+
+    vm.call("Pause")
+    vm.host.run("journalctl --sync")
+    beats = vm.journal().count("beat ")
+    # Three seconds on the host's own clock.
+    vm.host.run("sleep 3; journalctl --sync")
+    assert vm.journal().count("beat ") == beats
+    vm.call("Resume")
+    vm.wait_for(f"beat {beats + 2}$")
+    assert not re.search(r"soft lockup|rcu.*stall|clocksource.*unstable", vm.journal())
 
     vm.stop()
     assert "vmservice guest: power button" in vm.journal()
@@ -51,12 +68,12 @@ def test_the_demo_guest_from_start_to_stop(vm: UnitVm) -> None:
     assert vm.show("ActiveState") == "inactive"
 
 
-@pytest.mark.parametrize("cpus", [1, 4])
 @pytest.mark.parametrize(
-    ("image", "protocol"), [("vmlinuz", "64-bit"), ("vmlinux", "PVH"), ("vmlinux without its note", "64-bit")]
+    ("image", "protocol", "cpus"),
+    [("vmlinuz", "64-bit", 4), ("vmlinux", "PVH", 4), ("vmlinux without its note", "64-bit", 1)],
 )
 def test_kernels(guests: dict[str, UnitVm], image: str, protocol: str, cpus: int) -> None:
-    """A bzImage, and the ELF inside it by both of its entries, of two Debian releases, each with one vCPU and with four."""
+    """A bzImage, and the ELF inside it by both of its entries, of two Debian releases."""
     kernels = {release: f"/lab/{release}.{image}" for release in guests}
     for release, vm in guests.items():
         if image.endswith("note"):
@@ -89,23 +106,8 @@ def test_the_whole_console_of_a_boot_is_in_the_journal(vm: UnitVm) -> None:
     assert vm.show("Result") == "success"
 
 
-def test_pause_stops_the_guest_and_resume_continues_it(vm: UnitVm) -> None:
-    vm.start()
-    vm.wait_for("beat 2$", BOOT_TIMEOUT_SEC)
-    vm.call("Pause")
-    vm.host.run("journalctl --sync")
-    beats = vm.journal().count("beat ")
-
-    # Three seconds on the host's own clock.
-    vm.host.run("sleep 3; journalctl --sync")
-    assert vm.journal().count("beat ") == beats
-    vm.call("Resume")
-    vm.wait_for(f"beat {beats + 2}$")
-    assert not re.search(r"soft lockup|rcu.*stall|clocksource.*unstable", vm.journal())
-
-
-def test_two_hundred_pauses_of_a_busy_guest(vm: UnitVm) -> None:
-    """By one caller on one connection: 400 processes of busctl would take a minute here, and pause less often."""
+def test_a_hundred_pauses_of_a_busy_guest(vm: UnitVm) -> None:
+    """By one caller on one connection: 200 processes of busctl would take a minute here, and pause less often."""
     vm.configure(guest_config(cpus=2, cmdline="console=ttyS0 quiet vmtest=busy"))
     vm.start()
     vm.wait_for("beat 2$", BOOT_TIMEOUT_SEC)
@@ -121,14 +123,13 @@ def test_two_hundred_pauses_of_a_busy_guest(vm: UnitVm) -> None:
     assert vm.show("Result") == "success"
 
 
-def test_restarts(vm: UnitVm) -> None:
-    """Three; tests/system has twenty, of a guest that is up at once."""
+def test_a_restart(vm: UnitVm) -> None:
+    """tests/system has twenty, of a guest that is up at once."""
     vm.start()
-    for _ in range(3):
-        vm.wait_for("ready, 1 buttons", BOOT_TIMEOUT_SEC)
-        vm.restart()
+    vm.wait_for("ready, 1 buttons", BOOT_TIMEOUT_SEC)
+    vm.restart()
     assert vm.state == "running"
-    assert vm.journal().count("vmservice guest: power button") == 3
+    assert vm.journal().count("vmservice guest: power button") == 1
     assert "forced" not in vm.journal()
 
 
@@ -149,28 +150,18 @@ def test_a_guest_that_reboots_is_reset_in_place(vm: UnitVm) -> None:
     vm.start()
     pid = vm.main_pid()
     boots = f"journalctl --unit={vm.unit} --output=cat | grep -c /init.reached"
-    vm.host.run(f"timeout 120 sh -c 'until [ $({boots}) -ge 3 ]; do sleep 1; done'", timeout=150, check=True)
+    vm.host.run(f"timeout 120 sh -c 'until [ $({boots}) -ge 2 ]; do sleep 1; done'", timeout=150, check=True)
     assert vm.main_pid() == pid
 
 
-def test_a_guest_has_the_memory_and_cpus_it_was_given(vm: UnitVm) -> None:
-    vm.configure(guest_config(cpus=2, memory="1G"))
-    vm.start()
-    console = vm.wait_for("vmservice guest: Linux", BOOT_TIMEOUT_SEC)
-    found = re.search(r"(\d+) CPUs, (\d+) KiB", console)
-    assert found is not None
-    assert int(found[1]) == 2
-    assert 900_000 < int(found[2]) < 1_048_576
-    assert vm.get("Memory") == 2**30
-
-
-@pytest.mark.parametrize("cpus", [4, 12])
-def test_every_vcpu_is_a_core_of_one_package(guests: dict[str, UnitVm], cpus: int) -> None:
+def test_every_vcpu_is_a_core_of_one_package(guests: dict[str, UnitVm]) -> None:
     """Whatever the host's processors are: no package, no thread and no node that is not there, in kernels old and new."""
+    vcpus = {"trixie": 12, "bookworm": 4}
     for release, vm in guests.items():
-        vm.configure(guest_config(release=release, cpus=cpus, cmdline="console=ttyS0 quiet vmtest=topology"))
+        vm.configure(guest_config(release=release, cpus=vcpus[release], cmdline="console=ttyS0 quiet vmtest=topology"))
         vm.start()
-    for vm in guests.values():
+    for release, vm in guests.items():
+        cpus = vcpus[release]
         vm.wait_inactive(2 * BOOT_TIMEOUT_SEC)
         # A line that the guest is slow to finish comes in parts.
         printed = vm.journal("--output=cat", "VM_CONSOLE=serial").replace("\n", "")

@@ -12,21 +12,31 @@ from support.unit_vm import UnitVm
 
 @pytest.mark.parametrize(
     "keys",
-    ['file = "/dev/shm"', 'file = "/dev/shm"\nprefault = true', "hugepages = true\nprefault = true", 'file = "/dev/hugepages"'],
+    [
+        {"trixie": 'file = "/dev/shm"\nprefault = true', "bookworm": "hugepages = true\nprefault = true"},
+        {"trixie": 'file = "/dev/hugepages"', "bookworm": 'file = "/dev/shm"'},
+    ],
+    ids=["prefault", "as it is touched"],
 )
-def test_memory_of_other_kinds(vm: UnitVm, keys: str) -> None:
-    """With a balloon, which gives back what can be given back of it."""
-    vm.host.run("sysctl -q vm.nr_hugepages=160; chmod 1777 /dev/hugepages", check=True)
+def test_memory_of_other_kinds(guests: dict[str, UnitVm], keys: dict[str, str]) -> None:
+    """With a balloon, which gives back what can be given back of it; one of the two is of huge pages."""
+    (host,) = {vm.host for vm in guests.values()}
+    host.run("sysctl -q vm.nr_hugepages=160; chmod 1777 /dev/hugepages", check=True)
     try:
-        vm.configure(guest_config(memory_keys=keys + "\n", more='[balloon]\nsize = "64M"\n'))
-        vm.start()
-        vm.wait_for("beat 1$", BOOT_TIMEOUT_SEC)
-        free = int(vm.host.run("grep HugePages_Free /proc/meminfo | tr -dc 0-9", check=True).stdout)
-        assert (free < 160) == ("hugepages" in keys)
-        vm.stop()
-        assert vm.show("Result") == "success"
+        for release, vm in guests.items():
+            more = '[balloon]\nsize = "64M"\n'
+            vm.configure(guest_config(release=release, memory_keys=keys[release] + "\n", more=more))
+            vm.start()
+        for release, vm in guests.items():
+            vm.wait_for("beat 1$", BOOT_TIMEOUT_SEC)
+            mapped = host.run(f"cat /proc/{vm.main_pid()}/smaps", check=True).stdout
+            has_huge = any(int(kib) for kib in re.findall(r"^(?:Private|Shared)_Hugetlb: +(\d+) kB", mapped, re.MULTILINE))
+            assert has_huge == ("hugepages" in keys[release])
+        for vm in guests.values():
+            vm.stop()
+            assert vm.show("Result") == "success"
     finally:
-        vm.host.run("sysctl -q vm.nr_hugepages=0")
+        host.run("sysctl -q vm.nr_hugepages=0")
 
 
 def test_too_few_huge_pages_are_said(vm: UnitVm) -> None:
