@@ -19,6 +19,7 @@ from support.unit_vm import UnitVm
 # but the guest's ports.
 _OUTSIDE = """\
 set -e
+sysctl --quiet --write net.ipv4.ping_group_range='0 2147483647'
 modprobe veth
 ip netns add outside
 ip link add uplink type veth peer name port netns outside
@@ -52,7 +53,7 @@ cat > /lease <<'END'
 [ "$1" = bound ] || exit 0
 ip address add "$ip/$mask" dev eth0
 ip route add default via "$router"
-echo "vmservice guest: lease $ip of $router"
+echo "vmservice guest: lease $ip of $router" > /dev/console
 END
 chmod +x /lease
 ip link set lo up
