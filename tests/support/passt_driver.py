@@ -21,7 +21,6 @@ from typing import Any
 from support.virtqueue import Driver, DriverQueue
 
 from vmservice.config.sections.network import NetworkDevice
-from vmservice.host.passt import find_passt
 from vmservice.host.vhost_user_link import BackEndLink
 from vmservice.memory import backing
 from vmservice.plug import passt
@@ -88,9 +87,9 @@ class Slot:
 class Wire:
     """Frames to and from passt. `links` is what the driver has seen of its link, down and up."""
 
-    def __init__(self, path: str) -> None:
-        section = NetworkDevice("lan", MAC, mtu=65520)
-        if find_passt("lan"):
+    def __init__(self, path: str, forward: tuple[str, ...] = ()) -> None:
+        section = NetworkDevice("lan", MAC, mtu=65520, forward=forward)
+        if passt.is_by_vhost_user(section):
             link = BackEndLink(path, "passt", 0, "start it", known_queues=2)
             link.open()
             self.backend: ExternalBackend | StreamBackend = ExternalBackend(link)
@@ -228,7 +227,7 @@ def forwarded(wire: Wire, port: int, guest_port: int) -> None:
 
 
 def main(path: str, unit: str, scenario: str) -> None:
-    wire = Wire(path)
+    wire = Wire(path, ("5300:53/udp",) if scenario == "datagrams" else ())
     print(lease(wire))
     if scenario == "traffic":
         print(f"arp {arp(wire, '169.254.2.2')}")
@@ -242,6 +241,13 @@ def main(path: str, unit: str, scenario: str) -> None:
         wire.start()
         lease(wire)
         print("reset")
+    if scenario == "datagrams":
+        wire.plug.pause()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for _ in range(10):
+                client.sendto(b"hello", ("127.0.0.1", 5300))
+        wire.plug.resume()
+        print(f"after datagrams: {lease(wire)}")
     if scenario == "killed":
         for number in range(1, 4):
             kill(unit)

@@ -93,7 +93,7 @@ def open(section: NetworkDevice, host: Host) -> Backend:
     path = socket_path("passt", host.vm_name, section.name)
     name = f"the passt of the network {section.name}"
     advice = f"the journal of vm-passt@{host.vm_name}:{section.name}.service may say why"
-    if not find_passt(section.name):
+    if not is_by_vhost_user(section):
         from vmservice.plug.passt_stream import StreamBackend
 
         stream = StreamBackend(path, name, advice, section.mac)
@@ -102,6 +102,15 @@ def open(section: NetworkDevice, host: Host) -> Backend:
     link = BackEndLink(path, name, 0, advice, known_queues=QUEUES)
     link.open()
     return ExternalBackend(link)
+
+
+def is_by_vhost_user(section: NetworkDevice) -> bool:
+    """How passt serves the network: by vhost-user where it can, else at a stream. HostFacilityMissing where there is no passt.
+
+    By vhost-user, a datagram for a forwarded port that comes while the virtqueue has no room for it, as in a pause, has passt
+    of 2025 go round in a loop (`udp_sock_fwd`), in which it hears of nothing any more.
+    """
+    return find_passt(section.name) and not any(entry.endswith("/udp") for entry in section.forward)
 
 
 def build(section: NetworkDevice, backend: ExternalBackend | StreamBackend, slot: Slot) -> Plugged:

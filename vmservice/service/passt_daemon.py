@@ -13,7 +13,7 @@ from vmservice.config.forward import parse_forward
 from vmservice.config.load import load_config
 from vmservice.config.names import config_path
 from vmservice.errors import ConfigError, HostError, UsageError
-from vmservice.host.passt import PASST, check_ports, find_passt
+from vmservice.host.passt import PASST, check_ports
 from vmservice.plug import passt
 
 TYPE_CHECKING = False
@@ -39,11 +39,11 @@ def main(words: Sequence[str]) -> int:
     with connection:
         name, _, device = names[0].partition(":")
         network = _network(config_path(name, user="--user" in words), name, device)
-        serves_vhost_user = find_passt(device)
+        is_by_vhost_user = passt.is_by_vhost_user(network)
         for entry in map(parse_forward, network.forward):
             check_ports(device, entry.protocol, entry.address, entry.ports)
         connection.set_inheritable(True)
-        command = passt_command(network, connection.fileno(), serves_vhost_user=serves_vhost_user)
+        command = passt_command(network, connection.fileno(), is_by_vhost_user=is_by_vhost_user)
         os.execv(command[0], command)
 
 
@@ -55,14 +55,14 @@ def _network(path: str, name: str, device: str) -> NetworkDevice:
     raise ConfigError(f'{path}: there is no [[network]] called {device} with mode = "passt"')
 
 
-def passt_command(network: NetworkDevice, connection: int, *, serves_vhost_user: bool) -> list[str]:
+def passt_command(network: NetworkDevice, connection: int, *, is_by_vhost_user: bool) -> list[str]:
     """passt's command line for one network.
 
     Without the options about the gateway, its address would lead to 127.0.0.1 of the host, and the guest to whatever listens
     there in the belief that it is among itself.
     """
     command = [PASST, "--foreground", "--fd", str(connection), "--mtu", str(network.mtu)]
-    if serves_vhost_user:
+    if is_by_vhost_user:
         command.append("--vhost-user")
     command += ["--no-map-gw", "--dns-forward", DNS_ADDRESS]
     for entry in map(parse_forward, network.forward):

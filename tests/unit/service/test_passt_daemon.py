@@ -91,10 +91,10 @@ def test_the_program_becomes_passt_with_the_vms_connection(unit: Unit, tmp_path:
 )
 def test_the_command_line(tmp_path: Path, keys: str, options: list[str]) -> None:
     network = network_of(tmp_path, keys)
-    command = passt_daemon.passt_command(network, 7, serves_vhost_user=True)
+    command = passt_daemon.passt_command(network, 7, is_by_vhost_user=True)
     assert command[:4] == ["/usr/bin/passt", "--foreground", "--fd", "7"]
     command.remove("--vhost-user")
-    assert command == passt_daemon.passt_command(network, 7, serves_vhost_user=False)
+    assert command == passt_daemon.passt_command(network, 7, is_by_vhost_user=False)
     assert "--no-map-gw" in command, "the gateway's address is no way to the host's 127.0.0.1"
     at = command.index(options[0])
     assert command[at : at + 2] == options
@@ -148,6 +148,19 @@ def test_a_host_without_passt(unit: Unit, tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["passt-daemon", "web:lan"]) == 69
     assert "the network lan takes passt, and there is no" in capsys.readouterr().err
     assert unit.vm.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("program", "forward", "is_by_vhost_user"),
+    [(b"vhost-user", '["80:80/tcp"]', True), (b"vhost-user", '["80", "53/udp"]', False), (b"an old one", "[]", False)],
+)
+def test_vhost_user_is_taken_where_passt_has_it_and_no_datagram_is_forwarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, forward: str, is_by_vhost_user: bool
+) -> None:
+    (tmp_path / "passt").write_bytes(program)
+    monkeypatch.setattr(host_passt, "PASST", str(tmp_path / "passt"))
+    network = network_of(tmp_path, f"forward = {forward}\n")
+    assert passt.is_by_vhost_user(network) == is_by_vhost_user
 
 
 def test_the_units_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
