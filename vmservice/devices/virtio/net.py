@@ -167,7 +167,7 @@ class Net:
 
     def _tell_host(self) -> None:
         chosen = self.state.guest_offloads
-        self._apply(self._features & GUEST_OFFLOADS if chosen < 0 else chosen, self.state.pairs)
+        self._apply(_possible(self._features & GUEST_OFFLOADS if chosen < 0 else chosen), self.state.pairs)
 
     # Commands
 
@@ -210,3 +210,10 @@ class Net:
             return False
         self.state.mac = data
         return True
+
+
+def _possible(offloads: int) -> int:
+    """Without those that make no sense without others (§5.1.3.1), which a driver may have chosen all the same."""
+    if not offloads & GUEST_CSUM:
+        return 0
+    return offloads if offloads & (GUEST_TSO4 | GUEST_TSO6) else offloads & ~GUEST_ECN

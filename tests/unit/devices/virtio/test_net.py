@@ -143,6 +143,20 @@ def test_what_the_guest_takes(make_driver: MakeDriver) -> None:
         assert card.applied[-1] == (chosen, 1)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        (net.GUEST_TSO4 | net.GUEST_ECN, 0),
+        (net.GUEST_CSUM | net.GUEST_ECN, net.GUEST_CSUM),
+        (net.GUEST_CSUM | net.GUEST_TSO6 | net.GUEST_ECN, net.GUEST_CSUM | net.GUEST_TSO6 | net.GUEST_ECN),
+    ],
+)
+def test_a_driver_that_takes_what_makes_no_sense_alone(make_driver: MakeDriver, chosen: int, told: int) -> None:
+    card = Card(1)
+    make_driver(card).start(chosen)
+    assert card.applied == [(told, 1)]
+
+
 @pytest.mark.parametrize("wrong", [b"\0\0\1", b"\2\0\1\0", b"\4\1\1\0", b"\xff\xff", b"\4\0\1", b"\4\0\1\0\0", bytes(4096)])
 def test_unknown_commands_are_answered(make_driver: MakeDriver, wrong: bytes) -> None:
     commands = Commands(make_driver, Card())
