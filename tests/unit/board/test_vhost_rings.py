@@ -377,3 +377,36 @@ def test_an_owner_whose_eventfds_cannot_be_made(net: Bench, monkeypatch: pytest.
     vhosts: Sequence[vhost.Vhost] = net.vhosts
     with pytest.raises(HostError, match="no eventfd for a virtqueue of network0"):
         VhostRings("network0", 5, vhosts, net.memory, bug=net.bugs.append)
+
+
+# Held: the driver is there, and the kernel serves nothing
+
+
+def test_while_it_is_held_the_kernel_serves_nothing_and_the_device_its_own(net: Bench) -> None:
+    net.rings.hold(True)
+    net.start()
+    net.send(b"first")
+    net.command(b"set")
+    assert net.received(CONTROL) == b"\0"
+    assert net.transport.stop()
+    net.transport.start()
+    assert net.devices[0].sent == []
+    net.rings.hold(False)
+    until(lambda: net.devices[0].sent == [b"first"])
+    net.rings.hold(True)
+    net.rings.hold(True)
+    net.send(b"second")
+    assert not any(ring.is_running for device in net.devices for ring in device.rings)
+    net.rings.hold(False)
+    until(lambda: net.devices[0].sent == [b"first", b"second"])
+
+
+def test_a_kernel_that_serves_no_more_after_it_was_held(net: Bench) -> None:
+    net.start()
+    net.rings.hold(True)
+    net.kernel.refuse[SET_BACKEND] = errno.ENOMEM
+    net.rings.hold(False)
+    assert "VHOST_NET_SET_BACKEND for network0 failed" in net.broken()
+    net.start()
+    net.send(b"out")
+    until(lambda: net.devices[0].sent == [b"out"])
