@@ -44,6 +44,7 @@ def test_systemd_understands_the_units(tmp_path: Path, manager: str, folder: str
         f"{folder}/vm-disk@.socket",
         f"{folder}/vm-passt@.service",
         f"{folder}/vm-passt@.socket",
+        "units/vm-tap@.service",
         "units/vm-console@.socket",
     ):
         text = (CHECKOUT / unit).read_text()

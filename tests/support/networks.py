@@ -44,13 +44,14 @@ class NetSlot(DiskSlot):
 class Network:
     """The network of `section`, opened and plugged in; `queues` are its driver's after `start`. `wire` is the host."""
 
-    def __init__(self, section: NetworkDevice, passed: dict[str, list[tuple[str, int]]] | None = None) -> None:
+    def __init__(self, section: NetworkDevice, passed: dict[str, list[int]] | None = None, *, wire: bool = True) -> None:
         self.section = section
         given = passed or {}
-        host = SimpleNamespace(take_passed=lambda kind, device: given.get(f"{kind}/{device}", []))
+        host = SimpleNamespace(vm_name="web", take_passed=lambda name: given.get(name, []))
         self.backend = network.open(section, host)  # type: ignore[arg-type]
         self.plug_in()
-        self.wire = Wire(section.tap)
+        if wire:
+            self.wire = Wire(section.tap)
 
     def plug_in(self, tree: dict[str, Any] | None = None) -> None:
         self.slot = NetSlot(tree)
@@ -113,7 +114,8 @@ class Network:
     def close(self) -> None:
         self.unplug()
         self.backend.close()
-        self.wire.close()
+        if hasattr(self, "wire"):
+            self.wire.close()
 
 
 def section(tap: str = "vt-web", mac: bytes = MAC, **keys: Any) -> NetworkDevice:

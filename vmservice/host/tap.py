@@ -62,15 +62,17 @@ class Tap:
     """The tap `name` with `queues` queues. `what` is the subject of a sentence: `network lan`.
 
     `tuns` are descriptors of /dev/net/tun, its own from now on; it opens them where there are none. `mtu` is what the tap had
-    when they were opened, 0 where it is not known. ConfigError or HostError, with nothing left open.
+    when they were opened, 0 where it is not known; `advice` is for whoever misses the tap. ConfigError or
+    HostError, with nothing left open.
 
     What is set holds for a tap that is attached anew, too. Every method raises HostError where the kernel refuses.
     """
 
     consoles: Sequence[Console] = ()
 
-    def __init__(self, name: str, what: str, queues: int, tuns: Sequence[int] = (), mtu: int = 0) -> None:
+    def __init__(self, name: str, what: str, queues: int, tuns: Sequence[int] = (), mtu: int = 0, advice: str = "") -> None:
         self.name = name
+        self._advice = f"; {advice}" if advice else ""
         self.what = what
         self.mtu = mtu
         self.vhosts: list[VhostNet] = []  # one for each queue, or none
@@ -81,7 +83,7 @@ class Tap:
         self._has_carrier = True
         try:
             while len(self.queue_fds) < queues:
-                self.queue_fds.append(_open_device(what))
+                self.queue_fds.append(open_device(what))
             while len(self.queue_fds) > queues:
                 os.close(self.queue_fds.pop())
             for fd in self.queue_fds:
@@ -142,7 +144,7 @@ class Tap:
         except OSError as error:
             raise HostError.from_os(f"{self.what}: the interface {self.name} cannot be looked at", error) from error
         if found is None:
-            raise TapGone(f"{self.what}: there is no tap {self.name}", errno.ENODEV)
+            raise TapGone(f"{self.what}: there is no tap {self.name}{self._advice}", errno.ENODEV)
         self.mtu = found.mtu
 
     def _attach_queue(self, fd: int) -> None:
@@ -168,7 +170,9 @@ class Tap:
         if number == errno.EPERM and (self._is_ours or self.mtu):
             return NotPermitted(f"{tap} belongs to another account; expected one of {who}, who runs this VM", number)
         if number == errno.EPERM:
-            return TapGone(f"{tap} is not there, or belongs to another account than {who}, who runs this VM", number)
+            return TapGone(
+                f"{tap} is not there, or belongs to another account than {who}, who runs this VM{self._advice}", number
+            )
         if number == errno.EBUSY:
             return HostError(f"{tap} is in use by another program; it has one queue, which one program can have", number)
         if number == errno.E2BIG:
@@ -202,23 +206,21 @@ class Tap:
 
     def set_pairs(self, pairs: int) -> None:
         """The host sends to the first `pairs` queues; nobody would take frames out of the others."""
-        if pairs == self._pairs:
-            return
-        for number in range(min(pairs, self._pairs), max(pairs, self._pairs)):
+        before, self._pairs = self._pairs, pairs
+        for number in range(min(pairs, before), max(pairs, before)):
             flags = IFF_ATTACH_QUEUE if number < pairs else IFF_DETACH_QUEUE
             self._do("cannot change its queues", self.queue_fds[number], TUNSETQUEUE, _REQUEST.pack(b"", flags))
-        self._pairs = pairs
 
     def _do(self, what: str, fd: int, request: int, argument: bytes | int) -> None:
         try:
             ioctl(fd, request, argument)
         except OSError as error:
-            if error.errno == errno.EBADFD:
+            if error.errno == errno.EBADFD or not self.is_attached():
                 raise TapGone(f"{self.what}: the tap {self.name} is gone", errno.ENODEV) from error
             raise HostError.from_os(f"{self.what}: the tap {self.name} {what}", error) from error
 
 
-def _open_device(what: str) -> int:
+def open_device(what: str) -> int:
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

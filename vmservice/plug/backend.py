@@ -62,12 +62,11 @@ class Host:
                 return fd
         return -1
 
-    def take_passed(self, kind: str, device: str) -> list[tuple[str, int]]:
-        """Those called KIND/DEVICE, or KIND/DEVICE/MORE: (MORE, descriptor) each, from now on the caller's."""
-        prefix = f"{kind}/{device}"
-        taken = [(name, fd) for name, fd in self._passed if name == prefix or name.startswith(f"{prefix}/")]
-        self._passed = [entry for entry in self._passed if entry not in taken]
-        return [(name[len(prefix) + 1 :], fd) for name, fd in taken]
+    def take_passed(self, name: str) -> list[int]:
+        """All of that name, in their order, from now on the caller's. A console's is its label, others have a slash."""
+        taken = [fd for found, fd in self._passed if found == name]
+        self._passed = [entry for entry in self._passed if entry[0] != name]
+        return taken
 
     def close_left_over(self) -> None:
         """Whoever connects to a socket that nobody serves would wait for ever."""

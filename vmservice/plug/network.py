@@ -14,6 +14,7 @@ from vmservice.devices.virtio import net
 from vmservice.devices.virtio.net import Net, NetState
 from vmservice.errors import ConfigError, HostError
 from vmservice.host import tap as host_tap
+from vmservice.host.interfaces import look_at
 from vmservice.host.tap import Tap, TapGone, open_vhosts
 
 TYPE_CHECKING = False
@@ -33,6 +34,10 @@ _TUN_BITS = (
     (net.GUEST_TSO6, host_tap.TUN_F_TSO6),
     (net.GUEST_ECN, host_tap.TUN_F_TSO_ECN),
 )
+
+# What vm-tap@ is told.
+ENVIRONMENT_ACCOUNT = "VMSERVICE_ACCOUNT"
+ENVIRONMENT_TAP = "VMSERVICE_TAP"
 
 # A tap that is gone is looked for after 1 second, 2, 4 and so on.
 FIRST_LOOK_SEC = 1.0
@@ -84,7 +89,7 @@ class NetworkPlug(Plugged):
             self._pairs,
             serve=device.serve,
             in_use=device.pairs_in_use,
-            host_gone=lambda: slot.post(self._look_again),
+            host_gone=lambda: slot.post(self._on_gone),
             bug=self._on_bug,
         )
 
@@ -162,6 +167,13 @@ class NetworkPlug(Plugged):
         with self._warning:
             self._warn(text)
 
+    def _on_gone(self) -> None:
+        """With the lock held: a pair's thread cannot read from the tap."""
+        if self._tap.is_attached():
+            self._later(self._follow_link)
+        else:
+            self._look_again()
+
     def _look_again(self) -> None:
         """With the lock held: whether the tap is there, and if it is not, whether it has been made anew."""
         if self._tap.is_attached():
@@ -185,9 +197,12 @@ class NetworkPlug(Plugged):
             )
             self._is_gone = True
             self._follow_link()
+        self._later(self._look_again)
+
+    def _later(self, callback: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._slot.call_later(self._look_sec, self._look_again)
+        self._timer = self._slot.call_later(self._look_sec, callback)
         self._look_sec = min(2 * self._look_sec, LONGEST_LOOK_SEC)
 
     def _on_bug(self, error: Exception) -> None:
@@ -199,13 +214,15 @@ class NetworkPlug(Plugged):
 
 def open(section: NetworkDevice, host: Host) -> Tap:
     what = f"network {section.name}"
-    passed, vhosts = host.take_passed("tun", section.name), [fd for _, fd in host.take_passed("vhost-net", section.name)]
-    mtu = int(passed[0][0] or 0) if passed else 0
+    passed, vhosts, facts = (host.take_passed(f"{kind}/{section.name}") for kind in ("tun", "vhost-net", "tap"))
+    advice = f"the journal of vm-tap@{host.vm_name}:{section.name}.service may say why" if section.makes_tap else ""
     try:
-        tap = Tap(section.tap, what, section.queues, [fd for _, fd in passed], mtu)
+        tap = Tap(section.tap, what, section.queues, passed, _read_mtu(facts), advice)
     except BaseException:
         _close(vhosts)
         raise
+    finally:
+        _close(facts)
     if not passed:
         vhosts = open_vhosts(section.queues)
     try:
@@ -219,6 +236,33 @@ def open(section: NetworkDevice, host: Host) -> Tap:
         tap.close()
         raise
     return tap
+
+
+def _read_mtu(facts: list[int]) -> int:
+    return int(os.pread(facts[0], 20, 0)) if facts else 0
+
+
+def made_by(section: NetworkDevice, account: str) -> tuple[str, list[str]] | None:
+    """The kind of unit that makes the tap, vm-KIND@.service, and what it is told; None where the tap is there before."""
+    if not section.makes_tap:
+        return None
+    return "tap", [f"Environment={ENVIRONMENT_ACCOUNT}={account} {ENVIRONMENT_TAP}={section.tap}"]
+
+
+def passed(section: NetworkDevice) -> dict[str, list[int]]:
+    """By root in the host's network namespace, for `open` in the VM's: descriptors by name, to be closed when they are passed.
+
+    "tap/NAME" holds the MTU of the tap, 0 where there is none.
+    """
+    found = look_at(section.tap)
+    facts = os.memfd_create("tap")
+    os.write(facts, str(found.mtu if found is not None else 0).encode())
+    tuns = [host_tap.open_device(f"network {section.name}") for _ in range(section.queues)]
+    return {
+        f"tun/{section.name}": tuns,
+        f"vhost-net/{section.name}": open_vhosts(section.queues),
+        f"tap/{section.name}": [facts],
+    }
 
 
 def _close(fds: list[int]) -> None:

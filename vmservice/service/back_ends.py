@@ -4,6 +4,9 @@ A disk in qcow2 is served by another process, in a unit of its own with its own 
 configuration, so no unit file can say it: the units are templates, and what ties an instance to its VM is written here as
 a drop-in, before systemd loads the instance. It starts before the VM and stops after it, whatever ends the VM; the drop-in also
 says where its socket is, and what of the host it may reach.
+
+A network at a tap needs what the VM's own process may not open: as root, its descriptors are made here, behind the tap itself
+where that is to be made, and systemd keeps them for the VM.
 """
 
 from __future__ import annotations
@@ -13,17 +16,19 @@ import os
 from vmservice.config.load import load_config
 from vmservice.config.names import config_path
 from vmservice.errors import ConfigError, HostError, UsageError
-from vmservice.host import guest_listener
+from vmservice.host import guest_listener, host_network
 from vmservice.plug.backend import plug_module
 from vmservice.plug.external import runtime_folder, socket_path
+from vmservice.service import fd_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from vmservice.config.load import Config
 
 _DROP_IN = "50-vmservice.conf"
 _SYSTEMCTL_SEC = 60
-_BARRIER_SEC = 5
 
 
 def main(words: Sequence[str]) -> int:
@@ -46,42 +51,49 @@ def main(words: Sequence[str]) -> int:
             units.append(manager.tie(kind, device.name, [] if user else lines))
     if units:
         manager.start(units)
+    if not user:
+        _make(config, manager)
+        if fd_store.is_there():
+            _pass_devices(config)
     return os.EX_OK
+
+
+def _make(config: Config, manager: _Manager) -> None:
+    """What units of their own make before the VM. The VM says that it is missing, and they why."""
+    for device in config.devices:
+        plug = plug_module(device)
+        made = plug.made_by(device, manager.account) if hasattr(plug, "made_by") else None
+        if made is not None:
+            kind, lines = made
+            manager.make(kind, device.name, lines)
+
+
+def _pass_devices(config: Config) -> None:
+    """Devices of the host that the VM's process cannot open, by the names that its plugs look for."""
+    devices = [device for device in config.devices if hasattr(plug_module(device), "passed")]
+    if devices:
+        host_network.enter()
+    for device in devices:
+        for name, fds in plug_module(device).passed(device).items():
+            try:
+                fd_store.keep(name, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
 
 
 def _pass_listener() -> None:
     """A vsock that listens, into the unit's file descriptor store (sd_notify(3)): systemd passes it to the VM."""
-    from systemd.daemon import notify
-
-    if "NOTIFY_SOCKET" not in os.environ:
-        return  # run by hand: nobody would have it
+    if not fd_store.is_there():
+        return
     try:
         listener = guest_listener.make_socket()
     except OSError as error:
         raise HostError.from_os("cannot make a vsock for the guest's READY=1", error) from error
     try:
-        name = f"FDNAME={guest_listener.PASSED_NAME}"
-        notify(f"FDSTOREREMOVE=1\n{name}")  # of a start before, which failed
-        notify(f"FDSTORE=1\nFDPOLL=0\n{name}", fds=[listener.fileno()])
-        _wait_for_manager(notify)
+        fd_store.keep(guest_listener.PASSED_NAME, [listener.fileno()])
     finally:
         listener.close()
-
-
-def _wait_for_manager(notify: Callable[..., object]) -> None:
-    """Until it has read all that was said: what comes from a process that has ended is dropped (sd_notify_barrier(3))."""
-    import select
-
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    try:
-        notify("BARRIER=1", fds=[theirs])
-        os.close(theirs)
-        theirs = -1
-        select.select([ours], [], [], _BARRIER_SEC)
-    finally:
-        os.close(ours)
-        if theirs >= 0:
-            os.close(theirs)
 
 
 class _Manager:
@@ -93,6 +105,11 @@ class _Manager:
         self._folder = f"{runtime_folder()}/systemd/{'user' if user else 'system'}"
         self._account = [] if user else self._account_of_vm()
 
+    @property
+    def account(self) -> str:
+        """Whose VM it is."""
+        return self._account[0] if self._account and self._account[0] else "root"
+
     def _account_of_vm(self) -> list[str]:
         """(user, group) of the VM's unit: a VM may have an account of its own, and so has what belongs to it."""
         said = self._run("show", "--property=User", "--property=Group", f"vm@{self._name}.service")
@@ -101,9 +118,7 @@ class _Manager:
 
     def tie(self, kind: str, device: str, lines: Sequence[str]) -> str:
         """Write the drop-ins of one back end, with those `lines` for its service; the name of its unit, without a suffix."""
-        vm = f"vm@{self._name}.service"
-        unit = f"vm-{kind}@{self._name}:{device}"
-        bound = ["[Unit]", f"BindsTo={vm}", f"PartOf={vm}", f"Before={vm}"]
+        unit, bound = self._unit(kind, device)
         socket = ["[Socket]", "ListenStream=", f"ListenStream={socket_path(kind, self._name, device)}"]
         service = ["[Service]", *lines]
         if any(self._account):
@@ -112,9 +127,27 @@ class _Manager:
             service += [f"User={user}", f"Group={group}"]
         changed = self._write(f"{unit}.socket", [*bound, *socket])
         changed |= self._write(f"{unit}.service", [*bound, *service])
-        if changed and "yes" in self._run("show", "--property=NeedDaemonReload", f"{unit}.socket", f"{unit}.service"):
-            self._run("daemon-reload")
+        if changed:
+            self._reload(f"{unit}.socket", f"{unit}.service")
         return unit
+
+    def make(self, kind: str, device: str, lines: Sequence[str]) -> None:
+        """Have a unit that needs no socket, and is done when it has started, do its work as root."""
+        unit, bound = self._unit(kind, device)
+        service = f"{unit}.service"
+        if self._write(service, [*bound, "[Service]", *lines]):
+            self._reload(service)
+        self._run("reset-failed", service, check=False)
+        self._run("restart", service, check=False)
+
+    def _unit(self, kind: str, device: str) -> tuple[str, list[str]]:
+        """Its name, without a suffix, and what ties it to the VM."""
+        vm = f"vm@{self._name}.service"
+        return f"vm-{kind}@{self._name}:{device}", ["[Unit]", f"BindsTo={vm}", f"PartOf={vm}", f"Before={vm}"]
+
+    def _reload(self, *units: str) -> None:
+        if "yes" in self._run("show", "--property=NeedDaemonReload", *units):
+            self._run("daemon-reload")
 
     def _write(self, unit: str, lines: Sequence[str]) -> bool:
         """Whether it said something else before."""

@@ -76,6 +76,7 @@ def test_the_name_of_a_tap_is_one_that_linux_takes() -> None:
     assert all(name.startswith("vt-") and len(name) <= 15 for name in names)
     assert len(set(names)) == len(names)
     assert names[2].startswith("vt-a-b-c-d-")
+    assert network.default_tap("web", "lan", is_bridged=True).startswith("vb-web-"), "networkd's .network for vt- has no bridge"
 
 
 NAME = "expected the name of an interface, up to 15 characters without / : % and spaces"

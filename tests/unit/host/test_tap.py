@@ -14,11 +14,17 @@ import pytest
 from support.net_space import Wire, frame, ip, make_tap, net_space
 
 from vmservice.errors import ConfigError, HostError, HostFacilityMissing, NotPermitted
-from vmservice.host import interfaces, tap
+from vmservice.host import interfaces, tap, tap_maker
 from vmservice.host.tap import Tap, TapGone
 
 NUMBERS = {name: getattr(tap, name) for name in vars(tap) if name.startswith(("TUN", "IFF_"))} | {
-    name: getattr(interfaces, name) for name in ("SIOCGIFFLAGS", "SIOCGIFMTU", "SIOCETHTOOL", "ETHTOOL_GDRVINFO", "IFF_UP")
+    name: getattr(module, name)
+    for module, names in (
+        (interfaces, ("SIOCGIFFLAGS", "SIOCGIFMTU", "SIOCETHTOOL", "ETHTOOL_GDRVINFO", "IFF_UP")),
+        (tap_maker, ("TUNSETPERSIST", "TUNSETOWNER", "SIOCSIFFLAGS", "SIOCSIFMTU", "SIOCSIFHWADDR", "SIOCGIFINDEX")),
+        (tap_maker, ("SIOCBRADDIF", "ARPHRD_ETHER", "NETLINK_ROUTE", "RTM_DELLINK", "NLM_F_REQUEST", "NLM_F_ACK")),
+    )
+    for name in names
 }
 
 
@@ -34,16 +40,11 @@ def test_numbers_are_those_of_the_headers(tmp_path: Path) -> None:
     lines = [f'printf("%s %lu\\n", "{name}", (unsigned long)(unsigned int){name});' for name in NUMBERS]
     lines += ['printf("ifreq %zu\\n", sizeof(struct ifreq));', 'printf("drvinfo %zu\\n", sizeof(struct ethtool_drvinfo));']
     lines += ['printf("header %zu\\n", sizeof(struct virtio_net_hdr_mrg_rxbuf));']
-    headers = (
-        "stdio.h",
-        "sys/ioctl.h",
-        "net/if.h",
-        "linux/if_tun.h",
-        "linux/sockios.h",
-        "linux/ethtool.h",
-        "linux/virtio_net.h",
+    headers = ["stdio.h", "sys/ioctl.h", "net/if.h", "net/if_arp.h"]
+    headers += [f"linux/{name}.h" for name in ("if_tun", "sockios", "ethtool", "virtio_net", "netlink", "rtnetlink")]
+    source = "".join(f"#include <{header}>\n" for header in headers) + "\n".join(
+        ["int main(void) {", *lines, "return 0; }", ""]
     )
-    source = "".join(f"#include <{header}>\n" for header in headers) + f"int main(void) {{ {''.join(lines)} return 0; }}"
     (tmp_path / "abi.c").write_text(source)
     subprocess.run(["cc", "-o", tmp_path / "abi", tmp_path / "abi.c"], check=True)
     said = subprocess.run([tmp_path / "abi"], check=True, capture_output=True, text=True).stdout
@@ -162,6 +163,9 @@ def test_deleted_and_made_anew() -> None:
         two.attach()
     with pytest.raises(TapGone, match="the tap vt-web is gone"):
         two.set_offload(0)
+    with pytest.raises(TapGone, match="the tap vt-web is gone"):
+        two.set_pairs(2)
+    two._pairs = 1
     make_tap("vt-web", "multi_queue")
     two.attach()
     assert two.is_attached()

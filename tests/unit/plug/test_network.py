@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -192,6 +191,45 @@ def test_a_driver_without_merged_buffers(make: Callable[..., Network]) -> None:
     assert number_of(lan.wire.receive()) == 2
 
 
+def test_frames_of_every_length(lan: Network) -> None:
+    """The host takes none without a header of Ethernet's, nor one that is longer than can be."""
+    for first in range(1, 1600, 50):
+        sizes = range(first, first + 50)
+        lan.give_buffers(50, 1700 if first % 200 == 1 else 300)
+        for size in sizes:
+            lan.send(frame(size, size)[:size])
+            if 14 <= size <= 1514:
+                lan.wire.send(frame(size, size)[:size])
+        lan.sent(50)
+        assert [lan.wire.receive() for size in sizes if size >= 14] == [
+            frame(size, size)[:size] for size in sizes if size >= 14
+        ]
+        expected = [frame(size, size)[:size] for size in sizes if 14 <= size <= 1514]
+        assert received_whole(lan, len(expected)) == expected
+    for size in (65535, 65549, 65550, 70000, 100000):
+        lan.send(bytes(size))
+        lan.sent(1)
+    assert lan.plug.stats()["received_dropped"] == 0
+    assert lan.plug.stats()["sent_dropped"] >= 13 + 2
+    assert not lan.driver.is_broken
+
+
+def received_whole(lan: Network, count: int) -> list[bytes]:
+    """Frames without headers, each out of as many buffers as its header says."""
+    parts: list[bytes] = []
+    frames: list[bytes] = []
+    for _ in waiting():
+        parts += [data for _, _, data in lan.queues[0].take_used()]
+        while parts and len(parts) >= (buffers := int.from_bytes(parts[0][10:12], "little")):
+            frames.append(b"".join(parts[:buffers])[12:])
+            del parts[:buffers]
+        if len(frames) >= count:
+            return frames
+        if len(lan.queues[0]._free) > 200:
+            lan.give_buffers(50, 300)
+    raise AssertionError(f"{len(frames)} of {count} frames came")
+
+
 def test_several_queues(make: Callable[..., Network]) -> None:
     lan = make(queues=2)
     lan.start()
@@ -316,18 +354,13 @@ def test_descriptors_from_outside_reach_their_own_namespace() -> None:
     with net_space():
         make_tap("vt-web")
         ip("link set vt-web mtu 1400")
-        fd = os.open(host_tap.DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        wire_space = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        passed = network.passed(section())
         with net_space():
-            backend = network.open(
-                section(),
-                type("Passed", (), {"take_passed": lambda self, kind, device: [("1400", fd)] if kind == "tun" else []})(),
-            )
-            assert (backend.mtu, backend.is_attached()) == (1400, True)
-            with pytest.raises(HostError, match="there is no tap vt-web"):
-                Network(section())
-            backend.close()
-        os.close(wire_space)
+            lan = Network(section(), passed, wire=False)
+            assert (lan.backend.mtu, lan.backend.is_attached()) == (1400, True)
+            lan.close()
+            with pytest.raises(HostError, match=r"there is no tap vt-web; the journal of vm-tap@web:lan\.service may say why$"):
+                Network(section(makes_tap=True))
 
 
 # The kernel moves the frames

@@ -6,16 +6,21 @@ import _socket
 import json
 import os
 import socket
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.net_space import ip, make_tap, net_space
 
 from vmservice import cli
 from vmservice.config.load import load_config
 from vmservice.config.sections.disk import DiskDevice
+from vmservice.host import host_network, tap
+from vmservice.host.interfaces import look_at
 from vmservice.plug import qcow2_disk
-from vmservice.service import back_ends, disk_daemon
+from vmservice.service import back_ends, disk_daemon, tap_helper
 
 NAME = "web"
 
@@ -38,6 +43,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SystemCtl:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(back_ends, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
     monkeypatch.setattr(disk_daemon, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
+    monkeypatch.setattr(host_network, "enter", lambda: None)
     noted = SystemCtl()
     monkeypatch.setattr(back_ends._Manager, "_run", lambda _self, *words, check=True: noted.run(*words, check=check))
     return noted
@@ -167,35 +173,54 @@ def test_the_disk_of_the_section_is_the_daemons(tmp_path: Path) -> None:
     assert disk.queues == 3
 
 
+class NotifySocket:
+    """The service manager's end of sd_notify(3): `received` has each message, and whether it came with a descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        self.received: list[tuple[str, bool]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(10)
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while True:
+            text, fds, _, _ = socket.recv_fds(self._socket, 4096, 4)
+            if not text:
+                return
+            self.received.append((text.decode(), bool(fds)))
+            for fd in fds:
+                os.close(fd)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", self._socket.getsockname())
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NotifySocket]:
+    manager = NotifySocket(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    yield manager
+    manager.close()
+
+
 def test_where_the_guest_says_that_it_is_ready_systemd_keeps_a_vsock_for_the_vm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manager: NotifySocket
 ) -> None:
     """By sd_notify(3): an older one of the name is dropped, the new one kept, and the manager waited for."""
-    received: list[tuple[str, bool]] = []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(10)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        kept = socket.socket(socket.AF_UNIX)
-        kept.bind(str(tmp_path / "vsock"))
-        monkeypatch.setattr("vmservice.host.guest_listener.make_socket", lambda: _socket.socket(fileno=kept.detach()))
-
-        def read() -> None:
-            while not received or received[-1][0] != "BARRIER=1":
-                text, fds, _, _ = socket.recv_fds(manager, 4096, 4)
-                received.append((text.decode(), bool(fds)))
-                for fd in fds:
-                    os.close(fd)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        back_ends._pass_listener()
-        assert received[-1] == ("BARRIER=1", True), "it waits until everything has been read"
-        reader.join()
-    assert received[:-1] == [
+    kept = socket.socket(socket.AF_UNIX)
+    kept.bind(str(tmp_path / "vsock"))
+    monkeypatch.setattr("vmservice.host.guest_listener.make_socket", lambda: _socket.socket(fileno=kept.detach()))
+    back_ends._pass_listener()
+    assert manager.received == [
         ("FDSTOREREMOVE=1\nFDNAME=vsock-notify", False),
         ("FDSTORE=1\nFDPOLL=0\nFDNAME=vsock-notify", True),
-    ]
+        ("BARRIER=1", True),
+    ], "it waits until everything has been read"
 
 
 def test_run_by_hand_nobody_would_have_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,3 +230,111 @@ def test_run_by_hand_nobody_would_have_the_socket(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.setattr("vmservice.host.guest_listener.make_socket", refuse)
     back_ends._pass_listener()
+
+
+# Networks
+
+
+def network(folder: Path, keys: str) -> None:
+    (folder / f"{NAME}.toml").write_text(f'[kernel]\npath = "k"\n[[network]]\nname = "lan"\n{keys}')
+
+
+def test_a_network_has_its_descriptors_kept_and_nothing_made(
+    tmp_path: Path, systemctl: SystemCtl, manager: NotifySocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with net_space():
+        make_tap("vt-web", "multi_queue")
+        monkeypatch.setattr(tap, "VHOST_DEVICE", "/dev/null")
+        network(tmp_path, 'tap = "vt-web"\nqueues = 2\n')
+        assert cli.main(["start-back-ends", NAME]) == 0
+    kept = [(text.split("\n")[-1].removeprefix("FDNAME="), has_fd) for text, has_fd in manager.received if "FDNAME" in text]
+    assert kept == [
+        *(("tun/lan", False), ("tun/lan", True), ("tun/lan", True)),
+        *(("vhost-net/lan", False), ("vhost-net/lan", True), ("vhost-net/lan", True)),
+        *(("tap/lan", False), ("tap/lan", True)),
+    ]
+    assert [line for line in systemctl.asked if not line.startswith("show")] == []
+
+
+def test_a_tap_that_is_made_has_a_unit_tied_to_the_vm(
+    tmp_path: Path, systemctl: SystemCtl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    network(tmp_path, 'tap = "vb-web"\nbridge = "br0"\n')
+    assert cli.main(["start-back-ends", NAME]) == 0
+    assert drop_in(tmp_path, "vm-tap@web:lan.service") == [
+        *("[Unit]", "BindsTo=vm@web.service", "PartOf=vm@web.service", "Before=vm@web.service"),
+        *("[Service]", "Environment=VMSERVICE_ACCOUNT=vm-web VMSERVICE_TAP=vb-web"),
+    ]
+    assert [line for line in systemctl.asked if not line.startswith("show")] == [
+        "reset-failed vm-tap@web:lan.service",
+        "restart vm-tap@web:lan.service",
+    ]
+
+
+def test_a_user_has_neither(tmp_path: Path, systemctl: SystemCtl, manager: NotifySocket) -> None:
+    network(tmp_path, 'bridge = "br0"\n')
+    assert cli.main(["start-back-ends", NAME, "--user"]) == 0
+    assert systemctl.asked == []
+    assert manager.received == []
+
+
+def test_a_tap_is_made_for_an_account_and_removed(
+    tmp_path: Path, systemctl: SystemCtl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tap_helper, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
+    monkeypatch.setenv("VMSERVICE_ACCOUNT", "4242")
+    monkeypatch.setenv("VMSERVICE_TAP", "vb-web")
+    network(tmp_path, 'tap = "vb-web"\nbridge = "br0"\nmac = "02:00:00:00:00:01"\nqueues = 2\n')
+    with net_space():
+        ip("link add br0 type bridge")
+        ip("link set br0 mtu 1400")
+        assert cli.main(["make-tap", "web:lan"]) == 0
+        assert cli.main(["make-tap", "web:lan"]) == 0, "one that is left over is made anew"
+        said = json.loads(subprocess.run(["ip", "-j", "-d", "link", "show", "vb-web"], check=True, capture_output=True).stdout)
+        assert {"UP"} <= set(said[0]["flags"])
+        assert (said[0]["master"], said[0]["mtu"], said[0]["address"]) == ("br0", 1400, "fe:00:00:00:00:01")
+        info = said[0]["linkinfo"]["info_data"]
+        assert (info["type"], str(info["user"]), info["multi_queue"], info["persist"]) == ("tap", "4242", True, True)
+        assert cli.main(["make-tap", "web:lan", "--remove"]) == 0
+        assert cli.main(["make-tap", "web:lan", "--remove"]) == 0
+        assert look_at("vb-web") is None
+
+
+def test_a_tap_that_somebody_uses_is_left_alone(
+    tmp_path: Path, systemctl: SystemCtl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tap_helper, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
+    monkeypatch.setenv("VMSERVICE_ACCOUNT", "root")
+    network(tmp_path, "")
+    with net_space():
+        assert cli.main(["make-tap", "web:lan"]) == 0
+        (device,) = load_config(NAME, str(tmp_path / f"{NAME}.toml")).devices[-1:]
+        other = tap.Tap(device.tap, "other", 1)  # type: ignore[attr-defined]
+        assert cli.main(["make-tap", "web:lan"]) == 71
+        assert "already, and another program uses it" in capsys.readouterr().err
+        assert other.is_attached()
+        other.close()
+
+
+WRONG = {
+    'bridge = "br1"\n': "network lan: there is no bridge br1",
+    'bridge = "lo"\n': "network lan: lo is no bridge",
+    'bridge = "br0"\ntap = "eth7"\n': "network lan: there is an interface eth7 already, and it is no tap",
+}
+
+
+@pytest.mark.parametrize("keys", WRONG)
+def test_a_tap_that_cannot_be_made(
+    keys: str, tmp_path: Path, systemctl: SystemCtl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tap_helper, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
+    monkeypatch.setenv("VMSERVICE_ACCOUNT", "root")
+    network(tmp_path, keys)
+    with net_space():
+        ip("link add br0 type bridge")
+        ip("link add eth7 type bridge")
+        assert cli.main(["make-tap", "web:lan"]) == 71
+        assert capsys.readouterr().err == f"vmservice: {WRONG[keys]}\n"
+        left = json.loads(subprocess.run(["ip", "-j", "link"], check=True, capture_output=True).stdout)
+        assert sorted(one["ifname"] for one in left) == ["br0", "eth7", "lo"]

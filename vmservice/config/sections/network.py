@@ -137,7 +137,7 @@ def _read_tap(reader: TableReader, where: str, name: str, vm_name: str) -> Netwo
     return NetworkDevice(
         name,
         _mac(reader, where, vm_name, name),
-        tap=tap or default_tap(vm_name, name),
+        tap=tap or default_tap(vm_name, name, is_bridged=bool(bridge)),
         bridge=bridge,
         makes_tap=bool(bridge) or not tap,
         mtu=reader.integer(where, "mtu", MTU_MIN, MTU_MAX, 0),
@@ -180,10 +180,13 @@ def default_mac(vm_name: str, device: str) -> bytes:
     return bytes((digest[0] & ~_MULTICAST & 0xFF | _LOCAL, *digest[1:MAC_BYTES]))
 
 
-def default_tap(vm_name: str, device: str) -> str:
-    """The tap that is made where none is named; networkd's own settings for machines (80-vm-vt.network) go by its `vt-`."""
+def default_tap(vm_name: str, device: str, *, is_bridged: bool = False) -> str:
+    """The tap that is made where none is named.
+
+    systemd-networkd's own settings for machines, 80-vm-vt.network, go by `vt-`, and would take a tap out of its bridge.
+    """
     shown = "".join(letter if letter.isalnum() else "-" for letter in vm_name[:7])
-    return f"vt-{shown}-{_digest(vm_name, device)[-2:].hex()}"
+    return f"{'vb' if is_bridged else 'vt'}-{shown}-{_digest(vm_name, device)[-2:].hex()}"
 
 
 def _digest(vm_name: str, device: str) -> bytes:
