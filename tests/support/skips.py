@@ -35,6 +35,7 @@ EXPECTED: tuple[tuple[str, Callable[[], bool]], ...] = (
     (r"this kernel has no AF_VSOCK", lambda: not _has_vsock()),
     (r"this machine has no loop devices", lambda: not os.path.exists("/dev/loop-control")),
     (r"no /dev/vhost-vsock here", lambda: not os.path.exists("/dev/vhost-vsock")),
+    (r"this machine has no FUSE", lambda: not os.path.exists("/dev/fuse")),
     (r"this machine has no taps", lambda: not os.path.exists("/dev/net/tun")),
     (r"qemu-io is not installed", lambda: shutil.which("qemu-io") is None),
     # `make test` installs what tests need; whoever runs pytest alone may lack it.
