@@ -17,6 +17,13 @@ EXPLAINED = (
 )
 
 
+def serial_console(vm: UnitVm) -> str:
+    """What the guest's programs wrote to its serial console, a line for each of theirs. Of one that it was slow to finish the
+    journal has the parts."""
+    printed = vm.journal("--output=cat", "VM_CONSOLE=serial").replace("\n", "")
+    return printed.replace("vmservice guest:", "\nvmservice guest:")
+
+
 def unexplained_warnings(console: str) -> list[str]:
     """What the guest's kernel said at level warning and above, as its /init repeats it, and we have no reason for."""
     return [line for line in re.findall("guest: warning (.*)", console) if not re.search(EXPLAINED, line)]

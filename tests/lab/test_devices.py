@@ -7,7 +7,7 @@ import re
 import shlex
 
 import pytest
-from lab.guest_checks import BOOT_TIMEOUT_SEC, belongings, unexplained_warnings
+from lab.guest_checks import BOOT_TIMEOUT_SEC, belongings, serial_console, unexplained_warnings
 from lab.host import LabHost
 from lab.prepare import guest_config
 from lab.root_tree import RELEASES
@@ -25,7 +25,7 @@ def test_virtio_devices(guests: dict[str, UnitVm], transport: str) -> None:
         vm.start()
     for vm in guests.values():
         vm.wait_for("virtio end", BOOT_TIMEOUT_SEC)
-        console = vm.journal("--output=cat", "VM_CONSOLE=serial")
+        console = serial_console(vm)
 
         place = r"0000:00:0\d.0" if transport == "pci" else r"LNRO0005:0\d"
         for driver in ("virtio_console", "virtio_rng", "virtio_balloon"):

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from lab.guest_checks import BOOT_TIMEOUT_SEC, belongings, unexplained_warnings
+from lab.guest_checks import BOOT_TIMEOUT_SEC, belongings, serial_console, unexplained_warnings
 from lab.host import LabHost
 from lab.prepare import guest_config
 from support.unit_vm import NoSuchLine, UnitVm
@@ -163,9 +163,7 @@ def test_every_vcpu_is_a_core_of_one_package(guests: dict[str, UnitVm]) -> None:
     for release, vm in guests.items():
         cpus = vcpus[release]
         vm.wait_inactive(2 * BOOT_TIMEOUT_SEC)
-        # A line that the guest is slow to finish comes in parts.
-        printed = vm.journal("--output=cat", "VM_CONSOLE=serial").replace("\n", "")
-        console = printed.replace("vmservice guest:", "\nvmservice guest:")
+        console = serial_console(vm)
         assert "vmservice guest: topology end" in console
         told = re.findall(r"guest: cpu(\d+) package (\d+) core (\d+) threads (\S+) cores (\S+) caches ([-0-9 ]*)", console)
         everybody = f"0-{cpus - 1}"
