@@ -1,6 +1,6 @@
 """A file system of one file, `disk.raw`, whose reads, writes and flushes fail as a test says, and which may go away.
 
-It is served by a process of its own, by the kernel's FUSE (<linux/fuse.h>, protocol 7.31): the errors are the kernel's, on every way
+It is served by a process of its own, by FUSE (<linux/fuse.h>, protocol 7.31): the errors are those of the kernel, on every way
 that there is to a file. What was written is in memory that the test sees.
 """
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 
 from vmservice.host import direct_io
+from vmservice.host.files import close_written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class BlockFile:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            close_written(fd)
 
     def peek(self, views: Views, offset: int, length: int) -> bool:
         """Read without waiting for the disk; False where that cannot be, and nothing is said of the buffers then."""

@@ -23,6 +23,15 @@ KINDS = {
 }
 
 
+def close_written(fd: int) -> None:
+    """Let go of a file that may have been written to. close(2) does that whatever it reports: an error of a write that nobody
+    waits for any more, or a file system that is gone."""
+    try:
+        os.close(fd)
+    except OSError:
+        return
+
+
 class RegularFile:
     """An open, readable, not empty regular file; `status` is its fstat(2), taken after the open. Owns its descriptor."""
 

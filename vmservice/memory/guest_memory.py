@@ -175,8 +175,12 @@ class GuestMemory:
             region.view.release()
             region.mapping.close()
         fd, self.fd = self.fd, -1
-        if fd >= 0:
+        if fd < 0:
+            return
+        try:
             os.close(fd)
+        except OSError:  # of a file system that is gone; the descriptor is, too
+            return
 
 
 def pieces(total_bytes: int) -> Iterator[tuple[int, int]]:

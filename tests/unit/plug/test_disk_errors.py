@@ -70,7 +70,7 @@ def test_a_disk_that_goes_away_with_32_requests_in_flight(file: FailingFile, dis
     for number in range(32):
         kind = OUT if number % 2 else IN
         disk.queues[0].add(
-            [header(kind, 8 * (number + 1)), *([b"x" * 4096] if kind == OUT else [])], [1] if kind == OUT else [4096, 1]
+            [header(kind, 8 * (number + 1)), *([b"x" * 512] if kind == OUT else [])], [1] if kind == OUT else [512, 1]
         )
     disk.kick()
     file.go_away()
@@ -83,3 +83,12 @@ def test_a_disk_that_goes_away_with_32_requests_in_flight(file: FailingFile, dis
     disk.plug.resume()
     assert disk.read(0, 4096)[-1:] == IOERR
     assert file.content[:4] == b"kept"
+
+
+def test_an_image_that_cannot_be_closed_is_closed(file: FailingFile) -> None:
+    """A close may tell of a file system that is gone, which is nobody's affair at a VM's end."""
+    disk = Disk(section(file.path))
+    disk.start()
+    assert disk.write(0, bytes(512)) == OK
+    file.go_away()
+    disk.close()

@@ -9,6 +9,7 @@ import time
 
 from vmservice.errors import ConfigError
 from vmservice.host.consoles.base import CHUNK_BYTES, PARTIAL_LINE_SEC, PENDING_LIMIT_BYTES, OutputConsole
+from vmservice.host.files import close_written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class FileConsole(OutputConsole):
             data, self._pending = bytes(self._pending), bytearray()
         if self._fd >= 0:
             self._move_out(data)
-            os.close(self._fd)
+            close_written(self._fd)
             self._fd = -1
 
     def _move_out(self, data: bytes) -> None:
