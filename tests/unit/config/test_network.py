@@ -115,6 +115,25 @@ def test_what_is_refused(tmp_path: Path, text: str) -> None:
     assert str(caught.value) == f"{tmp_path}/demo.toml: {WORDS[text]}"
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('mode = "tap"', "tap is missing; expected one that is there: taps are made for VMs of the system only"),
+        ('bridge = "br0"', "bridge is 'br0'; expected none in a user's own VM: taps are made for VMs of the system only"),
+    ],
+)
+def test_no_tap_is_made_for_a_users_own_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str, said: str) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = tmp_path / "vmservice/web.toml"
+    file.parent.mkdir()
+    file.write_text(f'[kernel]\npath = "k"\n[[network]]\n{keys}\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config("web", str(file))
+    assert str(caught.value) == f"{file}: network[0].{said}"
+    file.write_text('[kernel]\npath = "k"\n[[network]]\ntap = "vt-web"\n')
+    assert load_config("web", str(file)).devices[-1].name == "network0"
+
+
 def check(folder: Path, text: str) -> None:
     (folder / "k").write_bytes(b"kernel")
     load(folder, text)

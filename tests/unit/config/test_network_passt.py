@@ -53,8 +53,7 @@ def test_several_have_ports_of_their_own(tmp_path: Path) -> None:
     [
         ("", network.PASST_PLUG),
         ('tap = "vt-web"\n', network.PLUG),
-        ('bridge = "br0"\n', network.PLUG),
-        ('mode = "tap"', network.PLUG),
+        ('mode = "tap"\ntap = "vt-web"\n', network.PLUG),
     ],
 )
 def test_a_users_own_vm_has_it_unless_a_tap_is_named(

@@ -84,7 +84,7 @@ def read(reader: TableReader, config: Config) -> tuple[NetworkDevice, ...]:
         if _mode(reader, where, config) == "passt":
             network = _read_passt(reader, where, name, config, forwarded)
         else:
-            network = _read_tap(reader, where, name, config.name)
+            network = _read_tap(reader, where, name, config)
         for other in networks.values():
             if other.name == network.name:
                 raise reader.refusal(where, "name", f"a name of its own; another [[network]] is called {network.name}")
@@ -96,9 +96,14 @@ def read(reader: TableReader, config: Config) -> tuple[NetworkDevice, ...]:
     return tuple(networks.values())
 
 
+def _is_users(config: Config) -> bool:
+    """Whether the VM is a user's own, from where its configuration is."""
+    return config.path == config_path(config.name, user=True)
+
+
 def _mode(reader: TableReader, where: str, config: Config) -> str:
     """passt is what a user's own VM has, for it takes no privilege, unless there is something for a tap."""
-    is_users = config.path == config_path(config.name, user=True)
+    is_users = _is_users(config)
     named = reader.text(where, "tap", "") or reader.text(where, "bridge", "")
     return reader.choice(where, "mode", ("tap", "passt"), "passt" if is_users and not named else "tap")
 
@@ -130,14 +135,18 @@ def _read_passt(reader: TableReader, where: str, name: str, config: Config, forw
     )
 
 
-def _read_tap(reader: TableReader, where: str, name: str, vm_name: str) -> NetworkDevice:
+def _read_tap(reader: TableReader, where: str, name: str, config: Config) -> NetworkDevice:
     if reader.texts(where, "forward"):
         raise reader.refusal(where, "forward", 'none with mode = "tap": the guest has an address that others reach')
     tap, bridge = _interface(reader, where, "tap"), _interface(reader, where, "bridge")
+    if _is_users(config) and bridge:
+        raise reader.refusal(where, "bridge", "none in a user's own VM: taps are made for VMs of the system only")
+    if _is_users(config) and not tap:
+        raise reader.refusal(where, "tap", "one that is there: taps are made for VMs of the system only")
     return NetworkDevice(
         name,
-        _mac(reader, where, vm_name, name),
-        tap=tap or default_tap(vm_name, name, is_bridged=bool(bridge)),
+        _mac(reader, where, config.name, name),
+        tap=tap or default_tap(config.name, name, is_bridged=bool(bridge)),
         bridge=bridge,
         makes_tap=bool(bridge) or not tap,
         mtu=reader.integer(where, "mtu", MTU_MIN, MTU_MAX, 0),
