@@ -56,7 +56,7 @@ def test_a_tap_that_the_administrator_has_made(lan: NetworkVm) -> None:
     (device,) = [one for one in vm.get("Devices") if one[0] == "network"]
     assert (device[1], device[2]["tap"]["data"], device[2]["mac"]["data"]) == ("lan", lan.tap, "02:00:00:00:00:01")
     assert device[2]["mtu"]["data"] == 1500
-    assert "NO-CARRIER" not in lan.links()[lan.tap]["flags"]  # type: ignore[operator]
+    assert "LOWER_UP" in lan.links()[lan.tap]["flags"]  # type: ignore[operator]
     pid = vm.main_pid()
     own = lan.host.run(f"nsenter --target {pid} --net ip -j link", check=True).stdout
     assert [one["ifname"] for one in json.loads(own)] == ["lo"], "the VMM itself sees no network"
@@ -69,9 +69,9 @@ def test_a_tap_that_the_administrator_has_made(lan: NetworkVm) -> None:
     again = f'[ "$(systemctl show -P NRestarts {vm.unit})" = 1 ] && [ "$(systemctl is-active {vm.unit})" = active ]'
     vm.host.run(f"timeout 60 sh -c 'until {again}; do sleep 0.2; done'", timeout=90, check=True)
     assert vm.main_pid() != pid
-    assert "NO-CARRIER" not in lan.links()[lan.tap]["flags"]  # type: ignore[operator]
+    assert "LOWER_UP" in lan.links()[lan.tap]["flags"]  # type: ignore[operator]
     vm.stop()
-    assert "NO-CARRIER" in lan.links()[lan.tap]["flags"]  # type: ignore[operator]
+    assert "LOWER_UP" not in lan.links()[lan.tap]["flags"]  # type: ignore[operator]
 
 
 def test_a_vm_without_a_network_has_no_such_descriptor(vm: UnitVm) -> None:
@@ -119,8 +119,6 @@ def test_what_is_missing(lan: NetworkVm) -> None:
 
 def test_the_sandbox_of_the_helper(lan: NetworkVm) -> None:
     """On a scale of 0 (safe) to 10; it runs as root, with the one capability that it needs."""
-    said = lan.host.run("systemd-analyze security --json=short vm-tap@x:y.service --no-pager | tail -1; true")
-    assert said.returncode == 0
     for unit, most in (("vm-tap@x:y.service", 3.0), (lan.vm.unit, 0.8)):
         line = lan.host.run(f"systemd-analyze security --no-pager {unit} | grep 'Overall exposure'", check=True).stdout
-        assert float(line.split(":")[1].split()[0]) <= most, line
+        assert float(line.partition(": ")[2].split()[0]) <= most, line
