@@ -26,8 +26,7 @@ case "$vmtest" in
     tables)
         for table in /sys/firmware/acpi/tables/[A-Z]*; do
             [ -f "$table" ] || continue
-            echo "vmservice guest: table ${table##*/}"
-            base64 "$table"
+            echo "vmservice guest: table ${table##*/} $(base64 "$table" | tr -d '\n')"
         done
         echo "vmservice guest: tables end"
         poweroff -f

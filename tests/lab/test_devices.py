@@ -89,8 +89,7 @@ def test_the_tables_a_guest_sees_are_sound(vm: UnitVm) -> None:
     vm.configure(guest_config(cpus=2, cmdline="console=ttyS0 quiet vmtest=tables"))
     vm.start()
     vm.wait_inactive(BOOT_TIMEOUT_SEC)
-    console = vm.journal("--output=cat", f"SYSLOG_IDENTIFIER=vm-{vm.name}")
-    tables = dict(re.findall(r"vmservice guest: table (\w+)\n((?:[A-Za-z0-9+/=]+\n)+)", console))
+    tables = dict(re.findall(r"^vmservice guest: table (\w+) ([A-Za-z0-9+/=]+)", serial_console(vm), re.MULTILINE))
 
     assert {"APIC", "DSDT", "FACP", "WDAT"} <= tables.keys()
     for name, text in tables.items():
