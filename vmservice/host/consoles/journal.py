@@ -49,6 +49,7 @@ class JournalConsole(OutputConsole):
         self._at = 0
         self._pending = bytearray()  # the beginning of the next line
         self._pending_since = 0.0
+        self._was_broken = False  # of the line that is under way, the journal has the beginning
         self._dropped = 0
         self._overflowed_behind = 0  # behind `_chunk`
         self._tokens = float(BURST_LINES)
@@ -81,6 +82,7 @@ class JournalConsole(OutputConsole):
             self._end_at_gap()
         if self._pending and now - self._pending_since >= PARTIAL_LINE_SEC:
             self._emit_rest("timeout")
+            self._was_broken = True
         return [], self._due(now)
 
     def details(self) -> dict[str, str | int | bool]:
@@ -119,7 +121,9 @@ class JournalConsole(OutputConsole):
                 break
             line = self._pending + chunk[self._at : end]
             self._pending, self._pending_since, self._at = bytearray(), now, end + 1
-            self._emit_line(line)
+            was_broken, self._was_broken = self._was_broken, False
+            if not was_broken or line.strip(b"\r"):  # the end alone is no line
+                self._emit_line(line)
         else:
             return
         self._pending += chunk[self._at :]

@@ -102,6 +102,16 @@ def test_a_prompt_waits_a_moment(clock: Clock) -> None:
     assert sent.messages[1:] == ["root"]
 
 
+def test_the_end_of_a_line_that_is_slow_to_come_is_no_line(clock: Clock) -> None:
+    sent = Sent()
+    console = JournalConsole("demo", MoveNow(), sent)
+    console.write(b"slow")
+    clock.now += 1
+    console.move()
+    console.write(b"\r\n\r\nnext\n")
+    assert sent.messages == ["slow", "", "next"]
+
+
 def test_a_long_line_comes_in_pieces(clock: Clock) -> None:
     sent = Sent()
     console = JournalConsole("demo", MoveNow(), sent)
