@@ -81,7 +81,7 @@ class NetworkPlug(Plugged):
                 slot.memory,
                 serve=device.serve,
                 in_use=device.pairs_in_use,
-                bug=self._on_bug,
+                bug=slot.bug,
             )
         self._pairs += [Pair(fd, self._on_refused) for fd in tap.queue_fds]
         return NetRings(
@@ -90,7 +90,7 @@ class NetworkPlug(Plugged):
             serve=device.serve,
             in_use=device.pairs_in_use,
             host_gone=lambda: slot.post(self._on_gone),
-            bug=self._on_bug,
+            bug=slot.bug,
         )
 
     @property
@@ -204,12 +204,6 @@ class NetworkPlug(Plugged):
             self._timer.cancel()
         self._timer = self._slot.call_later(self._look_sec, callback)
         self._look_sec = min(2 * self._look_sec, LONGEST_LOOK_SEC)
-
-    def _on_bug(self, error: Exception) -> None:
-        import traceback
-
-        text = "".join(traceback.format_exception(error))
-        self._slot.warn(f"internal error: network {self.label}: {text}")
 
 
 def open(section: NetworkDevice, host: Host) -> Tap:
