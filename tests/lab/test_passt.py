@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,5 +129,5 @@ def test_a_real_linux_uses_it_and_outlives_its_passt(vm: UnitVm, outside: str, t
     vm.call("Reboot")
     host.run("journalctl --sync")
     command = f"until [ $(journalctl --output=cat --unit={vm.unit} | grep --count 'guest: serves') = 2 ]; do sleep 0.5; done"
-    host.run(f'timeout {BOOT_TIMEOUT_SEC} sh -c "{command}"', timeout=BOOT_TIMEOUT_SEC + 20, check=True)
+    host.run(f"timeout {BOOT_TIMEOUT_SEC} sh -c {shlex.quote(command)}", timeout=BOOT_TIMEOUT_SEC + 20, check=True)
     assert "hello from the guest" in host.run(_FETCH, check=True).stdout
