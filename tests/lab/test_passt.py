@@ -114,8 +114,8 @@ def test_a_real_linux_uses_it_and_outlives_its_passt(vm: UnitVm, outside: str, t
         host.run("sleep 3", check=True)
         vm.call("Resume")
         vm.wait_for(f"round {number} ", BOOT_TIMEOUT_SEC)
-    rounds = re.findall(r"round \d+ (\w+)", vm.journal())
-    assert len(rounds) >= 4
+    rounds = re.findall(r"round \d+ (\w{32})", vm.journal())
+    assert len(rounds) >= 3
     assert set(rounds) == {outside}
 
     host.run(f"systemctl kill --signal=KILL vm-passt@{vm.name}:lan.service", check=True)
