@@ -78,7 +78,7 @@ WAITING_LIMIT_BYTES = 64 * 1024
 # What may wait for the mover where each line counts; what a guest prints faster is lost, and said.
 PENDING_LIMIT_BYTES = 1 << 20
 # How long a line, such as a prompt, is waited for to end.
-PARTIAL_LINE_SEC = 0.25
+PARTIAL_LINE_SEC = 1.0
 
 
 def tell(callback: Callable[[], None] | None) -> None:
