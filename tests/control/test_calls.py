@@ -90,6 +90,7 @@ def test_get_all(bus: PrivateBus) -> None:
                 "MaxVCPUs": ("y", 4),
                 "Memory": ("t", 64 << 20),
                 "LastExit": ("s", ""),
+                "GuestReady": ("b", True),
                 "Devices": ("a(ssa{sv})", [["console", "serial", {"mode": Variant("s", "null")}]]),
                 "Stats": ("a{sd}", {"sim.heartbeats": 0.0}),
             }

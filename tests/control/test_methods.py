@@ -129,9 +129,10 @@ def test_power_button_ends_in_state_shutdown(bus: PrivateBus) -> None:
             await caller.call("demo", "PowerButton")
             off = asyncio.get_running_loop().create_future()
             served.vm.subscribe(off.set_result)
-            assert await asyncio.wait_for(off, 10) == {"State": "shutdown", "LastExit": "poweroff"}
+            gone = {"State": "shutdown", "LastExit": "poweroff", "GuestReady": False}
+            assert await asyncio.wait_for(off, 10) == gone
             assert await caller.get("demo", "LastExit") == "poweroff"
-            assert changes_of(caller)[-1] == {"State": "shutdown", "LastExit": "poweroff"}
+            assert changes_of(caller)[-1] == gone
             assert any(b"power button" in line for line in served.console)
 
     asyncio.run(check())
@@ -151,7 +152,8 @@ def test_properties_changed_comes_before_the_reply(bus: PrivateBus) -> None:
                 await caller.call("demo", member)
             await caller.call("demo", "Resize", "y", [3])
             assert caller.traffic == ["signal PropertiesChanged", "reply"] * 3
-            assert changes_of(caller) == [{"State": "running"}, {"State": "paused"}, {"State": "running"}, {"VCPUs": 3}]
+            begun = {"State": "running", "GuestReady": True}
+            assert changes_of(caller) == [begun, {"State": "paused"}, {"State": "running"}, {"VCPUs": 3}]
             for signal in caller.signals:
                 assert (signal.interface, signal.signature, signal.body[0], signal.body[2]) == (
                     PROPERTIES,
@@ -196,7 +198,7 @@ def test_devices_and_counters(bus: PrivateBus) -> None:
                 await caller.call("demo", "Set", "ssv", [INTERFACE, "Stats", Variant("s", "")], interface=PROPERTIES)
             assert [message.body[1] for message in caller.signals] == [
                 {"Devices": Variant("a(ssa{sv})", devices)},
-                {"State": Variant("s", "running")},
+                {"State": Variant("s", "running"), "GuestReady": Variant("b", True)},
             ]
 
     asyncio.run(check())
