@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.lab)
-            # The first one boots the host and may have to build it.
-            item.add_marker(pytest.mark.timeout(900))
+            # The first one boots the host and may have to build it; a Debian that is used for a while takes ten minutes.
+            item.add_marker(pytest.mark.timeout(1800))
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="only root can boot the nested host"))
 
