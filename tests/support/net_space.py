@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import select
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +20,10 @@ TIMEOUT_SEC = 20.0
 _CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 0x0003
 _PACKET_OUTGOING = 4
+# <linux/sockios.h>, <linux/if.h>
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP = 0x1
+_IFF_RUNNING = 0x40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,6 +70,19 @@ class Wire:
     def __init__(self, interface: str) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         self._socket.bind((interface, _ETH_P_ALL))
+        self._interface = interface
+
+    def wait_running(self) -> None:
+        """Returns when the kernel's link watch has seen the carrier of an interface that is up. Until then, it may be a second,
+        what the host sends is dropped."""
+        deadline = time.monotonic() + TIMEOUT_SEC
+        while time.monotonic() < deadline:
+            answer = fcntl.ioctl(self._socket, _SIOCGIFFLAGS, struct.pack("16s24x", self._interface.encode()))
+            (flags,) = struct.unpack_from("<H", answer, 16)
+            if flags & _IFF_RUNNING or not flags & _IFF_UP:
+                return
+            time.sleep(0.001)
+        raise AssertionError(f"{self._interface} has no carrier")
 
     def send(self, frame: bytes) -> None:
         self._socket.send(frame)

@@ -66,6 +66,8 @@ class Network:
         self.plug.start()
         with self.slot.lock:
             self.queues = self.driver.start(features)
+        if hasattr(self, "wire") and self.section.link == "up":
+            self.wire.wait_running()
 
     def kick(self, index: int) -> None:
         with self.slot.lock:
