@@ -42,6 +42,7 @@ def test_a_machine_with_a_network(bench: Bench) -> None:
     plug = plug_of(machine, "lan")
     queue = start_driver(plug, machine.memory)
     wire = Wire("vt-web")
+    wire.wait_running()
     for _ in range(8):
         queue.add([], [2000])
     notify(plug)

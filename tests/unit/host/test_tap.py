@@ -71,6 +71,7 @@ def test_frames_have_a_header_of_virtios() -> None:
     assert header_bytes(one.queue_fds[0]) == 12
     assert (one.mtu, one.is_attached(), list(one.fds())) == (1500, True, ["queue0"])
     wire = Wire("vt-web")
+    wire.wait_running()
     os.writev(one.queue_fds[0], [bytes(12), frame(1)])
     assert wire.receive() == frame(1)
     wire.send(frame(2))

@@ -302,6 +302,7 @@ def test_a_tap_that_is_deleted_and_made_anew(lan: Network) -> None:
     assert lan.slot.warnings[1:] == ["network lan: the tap vt-web is there again"]
     lan.wire.close()
     lan.wire = Wire("vt-web")
+    lan.wire.wait_running()
     lan.wire.send(frame(3))
     assert number_of(lan.received(1)[0]) == 3
     lan.send(frame(4))
