@@ -14,8 +14,8 @@ LEVELS := $(FAST_LEVELS) system lab
 LAB_PACKAGES := debian-archive-keyring e2fsprogs lz4 mmdebstrap util-linux xz-utils zstd
 # qemu-storage-daemon, which Debian 12 has elsewhere.
 DISK_PACKAGES := qemu-utils $(shell . /etc/os-release && [ "$$VERSION_ID" != 12 ] || echo qemu-system-common)
-CHECK_PACKAGES := $(DISK_PACKAGES) acpica-tools binutils dbus dmidecode e2fsprogs gcc libc6-dev libxml2-utils lintian lz4 man-db mount \
-                  python3-dbusmock python3-systemd python3-venv systemd xz-utils zstd
+CHECK_PACKAGES := $(DISK_PACKAGES) acpica-tools binutils dbus dmidecode e2fsprogs gcc iproute2 libc6-dev libxml2-utils lintian lz4 man-db \
+                  mount python3-dbusmock python3-systemd python3-venv systemd xz-utils zstd
 TEST_PACKAGES := $(LAB_PACKAGES) $(CHECK_PACKAGES) systemd-container
 
 .PHONY: demo check test bench deb lab
