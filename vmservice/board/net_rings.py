@@ -5,14 +5,12 @@ Frames for a driver that gives no buffers stay in the tap, whose queue the host 
 
 from __future__ import annotations
 
-import _thread
 import os
 import select
-import time
 
 from vmservice.board.net_server import DRAINED, MORE, STARVED
-from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
-from vmservice.errors import GuestError, HostError
+from vmservice.board.ring_threads import RingThread, RingThreads
+from vmservice.errors import GuestError
 from vmservice.host.poll import wait
 
 TYPE_CHECKING = False
@@ -23,11 +21,8 @@ if TYPE_CHECKING:
     from vmservice.devices.virtio.queue import Queue
     from vmservice.devices.virtio.rings import Lost, Ring
 
-# For threads that have just begun, when there is none for the next pair.
-_START_FAILED_SEC = 10.0
 
-
-class NetRings:
+class NetRings(RingThreads):
     """`pairs` by number, of which a driver that has chosen `features` uses the first `in_use(features)`; what comes behind
     their virtqueues is the device's own, and `serve(index, queue)` does one slice of it, in the first pair's thread.
 
@@ -45,26 +40,16 @@ class NetRings:
         host_gone: Callable[[], None],
         bug: Callable[[Exception], None],
     ) -> None:
-        self.transport_features = TRANSPORT_FEATURES
+        super().__init__(name, 2 * len(pairs) + 1, os.EFD_NONBLOCK)
         self.is_held = False
-        self._name = name
         self._pairs = pairs
         self._serve = serve
         self._in_use = in_use
         self._host_gone = host_gone
         self._bug = bug
-        self._threads: list[_PairThread] = []
-        self.kicks: list[int] = []
-        try:
-            for _ in range(2 * len(pairs) + 1):
-                self.kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        except OSError as error:
-            self.close()
-            raise HostError(f"no eventfd for a virtqueue of {name}: {error}") from error
 
     def start(self, rings: Sequence[Ring], features: int, lost: Lost) -> None:
-        if self._threads:
-            raise ValueError(f"the virtqueues of {self._name} are served already")
+        self._check_stopped()
         by_index = {ring.index: ring for ring in rings}
         pairs = self._in_use(features)
         control = by_index.get(2 * pairs)
@@ -74,15 +59,7 @@ class NetRings:
                 continue
             self._pairs[number].begin(features)
             thread = _PairThread(self, number, receiving, sending, None if number else control, lost)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                self.stop(_START_FAILED_SEC)
-                raise HostError(f"cannot start a thread for pair {number} of {self._name}: {error}") from error
-            self._threads.append(thread)
-
-    def notify(self, index: int) -> None:
-        os.eventfd_write(self.kicks[index], 1)
+            self._begin(thread, f"pair {number}")
 
     def begin(self) -> None:
         """Threads come with the driver."""
@@ -95,25 +72,6 @@ class NetRings:
                 pair.is_gone = False
         for thread in tuple(self._threads):
             thread.wake()
-
-    def stop(self, timeout_sec: float) -> bool:
-        """All are asked first, so that they end side by side."""
-        for thread in self._threads:
-            thread.ask_to_stop()
-        deadline = time.monotonic() + timeout_sec
-        if not all(thread.wait_ended(max(deadline - time.monotonic(), 0.0)) for thread in self._threads):
-            return False
-        self._threads = []
-        return True
-
-    def go_on(self) -> None:
-        for thread in self._threads:
-            thread.go_on()
-
-    def close(self) -> None:
-        """Give the eventfds back; no virtqueue is served."""
-        while self.kicks:
-            os.close(self.kicks.pop())
 
     # For its threads
 
@@ -134,10 +92,11 @@ class NetRings:
         self._bug(error)
 
 
-class _PairThread:
+class _PairThread(RingThread):
     def __init__(
         self, owner: NetRings, number: int, receiving: Ring | None, sending: Ring | None, own: Ring | None, lost: Lost
     ) -> None:
+        super().__init__(self._on_bug)
         self._owner = owner
         self._pair = owner.pair(number)
         self._receiving = receiving
@@ -145,69 +104,31 @@ class _PairThread:
         self._own = own
         self._lost = lost
         self._bells = [owner.kicks[ring.index] for ring in (receiving, sending, own) if ring is not None]
-        self._mutex = _thread.allocate_lock()  # guards the two flags, for a few instructions at a time
-        self._stopping = False
-        self._stopped = False
-        self._alive = _thread.allocate_lock()  # held until the thread has ended
-        self._alive.acquire()
-
-    def start(self) -> None:
-        _thread.start_new_thread(self._main, ())
 
     def wake(self) -> None:
         os.eventfd_write(self._bells[0], 1)
 
-    def ask_to_stop(self) -> None:
-        # In this order: the thread looks at the flag whenever it has been woken.
-        with self._mutex:
-            self._stopping = True
-        self.wake()
+    def on_lie(self, error: GuestError) -> None:
+        self._let_go()
+        self._lost(error)
 
-    def go_on(self) -> None:
-        """Take the request to stop back."""
-        with self._mutex:
-            self._stopping = False
-            stopped, self._stopped = self._stopped, False
-        if stopped:
-            self._alive.acquire()  # it is at its end
-            self.start()
-        else:
-            self.wake()  # notifications that came meanwhile were only read
-
-    def wait_ended(self, timeout_sec: float) -> bool:
-        """Whether the thread has ended; asked again, the answer is the same."""
-        if not self._alive.acquire(timeout=timeout_sec):
-            return False
-        self._alive.release()
-        return True
-
-    def _main(self) -> None:
-        try:
-            try:
-                self._run()
-            except GuestError as error:
-                # It waits for the main thread: its traceback would keep the guest's memory mapped until then.
-                self._let_go()
-                self._lost(error.with_traceback(None))
-        except Exception as error:
-            self._let_go()
-            self._owner.tell_bug(error)
-        finally:
-            self._alive.release()
+    def _on_bug(self, error: Exception) -> None:
+        self._let_go()
+        self._owner.tell_bug(error)
 
     def _let_go(self) -> None:
         if self._receiving is not None:
             self._pair.let_go(self._receiving.queue)
 
-    def _run(self) -> None:
+    def run(self) -> None:
         poll = select.poll()
         for bell in self._bells:
             poll.register(bell, select.POLLIN)
         waits_for_tap = False
         while True:
-            if self._stopping:
+            if self.is_stopping:
                 self._let_go()
-                if self._may_end():
+                if self.may_end():
                     return
                 continue
             has_more, wants_tap = self._turn()
@@ -242,12 +163,6 @@ class _PairThread:
         if pair.is_gone and not was_gone:
             owner.tell_gone()
         return has_more or outcome == MORE, outcome == DRAINED and not pair.is_gone
-
-    def _may_end(self) -> bool:
-        """Unless the request to stop has been taken back in the meantime."""
-        with self._mutex:
-            self._stopped = self._stopping
-            return self._stopped
 
 
 def _take(bell: int) -> None:

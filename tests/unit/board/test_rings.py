@@ -257,7 +257,7 @@ def test_a_host_without_threads_breaks_the_device_and_nothing_else(bench: Bench,
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("vmservice.board.rings._thread.start_new_thread", refuse)
+    monkeypatch.setattr("vmservice.board.ring_threads._thread.start_new_thread", refuse)
     with bench.driver.transport.lock:
         bench.driver.start(stop_before_ok=True)
         bench.driver.transport.write_status(DRIVER_READY)
