@@ -244,23 +244,33 @@ def test_what_is_no_buffer(merging: Bench, readable: list[bytes], writable: list
         merging.receive()
 
 
-def test_a_slice_has_an_end(merging: Bench) -> None:
-    class Flood:
-        def __call__(self, _fd: int, views: Sequence[memoryview]) -> int:
-            views[0][:12] = HEADER
-            return 60
+def flooded(count: int) -> Bench:
+    """With so many buffers, and a tap that always has a frame of 60 bytes."""
 
-    pair = Pair(-1, merging.refused.append, readv=Flood())
-    pair.begin(MRG_RXBUF)
-    state = QueueState(64)
-    state.ready = True
-    for _ in range(4):
-        for _ in range(64):
-            merging.driver.add([], [100])
-        assert pair.receive(merging.queue) in (MORE, STARVED)
-        merging.queue.publish()
-        assert len(merging.driver.take_used()) == 64
-    pair.let_go(merging.queue)
+    def flood(_fd: int, views: Sequence[memoryview]) -> int:
+        views[0][:12] = HEADER
+        return 60
+
+    bench = Bench(MRG_RXBUF, size=512)
+    bench.pair = Pair(-1, bench.refused.append, readv=flood)
+    bench.pair.begin(MRG_RXBUF)
+    for _ in range(count):
+        bench.driver.add([], [100])
+    return bench
+
+
+def test_a_slice_ends_after_so_many_frames() -> None:
+    bench = flooded(300)
+    assert (bench.receive(), len(bench.used())) == (MORE, 256)
+    assert (bench.receive(), len(bench.used())) == (STARVED, 44)
+    bench.close()
+
+
+def test_a_slice_ends_after_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net_server, "SLICE_SEC", 0.0)
+    bench = flooded(300)
+    assert (bench.receive(), len(bench.used())) == (MORE, 1)
+    bench.close()
 
 
 def test_a_tap_that_is_gone(merging: Bench) -> None:
