@@ -35,6 +35,7 @@ class DiskBackEnd:
 
     `received` are the requests by number, of all connections. `answers` replaces the answer to a request by bytes, of a whole
     message. At a request in `dies_at` the connection is closed instead of an answer, at one in `silent_at` nothing is said.
+    `connections` have begun, and `ended` of them have ended.
     Where `gate` is closed, what the driver asks for is taken and done when it is opened by `open_gate`.
     """
 
@@ -55,6 +56,7 @@ class DiskBackEnd:
         self.silent_at: set[int] = set()
         self.gate_is_open = True
         self.connections = 0
+        self.ended = 0
         self.requests = 0
         self.errors: list[BaseException] = []
         self._path = path
@@ -135,6 +137,7 @@ class DiskBackEnd:
         finally:
             self._visit = None
             visit.close()
+            self.ended += 1
 
     def _turn(self, visit: _Visit) -> None:
         kicks = {ring.kick: ring for ring in visit.rings.values() if ring.is_running}
