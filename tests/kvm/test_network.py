@@ -15,6 +15,7 @@ from support.net_space import Wire, frame, make_tap, net_space, number_of
 from support.plugged_vm import PluggedVm, notify, plug_of, start_driver
 
 from vmservice.memory.guest_memory import GuestMemory, Region
+from vmservice.plug.network import NetworkPlug
 from vmservice.vm import builder, state_tree
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
@@ -58,20 +59,24 @@ def test_a_machine_with_a_network(bench: Bench) -> None:
     machine.pause()
     wire.send(frame(3))
     tree = json.loads(json.dumps(state_tree.collect(machine, bench.kvm)))
-    assert tree["devices"]["lan"]["device"]["mac"] == {"bytes": "020000000001"}
+    saved = tree["devices"]["lan"]["device"]
+    assert (saved["mac"], saved["announces"]) == ({"bytes": "020000000001"}, False)
     fd = os.dup(machine.memory.fd)
     mappings = [mmap.mmap(fd, region.size_bytes, offset=region.offset) for region in machine.memory.regions]
     regions = [Region(old.gpa, mapping) for old, mapping in zip(machine.memory.regions, mappings, strict=True)]
     machine.close()
     restored = builder.restore(bench.config, bench.services, tree, GuestMemory(regions, fd))
     restored.start()
+    plug = plug_of(restored, "lan")
+    assert isinstance(plug, NetworkPlug)
+    assert plug.device.state.announces is True, "switches are to learn where the guest is now"
     queue.memory = restored.memory
     for _ in waiting():
         taken += [number_of(data[12:]) for _, _, data in queue.take_used()]
         if len(taken) == 4:
             break
     assert taken == [0, 1, 2, 3], "what came meanwhile has waited in the tap"
-    assert plug_of(restored, "lan").stats()["received"] == 1
+    assert plug.stats()["received"] == 1
     restored.close()
     wire.close()
     assert bench.warnings == []
