@@ -20,6 +20,9 @@ TIMEOUT_SEC = 20.0
 _CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 0x0003
 _PACKET_OUTGOING = 4
+# <linux/socket.h>, <linux/if_packet.h>
+_SOL_PACKET = 263
+_PACKET_VNET_HDR = 15
 # <linux/sockios.h>, <linux/if.h>
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP = 0x1
@@ -83,6 +86,10 @@ class Wire:
                 return
             time.sleep(0.001)
         raise AssertionError(f"{self._interface} has no carrier")
+
+    def show_headers(self) -> None:
+        """From now on each frame has virtio's header of 10 bytes in front: what is left to do for it."""
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
 
     def send(self, frame: bytes) -> None:
         self._socket.send(frame)

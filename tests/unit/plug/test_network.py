@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from support.net_space import Wire, frame, ip, make_tap, net_space, number_of
 from support.networks import MAC, Network, section
 from support.vhost_double import VhostDevice, VhostKernel
 
+from vmservice.board.net_server import Pair
 from vmservice.devices.virtio import net
 from vmservice.errors import ConfigError, HostError
 from vmservice.host import tap as host_tap
@@ -148,19 +152,14 @@ def test_a_card_goes_on_from_its_state(lan: Network) -> None:
     assert lan.plug.device.read_config(0, 6) == b"\2\1\2\3\4\5"
 
 
-def test_a_restored_driver_makes_itself_known(lan: Network) -> None:
-    assert lan.plug.device.state.announces is False
-    lan.plug._is_restored = True
-    lan.plug.start()
-    assert lan.plug.device.state.announces is True
-    assert lan.driver.interrupt.configs == 1
+def ipv4(protocol: int, body: bytes) -> bytes:
+    header = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0, bytes(4), bytes(4))
+    return MAC + MAC + b"\x08\x00" + header + body
 
 
 def test_checksums_and_segments_are_left_to_the_host(lan: Network) -> None:
-    """The kernel makes the checksum that the header asks for, and refuses places for it that are not in the frame."""
-    ip_header = bytes.fromhex("450000240000000040110000") + bytes((10, 0, 0, 1, 10, 0, 0, 2))
-    udp = struct.pack(">HHHH", 1, 2, 16, 0) + b"payload!"
-    packet = MAC + MAC + b"\x08\x00" + ip_header + udp
+    """The host is asked for what the frame's header asks for, and refuses places that are not in the frame."""
+    udp = ipv4(17, struct.pack(">HHHH", 1, 2, 16, 0) + b"payload!")
     nonsense = [
         (1, 0, 0, 0, 60000, 6),
         (1, 0, 0, 0, 34, 60000),
@@ -169,13 +168,18 @@ def test_checksums_and_segments_are_left_to_the_host(lan: Network) -> None:
         (1, 4, 9000, 1, 34, 16),
     ]
     for fields in nonsense:
-        lan.send(packet, header=struct.pack("<BBHHHHH", *fields, 0))
+        lan.send(udp, header=struct.pack("<BBHHHHH", *fields, 0))
     lan.sent(len(nonsense))
-    lan.send(packet, header=struct.pack("<BBHHHHH", 1, 0, 0, 0, 34, 6, 0))
-    for _ in waiting():
-        if lan.wire.receive()[:14] == packet[:14]:
-            break
     assert lan.plug.stats()["sent_dropped"] >= 2
+    lan.wire.show_headers()
+    tcp = ipv4(6, struct.pack(">HHIIHHHH", 1, 2, 0, 0, 5 << 12, 0, 0, 0) + b"segments" * 400)
+    for packet, fields in ((udp[:-1] + b"?", (1, 0, 0, 0, 34, 6)), (tcp[:-1] + b"?", (1, 1, 54, 1000, 34, 16))):
+        lan.send(packet, header=struct.pack("<BBHHHHH", *fields, 0))
+        came = next(came for _ in waiting() if (came := lan.wire.receive()).endswith(b"?"))
+        kind, segments, _, *places = struct.unpack_from("<BBHHHH", came)
+        assert (kind, segments, *places) == (*fields[:2], *fields[3:]), "but for the length of headers, which is a hint"
+        checksum = fields[4] + fields[5]  # what is there until it is made means nothing
+        assert came[10:][:checksum] + came[10:][checksum + 2 :] == packet[:checksum] + packet[checksum + 2 :]
     assert lan.slot.warnings == []
     assert not lan.driver.is_broken
 
@@ -327,11 +331,21 @@ def test_a_tap_that_is_down(lan: Network) -> None:
     assert number_of(lan.wire.receive()) == 4
 
 
-def test_a_guest_that_floods_is_stopped_at_once(lan: Network) -> None:
+def test_a_guest_that_floods_is_stopped_at_once(make: Callable[..., Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when all is sent that it has put into its virtqueue."""
+
+    def write_slowly(fd: int, views: Sequence[memoryview]) -> int:
+        time.sleep(0.005)
+        return os.writev(fd, views)
+
+    monkeypatch.setattr(network, "Pair", partial(Pair, writev=write_slowly))
+    lan = make()
+    lan.start()
     for _ in range(120):
         lan.queues[1].add([bytes(12), frame(0, 1514)])
     lan.kick(1)
     lan.plug.pause()
+    assert lan.queues[1].used_index() < 120
     lan.plug.resume()
     lan.sent(120)
 
