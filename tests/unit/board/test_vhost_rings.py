@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from support import vhost_double
 from support.guest_ram import MIB, guest_ram
+from support.quiet import check_nothing_runs
 from support.vhost_bench import CONTROL, Bench, Device, until
 from support.vhost_double import GET_BASE, RECEIVE, SEND, SET_BACKEND, SET_MEM_TABLE, SET_OWNER, VhostKernel
 from support.virtqueue import Driver
@@ -345,22 +345,7 @@ def test_nothing_runs_when_there_is_nothing_to_do(bench: Bench) -> None:
     bench.start()
     bench.send(b"out")
     until(lambda: bench.devices[0].sent)
-    until(is_quiet)
-
-
-def is_quiet() -> bool:
-    before = switches()
-    time.sleep(0.3)
-    return switches() == before
-
-
-def switches() -> int:
-    count = 0
-    for task in os.listdir("/proc/self/task"):
-        if task != str(os.getpid()):
-            with open(f"/proc/self/task/{task}/status", encoding="ascii") as file:
-                count += sum(int(line.split()[1]) for line in file if "ctxt" in line)
-    return count
+    check_nothing_runs()
 
 
 def test_an_owner_whose_eventfds_cannot_be_made(net: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

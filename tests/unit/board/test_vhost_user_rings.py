@@ -6,7 +6,6 @@ qemu-storage-daemon is killed at each stage; a VM goes on with each, and nothing
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import struct
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.quiet import check_nothing_runs
 from support.storage_daemon import StorageDaemon
 from support.vhost_user_double import CONFIG_BYTES, DiskBackEnd
 from support.virtqueue import Driver, DriverQueue
@@ -384,22 +384,7 @@ def test_memory_is_shown_as_it_comes_and_taken_as_it_goes(bench: Bench, disk: Di
 
 def test_nothing_runs_when_there_is_nothing_to_do(bench: Bench) -> None:
     bench.serve()
-    until(is_quiet)
-
-
-def is_quiet() -> bool:
-    before = switches()
-    time.sleep(0.5)
-    return switches() == before
-
-
-def switches() -> int:
-    """Of all threads but this one: how often they have run."""
-    count = 0
-    for task in Path("/proc/self/task").iterdir():
-        if task.name != str(os.getpid()):
-            count += sum(int(line.split()[1]) for line in (task / "status").read_text().splitlines() if "ctxt" in line)
-    return count
+    check_nothing_runs()
 
 
 # With the real one

@@ -1,0 +1,35 @@
+"""Whether a process of threads sleeps when there is nothing to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+SETTLED_SEC = 0.3
+SETTLE_TIMEOUT_SEC = 20.0
+QUIET_SEC = 2.0
+
+
+def check_nothing_runs() -> None:
+    """What has begun may end; then no thread but the main one runs for QUIET_SEC."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_SEC
+    while _switches_within(SETTLED_SEC):
+        assert time.monotonic() < deadline, "something runs all the time"
+    assert _switches_within(QUIET_SEC) == 0
+
+
+def _switches_within(seconds: float) -> int:
+    before = _switches()
+    time.sleep(seconds)
+    return _switches() - before
+
+
+def _switches() -> int:
+    """How often all threads but the main one have run."""
+    count = 0
+    for task in Path("/proc/self/task").iterdir():
+        if task.name != str(os.getpid()):
+            lines = (task / "status").read_text(encoding="ascii").splitlines()
+            count += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return count
