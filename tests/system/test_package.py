@@ -61,7 +61,7 @@ def test_systemd_finds_no_fault_in_the_units(container: Container) -> None:
 
 @every_release
 def test_exposure_is_as_low_as_is_claimed(container: Container) -> None:
-    container.run("systemd-analyze security --no-pager --threshold=5 vm@demo.service", check=True)
+    container.run("systemd-analyze security --no-pager --threshold=4 vm@demo.service", check=True)
 
 
 @every_release

@@ -12,7 +12,7 @@ from support.unit_vm import NoSuchLine, UnitVm, firmware_config
 
 pytestmark = every_release
 
-EXPOSURE_MAX = 1.5
+EXPOSURE_MAX = 0.2
 
 
 class DiskVm:
@@ -134,7 +134,6 @@ def test_the_sandbox_of_the_daemon(disk: DiskVm) -> None:
     overall = disk.host.run(f"systemd-analyze security --no-pager {disk.service} | tail -n 1", check=True).stdout
     exposure = float(overall.partition(": ")[2].split()[0])
     assert exposure <= EXPOSURE_MAX, overall
-    print(overall)
 
 
 def test_no_other_vm_reaches_the_socket(disk: DiskVm, container: Container) -> None:
