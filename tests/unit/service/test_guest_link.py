@@ -175,8 +175,9 @@ def test_without_descriptors_it_rests_and_does_not_spin(tmp_path: Path, monkeypa
 
             monkeypatch.setattr(bench.listener, "accept", refuse)
             saying = asyncio.ensure_future(bench.say(b"READY=1"))
-            while not asked:
-                await asyncio.sleep(0)
+            async with asyncio.timeout(TIMEOUT_SEC):
+                while not asked:
+                    await asyncio.sleep(0)
             for _ in range(50):
                 await asyncio.sleep(0)
             assert asked == 1
@@ -192,8 +193,9 @@ def test_what_a_guest_that_is_gone_was_saying_does_not_count(tmp_path: Path) -> 
         async with link(tmp_path) as bench:
             client = bench.connect()
             client.send(b"READY=1")
-            while not bench.listener.accepted:
-                await asyncio.sleep(0)
+            async with asyncio.timeout(TIMEOUT_SEC):
+                while not bench.listener.accepted:
+                    await asyncio.sleep(0)
             bench.link.hang_up()
             await ended(client)
             assert bench.messages.empty()
