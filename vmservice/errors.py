@@ -1,4 +1,4 @@
-"""Every error that vmservice raises on purpose, typed by who is to blame.
+"""Every error that vmservice raises on purpose, typed by who is to blame; and how its sentences show values.
 
 The text of each is one sentence for a person: what is wrong, with the values, and what would be right. It never holds a
 traceback or a path into our own sources. Anything that is not a `VmmError` is a bug of ours.
@@ -7,6 +7,13 @@ traceback or a path into our own sources. Anything that is not a `VmmError` is a
 from __future__ import annotations
 
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_QUOTED_MAX_LENGTH = 60
+_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 
 
 class VmmError(Exception):
@@ -25,6 +32,20 @@ class ConfigError(VmmError):
     """The operator's configuration, or a file that it names, is wrong."""
 
     exit_status = 78
+
+
+class Naming:
+    """In this context each ConfigError has `place` in front, a configuration file or a key of it, unless it has it already."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, ConfigError) and self._place not in str(error):
+            raise ConfigError(f"{self._place}: {error}") from error.__cause__
 
 
 class HostError(VmmError):
@@ -95,3 +116,16 @@ class Busy(CallerError):
 
 class NotSupported(CallerError):
     """This VM or this host cannot do it."""
+
+
+def quoted(text: str, most: int = _QUOTED_MAX_LENGTH) -> str:
+    """`text` as TOML writes a string and as a sentence can hold it: in quotes, bounded, one line without control characters."""
+    shown = "".join(
+        _ESCAPES.get(letter) or (letter if letter.isprintable() else f"\\u{ord(letter):04X}") for letter in text[:most]
+    )
+    return f'"{shown}"' if len(text) <= most else f'"{shown}…"'
+
+
+def seconds(count: float) -> str:
+    """`1 second`, `2 seconds`, `0.5 seconds`."""
+    return f"{count:g} second" if count == 1 else f"{count:g} seconds"

@@ -97,13 +97,11 @@ def test_a_guest_that_is_never_ready_is_powered_off_and_the_start_has_failed(sta
     process = start("--bus", "none", service="ready_timeout = 1")
     manager.wait_for("STOPPING", "1")
     assert process.wait() == os.EX_TEMPFAIL
-    assert (
-        "the guest has not said READY=1 within 1 seconds, as service.ready_timeout allows it; the VM ends" in process.messages
-    )
+    assert "the guest has not said READY=1 within 1 second, as service.ready_timeout allows it; the VM ends" in process.messages
     assert "the VM is shut down (poweroff)" in process.messages
     messages = manager.messages + manager.rest()
     assert [message for message in messages if "READY" in message] == []
-    assert messages[-1]["STATUS"].startswith("the guest has not said READY=1 within 1 seconds; the unit starts it anew")
+    assert messages[-1]["STATUS"].startswith("the guest has not said READY=1 within 1 second; the unit starts it anew")
 
 
 def test_a_guest_that_is_done_before_it_was_ready_never_was(start: Start, manager: Manager, bus: PrivateBus) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmservice.arch.x86_64 import layout
-from vmservice.errors import ConfigError
+from vmservice.errors import ConfigError, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,6 @@ def write_cmdline(text: str, memory: GuestMemory, kernel: LoadedKernel) -> int:
         raise ConfigError(f"the kernel command line has {len(encoded)} bytes; this kernel takes at most {limit}")
     if not text.isprintable():
         character = next(character for character in text if not character.isprintable())
-        raise ConfigError(f"the kernel command line holds {character!r}; it must be one line of printable characters")
+        raise ConfigError(f"the kernel command line has {quoted(character)}; it must be one line of printable characters")
     memory.write(layout.CMDLINE, encoded + b"\0")
     return len(encoded)

@@ -9,7 +9,7 @@ from typing import Any
 from vmservice.config.core import VCPUS_MAX
 from vmservice.config.names import check_name, is_name
 from vmservice.control.api import VERBS
-from vmservice.errors import UsageError
+from vmservice.errors import UsageError, quoted
 from vmservice.vm.state import TRANSITIONS
 
 # Options that are taken before the command as well as after it, and what they mean.
@@ -164,6 +164,6 @@ def _run_console(name: str, label: str | None, *, user: bool) -> int:
     from vmservice.client import console
 
     if label is not None and not is_name(label):
-        raise UsageError(f"{label[:80]!r} cannot be the name of a console: it is serial, hvc, or a port's name")
+        raise UsageError(f"{quoted(label)} cannot be the name of a console: it is serial, hvc, or a port's name")
     console.attach(name, console.runtime_directory(name, user=user), label)
     return os.EX_OK

@@ -14,7 +14,7 @@ from vmservice.control.bus import bus_address
 from vmservice.control.dbus_message import MessageReader
 from vmservice.control.dbus_transport import Transport, failure_reason
 from vmservice.control.names import DAEMON, DAEMON_PATH, PROPERTIES_INTERFACE
-from vmservice.errors import HostFacilityMissing, VmmError
+from vmservice.errors import HostFacilityMissing, VmmError, seconds
 
 CONNECT_TIMEOUT_SEC = 5.0
 # What the bus itself is asked, it answers from its own tables.
@@ -125,7 +125,7 @@ class Bus:
         try:
             return await self.call(*daemon, member, signature, arguments, timeout_sec=DAEMON_TIMEOUT_SEC, on_reply=on_reply)
         except TimeoutError:
-            raise NotInTime(f"the {self.kind} bus did not answer within {DAEMON_TIMEOUT_SEC:g} seconds") from None
+            raise NotInTime(f"the {self.kind} bus did not answer within {seconds(DAEMON_TIMEOUT_SEC)}") from None
 
     async def get(self, destination: str, path: str, interface: str, name: str, *, timeout_sec: float) -> object:
         """The value of a property; None where the answer holds none."""
@@ -156,7 +156,7 @@ async def connected_bus(*, user: bool) -> AsyncIterator[Bus]:
             async with asyncio.timeout(CONNECT_TIMEOUT_SEC):
                 await transport.connect()
         except TimeoutError:
-            raise HostFacilityMissing(f"the {_kind(user)} bus did not answer within {CONNECT_TIMEOUT_SEC:g} seconds") from None
+            raise HostFacilityMissing(f"the {_kind(user)} bus did not answer within {seconds(CONNECT_TIMEOUT_SEC)}") from None
         except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
             raise HostFacilityMissing(f"cannot join the {_kind(user)} bus: {failure_reason(error)}") from None
         yield Bus(transport, user=user)

@@ -18,7 +18,7 @@ import struct
 import sys
 import termios
 
-from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError
+from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, UsageError, quoted
 from vmservice.host.consoles.socket import BUSY, socket_path
 from vmservice.host.terminal import EscapeKeys, RawTerminal
 
@@ -155,7 +155,7 @@ def _connect(path: str, name: str, *, trusted: bool = False) -> int:
 def _open_pseudoterminal(target: str, name: str, owner: int) -> int:
     """The link is the VM's, who is not trusted with what we open: a pseudoterminal of the VM's own account, or nothing."""
     if not (target.startswith(_PTS) and target.removeprefix(_PTS).isdecimal()):
-        raise HostError(f"the console of {name} is said to be {target[:60]!r}, which is no pseudoterminal")
+        raise HostError(f"the console of {name} is said to be {quoted(target)}, which is no pseudoterminal")
     try:
         fd = os.open(target, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:

@@ -25,7 +25,7 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 from vmservice.control.api import PROPERTIES, VERBS
 from vmservice.control.errors import describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
-from vmservice.errors import InvalidArgument
+from vmservice.errors import InvalidArgument, quoted
 from vmservice.vm.events import EventKind, GuestEvent
 from vmservice.vm.state import State
 from vmservice.vm.vm import Vm
@@ -122,7 +122,7 @@ class MockVm:
     def guest_stops(self, how: str) -> None:
         how = str(how)  # a dbus.String
         if how not in GUEST_STOPS or self._machine is None:
-            raise _dbus_error(InvalidArgument(f"no guest can stop by {how!r} now; {', '.join(GUEST_STOPS)} are known"))
+            raise _dbus_error(InvalidArgument(f"no guest can stop by {quoted(how)} now; {', '.join(GUEST_STOPS)} are known"))
         self.vm.on_guest_event(GuestEvent(self._machine, how))
 
     def fail_next_call(self, error_name: str, text: str) -> None:
@@ -140,7 +140,7 @@ class MockVm:
             State.SHUTDOWN: (self.vm.boot, self.vm.shutdown),
         }
         if state not in ways:
-            raise _dbus_error(InvalidArgument(f"a VM has no state {state!r}; {', '.join(ways)} are its states"))
+            raise _dbus_error(InvalidArgument(f"a VM has no state {quoted(state)}; {', '.join(ways)} are its states"))
         for verb in ways[state]:
             verb()
 

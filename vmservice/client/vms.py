@@ -11,7 +11,7 @@ from vmservice.client.systemctl import systemctl_line
 from vmservice.config.names import check_name
 from vmservice.control.errors import ERROR_NAMES, FAILED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
-from vmservice.errors import GuestNotResponding, HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError
+from vmservice.errors import GuestNotResponding, HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError, seconds
 
 # A VM answers a look from its own tables. A verb may wait for the guest (Resize: 20 s), or for a person to give a password.
 LOOK_TIMEOUT_SEC = 2.0
@@ -157,7 +157,7 @@ async def facts(bus: Bus, name: str) -> Facts:
             bus_name(name), OBJECT_PATH, PROPERTIES_INTERFACE, "GetAll", "s", [INTERFACE], timeout_sec=LOOK_TIMEOUT_SEC
         )
     except TimeoutError:
-        raise NotInTime(f"the VM {name} did not answer within {LOOK_TIMEOUT_SEC:g} seconds") from None
+        raise NotInTime(f"the VM {name} did not answer within {seconds(LOOK_TIMEOUT_SEC)}") from None
     except CallFailed as failed:
         raise failure(bus, name, "look at", failed) from None
     values = body[0] if body else {}
@@ -189,7 +189,7 @@ async def call_verb(bus: Bus, name: str, member: str, vcpus: int | None = None) 
         )
     except TimeoutError:
         raise NotInTime(
-            f"the VM {name} did not answer {member} within {VERB_TIMEOUT_SEC:g} seconds; it may still do it"
+            f"the VM {name} did not answer {member} within {seconds(VERB_TIMEOUT_SEC)}; it may still do it"
         ) from None
     except CallFailed as failed:
         raise failure(bus, name, member, failed) from None

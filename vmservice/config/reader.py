@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmservice.errors import ConfigError
+from vmservice.errors import ConfigError, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class TableReader:
         self._sections: dict[str, dict[str, object]] = {}
         for name, section in table.items():
             if name not in sections:
-                raise ConfigError(f"{path}: {_unknown_section(name, section, sections)}")
+                raise ConfigError(f"{path}: {_unknown_section(name, section, sections, arrays)}")
             if name not in arrays:
                 self._add(name, section, f"a section, [{name}]", sections[name], sections)
             elif isinstance(section, list):
@@ -159,22 +159,30 @@ def _shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, dict | list):
         return "a table" if isinstance(value, dict) else "an array"
-    shown = repr(value) if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return quoted(value, SHOWN_MAX_LENGTH)
+    shown = str(value)
     return shown if len(shown) <= SHOWN_MAX_LENGTH else f"{shown[:SHOWN_MAX_LENGTH]}…"
 
 
-def _unknown_section(name: str, section: object, sections: Sections) -> str:
+def _unknown_section(name: str, section: object, sections: Sections, arrays: Container[str]) -> str:
+    headers = {known: f"[[{known}]]" if known in arrays else f"[{known}]" for known in sections}
     if isinstance(section, dict | list):
-        return f"[{_shown_name(name)}] is not a known section; {_nearest(name, sections, '[{}]')}"
+        shown = f"[{_shown_name(name)}]" if isinstance(section, dict) else f"[[{_shown_name(name)}]]"
+        return f"{shown} is not a known section; {_nearest(name, headers)}"
     homes = _homes(name, sections)
-    advice = f"did you mean {' or '.join(homes)}?" if homes else _nearest(name, sections, "[{}]")
+    advice = f"did you mean {' or '.join(homes)}?" if homes else _nearest(name, headers)
     return f"{_shown_name(name)} is not in a section; {advice}"
 
 
 def _unknown_key(section: str, key: str, keys: Sequence[str], sections: Sections) -> str:
     wrong = f"{section}.{_shown_name(key)} is not a known key"
     homes = _homes(key, sections)
-    return f"{wrong}; did you mean {' or '.join(homes)}?" if homes else f"{wrong}; {_nearest(key, keys, '{}')}"
+    return (
+        f"{wrong}; did you mean {' or '.join(homes)}?"
+        if homes
+        else f"{wrong}; {_nearest(key, {known: known for known in keys})}"
+    )
 
 
 def _homes(key: str, sections: Sections) -> list[str]:
@@ -182,13 +190,13 @@ def _homes(key: str, sections: Sections) -> list[str]:
     return [f"{home}.{key}" for home, keys in sections.items() if keys is not None and key in keys]
 
 
-def _nearest(name: str, known: Sequence[str] | Sections, form: str) -> str:
-    """What the operator may have meant: the nearest known name where one is near, else all of them."""
+def _nearest(name: str, known: Mapping[str, str]) -> str:
+    """What the operator may have meant, as the file has it: the nearest known name where one is near, else all of them."""
     from difflib import get_close_matches
 
     for near in get_close_matches(name[:SHOWN_MAX_LENGTH].lower(), list(known), n=1, cutoff=0.5):
-        return f"did you mean {form.format(near)}?"
-    return f"known are {', '.join(form.format(one) for one in known)}"
+        return f"did you mean {known[near]}?"
+    return f"known are {', '.join(known.values())}"
 
 
 def _shown_name(name: str) -> str:

@@ -19,6 +19,7 @@ from vmservice.control.caller import GROUP, Caller
 from vmservice.control.dbus_transport import Transport, daemon_call
 from vmservice.control.errors import ACCESS_DENIED, INTERACTION_REQUIRED, LIMITS_EXCEEDED, BusFault, wire_text
 from vmservice.control.names import DAEMON
+from vmservice.errors import seconds
 
 POLKIT = "org.freedesktop.PolicyKit1"
 _POLKIT_PATH = "/org/freedesktop/PolicyKit1/Authority"
@@ -112,7 +113,7 @@ class Authority:
             reply = await self._transport.ask(question, timeout_sec)
         except TimeoutError:
             self._cancel(cancellation)
-            return self._cannot_ask(action, f"it did not answer within {timeout_sec:.0f} seconds")
+            return self._cannot_ask(action, f"it did not answer within {seconds(timeout_sec)}")
         except asyncio.CancelledError:
             self._cancel(cancellation)
             raise

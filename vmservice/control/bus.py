@@ -24,7 +24,7 @@ from vmservice.control.dbus_transport import UNSENT_LIMIT, Transport, daemon_cal
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault, describe
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.control.turns import Turns
-from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError
+from vmservice.errors import HostError, HostFacilityMissing, NotPermitted, VmmError, seconds
 from vmservice.vm.operation import Operation
 from vmservice.vm.vm import Vm
 
@@ -152,7 +152,7 @@ class BusConnection:
             either: list[asyncio.Future[Any]] = [joining, self._closing]
             await asyncio.wait(either, timeout=self._connect_timeout_sec, return_when=asyncio.FIRST_COMPLETED)
             if not joining.done():
-                raise HostError(f"the bus at {self._address} did not answer within {self._connect_timeout_sec:g} seconds")
+                raise HostError(f"the bus at {self._address} did not answer within {seconds(self._connect_timeout_sec)}")
             transport = joining.result()
             self.owned = True
             self._on_acquired()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 
-from vmservice.errors import HostFacilityMissing, UsageError
+from vmservice.errors import HostFacilityMissing, UsageError, quoted
 
 _PLAIN = frozenset("-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz/.*")
+
+_SHOWN_MAX = 200
 
 # Transport, and its options.
 Address = tuple[str, dict[str, str]]
@@ -20,9 +22,9 @@ def checked_address(address: str) -> str:
     try:
         names = [_socket_name(options) for transport, options in _parsed(address) if transport == "unix"]
     except (ValueError, HostFacilityMissing) as error:
-        raise UsageError(f"bus address {address!r} is malformed: {error}") from None
+        raise UsageError(f"bus address {quoted(address, _SHOWN_MAX)} is malformed: {error}") from None
     if not names:
-        raise UsageError(f"bus address {address!r} has no unix socket; unix:path=/… is what is understood")
+        raise UsageError(f"bus address {quoted(address, _SHOWN_MAX)} has no unix socket; unix:path=/… is what is understood")
     return address
 
 
@@ -42,12 +44,12 @@ def _parsed(address: str) -> list[Address]:
 def _parsed_one(address: str) -> Address:
     transport, colon, listed = address.partition(":")
     if not colon:
-        raise ValueError(f"{address!r} names no transport")
+        raise ValueError(f"{quoted(address, _SHOWN_MAX)} names no transport")
     options = {}
     for option in filter(None, listed.split(",")):
         key, equals, value = option.partition("=")
         if not equals:
-            raise ValueError(f"the option {option!r} has no value")
+            raise ValueError(f"the option {quoted(option, _SHOWN_MAX)} has no value")
         options[key] = _unescaped(value)
     return transport, options
 
@@ -59,7 +61,7 @@ def _unescaped(value: str) -> str:
     for escape in escapes:
         data += bytes.fromhex(escape[:2]) + escape[2:].encode()
     if not _PLAIN.issuperset(value.replace("%", "")) or any(len(escape) < 2 for escape in escapes):
-        raise ValueError(f"the value {value!r} has characters that are not escaped")
+        raise ValueError(f"the value {quoted(value, _SHOWN_MAX)} has characters that are not escaped")
     return os.fsdecode(data)
 
 

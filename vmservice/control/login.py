@@ -16,7 +16,7 @@ from dbus_next.message import Message
 from vmservice.control.dbus_transport import Transport, daemon_call, failure_reason
 from vmservice.control.errors import ACCESS_DENIED, wire_text
 from vmservice.control.names import DAEMON
-from vmservice.errors import HostError
+from vmservice.errors import HostError, seconds
 
 LOGIN = "org.freedesktop.login1"
 PATH = "/org/freedesktop/login1"
@@ -181,7 +181,7 @@ async def _connect(transport: Transport) -> None:
         async with asyncio.timeout(TIMEOUT_SEC):
             await transport.connect()
     except TimeoutError:
-        raise HostError(f"the bus did not answer within {TIMEOUT_SEC:g} seconds") from None
+        raise HostError(f"the bus did not answer within {seconds(TIMEOUT_SEC)}") from None
     except (HostError, OSError):
         raise
     except Exception as error:  # what dbus-next's parser makes of a broken peer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from vmservice.errors import seconds
 from vmservice.service.guest_link import GuestLink
 from vmservice.service.journal import INFO
 from vmservice.vm.state import State
@@ -95,7 +96,7 @@ class GuestReady:
             self._waited_sec += passed_sec
         left_sec = self._timeout_sec - self._waited_sec
         if left_sec <= 0:
-            self._give_up(f"the guest has not said READY=1 within {self._timeout_sec} seconds")
+            self._give_up(f"the guest has not said READY=1 within {seconds(self._timeout_sec)}")
             return
         self._notifier.extend_timeout(_EXTEND_SEC)
         period_sec = min(_EXTEND_PERIOD_SEC, left_sec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmservice.errors import GuestNotResponding, VmmError
+from vmservice.errors import GuestNotResponding, VmmError, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Operation:
         return f"{why} before the guest had answered {self.asked}"
 
     def _expire(self) -> None:
-        self._give_up(f"the guest did not answer {self.asked} within {self._timeout_sec:.0f} seconds")
+        self._give_up(f"the guest did not answer {self.asked} within {seconds(self._timeout_sec)}")
 
     def _give_up(self, why: str) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from vmservice.errors import HostError
+from vmservice.errors import HostError, seconds
 from vmservice.vm.vcpu import VcpuThread
 
 TYPE_CHECKING = False
@@ -152,4 +152,4 @@ class Vcpus:
             if not thread.wait_stopped(max(deadline - time.monotonic(), 0)):
                 for asked in threads:
                     asked.release()
-                raise HostError(f"vCPU {thread.vcpu.index} did not stop within {STOP_TIMEOUT_SEC:.0f} seconds")
+                raise HostError(f"vCPU {thread.vcpu.index} did not stop within {seconds(STOP_TIMEOUT_SEC)}")

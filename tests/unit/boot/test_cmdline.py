@@ -45,9 +45,12 @@ def test_bytes_count_not_characters(memory: GuestMemory) -> None:
         write_cmdline("éé", memory, kernel(3))
 
 
-@pytest.mark.parametrize("character", ["\0", "\n", "\r", "\t", "\x1b", "\u2028"])
-def test_control_characters_are_refused_and_named(memory: GuestMemory, character: str) -> None:
+@pytest.mark.parametrize(
+    ("character", "shown"),
+    [("\0", "\\u0000"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("\x1b", "\\u001B"), ("\u2028", "\\u2028")],
+)
+def test_control_characters_are_refused_and_named(memory: GuestMemory, character: str, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
         write_cmdline(f"a{character}b", memory, kernel(2047))
-    assert str(caught.value) == f"the kernel command line holds {character!r}; it must be one line of printable characters"
+    assert str(caught.value) == f'the kernel command line has "{shown}"; it must be one line of printable characters'
     assert memory.read(0x20000, 4) == b"\xcc" * 4

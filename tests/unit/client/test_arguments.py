@@ -93,8 +93,8 @@ def test_without_systemctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     [
         ("status", "the following arguments are required: NAME"),
         ("pause", "the following arguments are required: NAME"),
-        ("pause ../demo", "'../demo' cannot be the name of a VM"),
-        ("status demo.service/x", "'demo.service/x' cannot be the name of a VM"),
+        ("pause ../demo", '"../demo" cannot be the name of a VM'),
+        ("status demo.service/x", '"demo.service/x" cannot be the name of a VM'),
         ("resize demo", "the following arguments are required: N"),
         ("resize demo two", "invalid int value: 'two'"),
         ("resize demo 0", "no VM can have 0 vCPUs; 1 to 254 are possible"),

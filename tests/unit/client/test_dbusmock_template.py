@@ -211,5 +211,5 @@ def test_a_guest_does_only_what_guests_do(load: Load, how: str) -> None:
 
 
 def test_a_state_that_is_none(load: Load) -> None:
-    with pytest.raises(DBusException, match="'flying'"):
+    with pytest.raises(DBusException, match='"flying"'):
         load(State="flying")

@@ -73,7 +73,7 @@ def test_an_entry(text: str, address: str, host: int, guest: int, count: int, pr
     ],
 )
 def test_what_is_no_entry(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=r"^/etc/vmservice/web.toml: network\[0\].forward has '.*'; expected ") as refused:
+    with pytest.raises(ConfigError, match=r'^/etc/vmservice/web.toml: network\[0\].forward has ".*"; expected ') as refused:
         read(text)
     assert f"expected {said}" in str(refused.value)
 
@@ -81,9 +81,9 @@ def test_what_is_no_entry(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (("8080:80", "8080:81"), "'8080:81'; expected each port of the host once; 8080/tcp is forwarded already"),
-        (("8000-8009", "8005/tcp"), "'8005/tcp'; expected each port of the host once; 8005/tcp is forwarded already"),
-        (("127.0.0.1:80", "192.0.2.1:80"), "'192.0.2.1:80'; expected each port of the host once; 80/tcp is forwarded already"),
+        (("8080:80", "8080:81"), '"8080:81"; expected each port of the host once; 8080/tcp is forwarded already'),
+        (("8000-8009", "8005/tcp"), '"8005/tcp"; expected each port of the host once; 8005/tcp is forwarded already'),
+        (("127.0.0.1:80", "192.0.2.1:80"), '"192.0.2.1:80"; expected each port of the host once; 80/tcp is forwarded already'),
         ((80,), "has 80; expected strings only"),
         (tuple(map(str, range(1, 66))), "at most 64 entries"),
         (("1-1025",), f"at most {PORTS_MAX} ports in all, and not 1025"),
@@ -108,5 +108,5 @@ def test_two_networks_share_the_hosts_ports() -> None:
 
 def test_it_is_an_array() -> None:
     table = {"network": [{"forward": "8080:80"}]}
-    with pytest.raises(ConfigError, match=r"network\[0\].forward is '8080:80'; expected an array of strings"):
+    with pytest.raises(ConfigError, match=r'network\[0\].forward is "8080:80"; expected an array of strings'):
         read_forwards(TableReader("/a.toml", table, {"network": ("forward",)}, ("network",)), "network[0]", set())

@@ -67,12 +67,12 @@ def test_a_users_own_vm_has_it_unless_a_tap_is_named(
 
 
 WORDS = {
-    f'{SECTION}tap = "vt-web"': "network[0].tap is 'vt-web'; expected none with mode = \"passt\"",
-    f'{SECTION}bridge = "br0"': "network[0].bridge is 'br0'; expected none with mode = \"passt\"",
+    f'{SECTION}tap = "vt-web"': 'network[0].tap is "vt-web"; expected none with mode = "passt"',
+    f'{SECTION}bridge = "br0"': 'network[0].bridge is "br0"; expected none with mode = "passt"',
     f"{SECTION}queues = 2": 'network[0].queues is 2; expected 1 with mode = "passt", which has one pair of virtqueues',
     f"{SECTION}mtu = 65521": "network[0].mtu is 65521; expected a whole number from 68 to 65520",
-    f'{SECTION}forward = ["80/sctp"]': "network[0].forward has '80/sctp'; expected a protocol behind the slash, tcp or udp",
-    f'{SECTION}forward = ["80"]\n{SECTION}forward = ["80"]': "network[1].forward has '80'; expected each port of the host once",
+    f'{SECTION}forward = ["80/sctp"]': 'network[0].forward has "80/sctp"; expected a protocol behind the slash, tcp or udp',
+    f'{SECTION}forward = ["80"]\n{SECTION}forward = ["80"]': 'network[1].forward has "80"; expected each port of the host once',
     f"{SECTION}[memory]\nshared = false": "memory.shared is false; expected true, for passt serves the network network0",
     f"{SECTION}[memory]\nmergeable = true": "memory.mergeable is true; expected false, for passt serves the network network0",
     '[[network]]\nforward = ["8080:80"]': 'network[0].forward is an array; expected none with mode = "tap"',

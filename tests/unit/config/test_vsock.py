@@ -33,7 +33,7 @@ WORDS = {
     "cid = 2": f"vsock.cid is 2; {RESERVED}",
     "cid = -1": "vsock.cid is -1; expected a whole number from 0 to 4294967294",
     "cid = 4294967295": "vsock.cid is 4294967295; expected a whole number from 0 to 4294967294",
-    'cid = "3"': "vsock.cid is '3'; expected a whole number from 0 to 4294967294",
+    'cid = "3"': 'vsock.cid is "3"; expected a whole number from 0 to 4294967294',
     "cid = true": "vsock.cid is true; expected a whole number from 0 to 4294967294",
     "cdi = 3": "vsock.cdi is not a known key; did you mean cid?",
 }

@@ -148,7 +148,7 @@ def test_who_is_never_ready_is_given_up_after_its_time(tmp_path: Path, monkeypat
             loop = asyncio.get_running_loop()
             begin = loop.time()
             await until(lambda: it.gave_up)
-            assert it.gave_up == ["the guest has not said READY=1 within 1 seconds"]
+            assert it.gave_up == ["the guest has not said READY=1 within 1 second"]
             assert loop.time() - begin >= 0.9
             assert it.told.extended >= 9
 

@@ -127,7 +127,7 @@ def test_how_it_is_run(
     ("networks", "device", "status", "said"),
     [
         ([NETWORK], "other", 78, 'there is no [[network]] called other with mode = "passt"'),
-        ([NETWORK + 'forward = ["x"]\n'], "lan", 78, "network[0].forward has 'x'"),
+        ([NETWORK + 'forward = ["x"]\n'], "lan", 78, 'network[0].forward has "x"'),
         ([NETWORK + 'forward = ["198.51.100.1:80"]\n'], "lan", 71, "the host has no address 198.51.100.1"),
     ],
 )

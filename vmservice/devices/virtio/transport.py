@@ -16,7 +16,7 @@ from vmservice.devices.virtio.queue import SLICE_SEC, QueueState, check_rings
 from vmservice.devices.virtio.rings import TRANSPORT_FEATURES
 from vmservice.devices.virtio.served import ServedQueues
 from vmservice.devices.virtio.transport_state import TransportState
-from vmservice.errors import GuestError, HostError
+from vmservice.errors import GuestError, HostError, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class VirtioTransport:
         with self.lock:
             self._started = False
             if not self._deactivate(STOP_TIMEOUT_SEC):
-                raise HostError(f"a request to the host takes more than {STOP_TIMEOUT_SEC:g} seconds")
+                raise HostError(f"a request to the host takes more than {seconds(STOP_TIMEOUT_SEC)}")
 
     # Whether the virtqueues may be touched
 
