@@ -12,10 +12,11 @@ where that is to be made, and systemd keeps them for the VM.
 from __future__ import annotations
 
 import os
+import sys
 
 from vmservice.config.load import load_config
 from vmservice.config.names import config_path
-from vmservice.errors import ConfigError, HostError, UsageError
+from vmservice.errors import ConfigError, HostError, UsageError, seconds
 from vmservice.host import guest_listener, host_network
 from vmservice.plug.backend import plug_module
 from vmservice.plug.external import runtime_folder, socket_path
@@ -23,6 +24,7 @@ from vmservice.service import fd_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
 
     from vmservice.config.load import Config
@@ -59,7 +61,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _make(config: Config, manager: _Manager) -> None:
-    """What units of their own make before the VM. The VM says that it is missing, and they why."""
+    """What units of their own make before the VM. Where one fails the VM says what it misses, and `make` before it why."""
     for device in config.devices:
         plug = plug_module(device)
         made = plug.made_by(device, manager.account) if hasattr(plug, "made_by") else None
@@ -132,13 +134,29 @@ class _Manager:
         return unit
 
     def make(self, kind: str, device: str, lines: Sequence[str]) -> None:
-        """Have a unit that needs no socket, and is done when it has started, do its work as root."""
+        """Have a unit that needs no socket, and is done when it has started, do its work as root.
+
+        Where that fails, a sentence to standard error, so to the journal of the VM, has the reason.
+        """
         unit, bound = self._unit(kind, device)
         service = f"{unit}.service"
         if self._write(service, [*bound, "[Service]", *lines]):
             self._reload(service)
         self._run("reset-failed", service, check=False)
-        self._run("restart", service, check=False)
+        try:
+            self._run("restart", service)
+        except HostError as error:
+            print(f"vmservice: {service} has failed: {self._reason(service) or error}", file=sys.stderr)
+
+    def _reason(self, service: str) -> str:
+        """What the process of a unit that has failed said last, or else how systemd says that it ended; empty where neither."""
+        said = self._run("show", "--property=Result,ExecMainStatus,InvocationID", service, check=False)
+        values = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+        last = _last_line(values.get("InvocationID", ""))
+        if last:
+            return last
+        result = values.get("Result", "success")
+        return "" if result == "success" else f"its result is {result}, its exit status {values.get('ExecMainStatus', '0')}"
 
     def _unit(self, kind: str, device: str) -> tuple[str, list[str]]:
         """Its name, without a suffix, and what ties it to the VM."""
@@ -177,16 +195,41 @@ class _Manager:
         self._run("start", "--no-block", *services)
 
     def _run(self, *words: str, check: bool = True) -> str:
-        import subprocess
+        done = _capture([*self._systemctl, *words])
+        if check and done.returncode != 0:
+            raise HostError(f"`systemctl {' '.join(words)}` fails: {' '.join(done.stderr.split())}")
+        return done.stdout
 
-        done = subprocess.run(
-            [*self._systemctl, *words],
+
+def _last_line(invocation_id: str) -> str:
+    """What a process of that start of a unit wrote last; empty where the journal has nothing of it."""
+    if not invocation_id:
+        return ""
+    # What systemd itself says of the unit has INVOCATION_ID, without the underscore.
+    match = f"_SYSTEMD_INVOCATION_ID={invocation_id}"
+    try:
+        _capture(["journalctl", "--sync"])
+        said = _capture(["journalctl", "--quiet", "--output=cat", "--lines=1", match]).stdout
+    except HostError:
+        return ""
+    return " ".join(said.split()).removeprefix("vmservice: ")
+
+
+def _capture(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """HostError where it cannot be run, or takes too long."""
+    import subprocess
+
+    try:
+        return subprocess.run(
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=_SYSTEMCTL_SEC,
         )
-        if check and done.returncode != 0:
-            raise HostError(f"systemctl {' '.join(words)} fails: {done.stderr.strip()}")
-        return done.stdout
+    except OSError as error:
+        raise HostError.from_os(f"cannot run {command[0]}", error) from error
+    except subprocess.TimeoutExpired:
+        raise HostError(f"`{' '.join(command)}` has not ended within {seconds(_SYSTEMCTL_SEC)}") from None

@@ -10,7 +10,7 @@ import os
 
 from vmservice.config.load import load_config
 from vmservice.config.names import config_path
-from vmservice.errors import ConfigError, HostError, UsageError
+from vmservice.errors import ConfigError, HostError, UsageError, quoted
 from vmservice.host import tap_maker
 from vmservice.plug.network import ENVIRONMENT_ACCOUNT, ENVIRONMENT_TAP
 
@@ -28,19 +28,29 @@ def main(words: Sequence[str]) -> int:
     name, _, device = names[0].partition(":")
     what = f"network {device}"
     if "--remove" in words:
-        tap_maker.remove(os.environ[ENVIRONMENT_TAP], what)
+        tap_maker.remove(_told(ENVIRONMENT_TAP, names[0]), what)
         return os.EX_OK
+    account = _told(ENVIRONMENT_ACCOUNT, names[0])
     network = _network(name, device)
     tap_maker.make(
         network.tap,
         what,
-        uid=_uid(os.environ[ENVIRONMENT_ACCOUNT]),
+        uid=_uid(account),
         queues=network.queues,
         mac=network.mac,
         bridge=network.bridge,
         mtu=network.mtu,
     )
     return os.EX_OK
+
+
+def _told(variable: str, instance: str) -> str:
+    try:
+        return os.environ[variable]
+    except KeyError:
+        raise UsageError(
+            f"make-tap is what vm-tap@{instance}.service runs, for which start-back-ends sets {variable}; it is not set here"
+        ) from None
 
 
 def _network(name: str, device: str) -> NetworkDevice:
@@ -60,4 +70,4 @@ def _uid(account: str) -> int:
     try:
         return pwd.getpwnam(account).pw_uid
     except KeyError:
-        raise HostError(f"there is no account {account!r}, for which the tap is to be made") from None
+        raise HostError(f"there is no account {quoted(account)}, for which the tap is to be made") from None

@@ -17,6 +17,7 @@ from support.net_space import ip, make_tap, net_space
 from vmservice import cli
 from vmservice.config.load import load_config
 from vmservice.config.sections.disk import DiskDevice
+from vmservice.errors import HostError
 from vmservice.host import host_network, tap
 from vmservice.host.interfaces import look_at
 from vmservice.plug import qcow2_disk
@@ -26,14 +27,17 @@ NAME = "web"
 
 
 class SystemCtl:
-    """Notes what is asked; `answers` by the first word."""
+    """Notes what is asked; `answers` by the first word, which for one of them is an error."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.answers = {"show": "User=vm-web\nGroup=vm-web\nNeedDaemonReload=no\n"}
+        self.fails = ""
 
     def run(self, *words: str, check: bool = True) -> str:
         self.asked.append(" ".join(words))
+        if check and words[0] == self.fails:
+            raise HostError(f"`systemctl {' '.join(words)}` fails")
         return self.answers.get(words[0], "")
 
 
@@ -270,6 +274,71 @@ def test_a_tap_that_is_made_has_a_unit_tied_to_the_vm(
         "reset-failed vm-tap@web:lan.service",
         "restart vm-tap@web:lan.service",
     ]
+
+
+JOURNALCTL = """\
+#!/bin/sh
+[ "$*" = --sync ] || [ "$*" = "--quiet --output=cat --lines=1 _SYSTEMD_INVOCATION_ID=1234abcd" ] || exit 1
+[ "$*" = --sync ] || cat "${0%/*}/last-line"
+"""
+FAILED = "Result=exit-code\nExecMainStatus=71\nInvocationID=1234abcd\n"
+
+
+@pytest.mark.parametrize(
+    ("shown", "last_line", "reason"),
+    [
+        (FAILED, "vmservice: network lan: there is no bridge br0\n", "network lan: there is no bridge br0"),
+        (FAILED, "", "its result is exit-code, its exit status 71"),
+        ("Result=success\nInvocationID=\n", "", "`systemctl restart vm-tap@web:lan.service` fails"),
+    ],
+)
+def test_why_a_tap_was_not_made_is_in_the_journal_of_the_vm(
+    tmp_path: Path,
+    systemctl: SystemCtl,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shown: str,
+    last_line: str,
+    reason: str,
+) -> None:
+    """It starts all the same, and says what it misses."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    (tmp_path / "journalctl").write_text(JOURNALCTL)
+    (tmp_path / "journalctl").chmod(0o755)
+    (tmp_path / "last-line").write_text(last_line)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    network(tmp_path, 'tap = "vb-web"\nbridge = "br0"\n')
+    systemctl.answers["show"] += shown
+    systemctl.fails = "restart"
+    assert cli.main(["start-back-ends", NAME]) == 0
+    assert capsys.readouterr().err == f"vmservice: vm-tap@web:lan.service has failed: {reason}\n"
+
+
+def test_without_a_journal_there_is_still_the_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert back_ends._last_line("1234abcd") == ""
+
+
+def test_a_systemctl_that_is_not_there_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(back_ends, "config_path", lambda name, *, user: str(tmp_path / f"{name}.toml"))
+    network(tmp_path, "")
+    assert cli.main(["start-back-ends", NAME]) == 71
+    assert capsys.readouterr().err == "vmservice: cannot run systemctl: No such file or directory (errno 2)\n"
+
+
+@pytest.mark.parametrize(("words", "variable"), [([], "VMSERVICE_ACCOUNT"), (["--remove"], "VMSERVICE_TAP")])
+def test_make_tap_by_hand_says_whose_work_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], variable: str
+) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    assert cli.main(["make-tap", "web:lan", *words]) == 64
+    assert capsys.readouterr().err == (
+        "vmservice: make-tap is what vm-tap@web:lan.service runs, for which start-back-ends sets"
+        f" {variable}; it is not set here\n"
+    )
 
 
 def test_a_user_has_neither(tmp_path: Path, systemctl: SystemCtl, manager: NotifySocket) -> None:
