@@ -15,6 +15,18 @@ OK = "ok"
 MISSING = "missing"
 LIMITED = "limited"
 
+_ROOT_OPENS = "only users' own VMs need that, for root opens it for those of the system"
+_TUN_RIGHTS = f"open it to all accounts, as systemd's udev rules do; {_ROOT_OPENS}"
+_VHOST_NET_RIGHTS = f"add this account to its group, kvm on most hosts; {_ROOT_OPENS}"
+_VHOST_VSOCK_RIGHTS = "add the account that runs the VM to its group, kvm on most hosts"
+
+# What it is called here, path, module, what it is for, and what helps an account that may not open it.
+_DEVICES = (
+    ("tap", "/dev/net/tun", "tun", "networks at taps", _TUN_RIGHTS),
+    ("vhost-net", "/dev/vhost-net", "vhost_net", "networks at taps whose frames the kernel moves", _VHOST_NET_RIGHTS),
+    ("vhost-vsock", "/dev/vhost-vsock", "vhost_vsock", "sockets between host and guest, [vsock]", _VHOST_VSOCK_RIGHTS),
+)
+
 
 class Check:
     """One line of the report: `result` is OK, LIMITED or MISSING; `mend` is empty where nothing needs mending."""
@@ -117,16 +129,11 @@ def _check_test_vm(kvm: Kvm) -> Check:
 def _check_devices() -> list[Check]:
     """What only some VMs need, and nobody knows to be there before it is opened: the kernel then loads the module."""
     checks = []
-    for name, path, module, purpose in (
-        ("tap", "/dev/net/tun", "tun", "networks on a tap"),
-        ("vhost-net", "/dev/vhost-net", "vhost_net", "networks on a tap that the kernel serves"),
-        ("vhost-vsock", "/dev/vhost-vsock", "vhost_vsock", "sockets between host and guest, [vsock]"),
-    ):
+    for name, path, module, purpose, rights in _DEVICES:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except PermissionError as error:
-            mend = f"let this account use {path}; the group kvm may use the two of vhost on most hosts"
-            checks.append(Check(name, LIMITED, f"{path}: {error.strerror}; it is for {purpose}", mend))
+            checks.append(Check(name, LIMITED, f"{path}: {error.strerror}; it is for {purpose}", rights))
         except OSError as error:
             checks.append(Check(name, LIMITED, f"{path}: {error.strerror}; it is for {purpose}", f"modprobe {module}"))
         else:

@@ -25,7 +25,7 @@ from vmservice.check import host
             errno.EACCES,
             "limited",
             "/dev/vhost-vsock: Permission denied; it is for sockets between host and guest, [vsock]",
-            "let this account use /dev/vhost-vsock; the group kvm may use the two of vhost on most hosts",
+            "add the account that runs the VM to its group, kvm on most hosts",
         ),
     ],
 )
