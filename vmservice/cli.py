@@ -125,15 +125,13 @@ def _parser() -> argparse.ArgumentParser:
 def _check_config(target: str, user: bool) -> int:
     from vmservice.check.configuration import check_config
     from vmservice.config.load import load_config
-    from vmservice.config.names import config_path
+    from vmservice.config.names import config_path, whose_config
 
-    if "/" in target or target.endswith(".toml"):
-        path, name = target, "config"
-    else:
-        path, name = config_path(target, user=user), target
-    config = load_config(name, path)
+    path = target if "/" in target or target.endswith(".toml") else config_path(target, user=user)
+    owner = whose_config(path)
+    config = load_config(owner[0] if owner is not None else "config", path)
     check_config(config)
-    if path != target and not user:
+    if owner is not None and not owner[1]:
         from vmservice.check.readable import check_readable
 
         check_readable(config)

@@ -62,7 +62,7 @@ def test_a_file_that_vanishes_is_missed_at_the_next_boot_only(payloads: Payloads
         file.unlink()
         guest.output.wait_for(b"beat ", seen)
         guest.vm.shutdown()
-        with pytest.raises(HostError, match=r"^cannot open .*/memory, which \[memory\] file names: No such file or directory"):
+        with pytest.raises(HostError, match=r"^cannot open .*/memory, which memory.file names: No such file or directory"):
             guest.vm.boot()
         assert guest.vm.state == State.SHUTDOWN
 
@@ -78,7 +78,7 @@ def test_a_file_that_is_cut_short_ends_its_guest_with_a_sentence(payloads: Paylo
         assert event.kind == EventKind.ERROR
         assert re.fullmatch(
             r"((KVM_RUN failed for )?vCPU 0: .+|the guest's memory has lost pages);"
-            r" somebody has cut short the file that \[memory\] file names",
+            r" somebody has cut short the file that memory.file names",
             event.detail,
         )
         guest.vm.on_guest_event(event)
@@ -94,7 +94,7 @@ def test_a_file_that_is_cut_short_is_noticed_before_anybody_touches_it(payloads:
         os.truncate(file, 15 * MIB)
         event = guest.next_event()
         assert event.kind == EventKind.ERROR
-        assert event.detail == "the guest's memory has lost pages; somebody has cut short the file that [memory] file names"
+        assert event.detail == "the guest's memory has lost pages; somebody has cut short the file that memory.file names"
         guest.vm.on_guest_event(event)
         assert (guest.vm.state, guest.vm.last_exit) == (State.SHUTDOWN, LastExit.ERROR)
 

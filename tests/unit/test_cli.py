@@ -10,6 +10,8 @@ import pytest
 from support.images import bzimage, pattern
 from support.process import vmservice
 
+from vmservice.config.names import whose_config
+
 
 def refused(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
     """Status and the one sentence on standard error."""
@@ -30,11 +32,11 @@ def refused(*arguments: str, environment: dict[str, str] | None = None) -> tuple
         (("run", "--bus"), "argument --bus: expected one argument"),
         (("run", "demo", "--colour"), "unrecognized arguments: --colour"),
         (("run", "-demo"), "the following arguments are required: NAME"),
-        (("run", "../demo"), "'../demo' cannot be the name of a VM"),
-        (("run", "de mo"), "'de mo' cannot be the name of a VM"),
-        (("run", ""), "'' cannot be the name of a VM"),
+        (("run", "../demo"), '"../demo" cannot be the name of a VM'),
+        (("run", "de mo"), '"de mo" cannot be the name of a VM'),
+        (("run", ""), '"" cannot be the name of a VM'),
         (("run", "x" * 65), "cannot be the name of a VM"),
-        (("check-config", ".hidden"), "'.hidden' cannot be the name of a VM"),
+        (("check-config", ".hidden"), '".hidden" cannot be the name of a VM'),
     ],
 )
 def test_usage(arguments: tuple[str, ...], sentence: str) -> None:
@@ -96,7 +98,36 @@ def test_check_config_tries_the_kernel(tmp_path: Path) -> None:
     kernel.write_bytes(bzimage(pattern(4096))[:700])
     status, line = refused("check-config", str(config))
     assert status == 78
-    assert str(kernel) in line
+    assert line.startswith(f"vmservice: {config}: kernel.path: the kernel {kernel} ")
+
+
+def test_check_config_knows_whose_vm_a_file_is(tmp_path: Path) -> None:
+    """By its folder: a user's own VM has passt unless its file says otherwise, and no tap is made for it."""
+    (tmp_path / "vmservice").mkdir()
+    text = '[kernel]\npath = "/none"\n[[network]]\nmode = "tap"\n'
+    for folder, said in (("vmservice", "network[0].tap is missing; expected one that is there"), ("", "the kernel /none does")):
+        config = write(tmp_path / folder / "demo.toml", text)
+        status, line = refused("check-config", str(config), environment={"XDG_CONFIG_HOME": f"{tmp_path}/"})
+        assert status == 78
+        assert said in line
+        assert str(config) in line
+
+
+@pytest.mark.parametrize(
+    ("path", "owner"),
+    [
+        ("/etc/vmservice/web-1.toml", ("web-1", False)),
+        ("/home/u/.config/vmservice/web.toml", ("web", True)),
+        ("/home/u/.config/vmservice/../vmservice/web.toml", ("web", True)),
+        ("/home/u/.config/vmservice/old/web.toml", None),
+        ("/home/u/.config/vmservice/.web.toml", None),
+        ("/home/u/.config/vmservice/web", None),
+        ("web.toml", None),
+    ],
+)
+def test_whose_configuration_it_is(monkeypatch: pytest.MonkeyPatch, path: str, owner: tuple[str, bool] | None) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/home/u/.config/")
+    assert whose_config(path) == owner
 
 
 def test_check_config_finds_credentials_that_no_guest_could_read(tmp_path: Path) -> None:
@@ -111,7 +142,7 @@ def test_check_config_finds_credentials_that_no_guest_could_read(tmp_path: Path)
     key.write_bytes(b"s3cret" * 8_000)
     status, line = refused("check-config", str(config))
     assert status == 78
-    assert f"{config}: the credentials take 642" in line
+    assert f"{config}: [credentials]: the credentials take 642" in line
     assert "at most 57296 fit, which is about 41 KiB of credentials" in line
     assert "s3cret" not in line
 

@@ -143,7 +143,7 @@ def check_reach(ram_end: int, address_bits: int) -> None:
     if ram_end > reach:
         raise RangeOutside(
             f"guest memory would end at {ram_end:#x}, but this host's processors have {address_bits} address bits, which"
-            f" end at {reach:#x}: [memory] size must be smaller"
+            f" end at {reach:#x}: memory.size must be smaller"
         )
 
 

@@ -9,6 +9,7 @@ from vmservice.boot.initramfs import load_initramfs
 from vmservice.boot.loader import load_kernel
 from vmservice.config.credentials import read_values
 from vmservice.config.load import check_files
+from vmservice.errors import Naming
 from vmservice.memory import backing
 from vmservice.vm.identity import smbios_tables
 
@@ -28,16 +29,21 @@ def check_config(config: Config) -> None:
         smbios_tables(config, read_values(config.credentials, config.path))
     memory = backing.allocate(layout.ram_ranges(config.memory.size_bytes))
     try:
-        _load_guest(config, memory)
+        with Naming(config.path):
+            _load_guest(config, memory)
     finally:
         memory.close()
 
 
 def _load_guest(config: Config, memory: GuestMemory) -> None:
     if config.kernel is not None:
-        kernel = load_kernel(config.kernel.path, memory)
+        with Naming("kernel.path"):
+            kernel = load_kernel(config.kernel.path, memory)
         if config.kernel.initramfs is not None:
-            load_initramfs(config.kernel.initramfs, memory, kernel)
-        write_cmdline(config.kernel.cmdline, memory, kernel)
+            with Naming("kernel.initramfs"):
+                load_initramfs(config.kernel.initramfs, memory, kernel)
+        with Naming("kernel.cmdline"):
+            write_cmdline(config.kernel.cmdline, memory, kernel)
     elif config.firmware is not None:
-        load_firmware(config.firmware.path, memory).close()
+        with Naming("firmware.path"):
+            load_firmware(config.firmware.path, memory).close()

@@ -186,8 +186,8 @@ class ServiceConfig:
 
 def read_guest(reader: TableReader) -> tuple[KernelConfig | None, FirmwareConfig | None]:
     if reader.has("kernel") == reader.has("firmware"):
-        state = "both [kernel] and [firmware]" if reader.has("kernel") else "neither [kernel] nor [firmware]"
-        raise ConfigError(f"{reader.path}: {state} is there; one of them must say what the guest starts with")
+        state = "both [kernel] and [firmware] are" if reader.has("kernel") else "neither [kernel] nor [firmware] is"
+        raise ConfigError(f"{reader.path}: {state} there; one of them must say what the guest starts with")
     if reader.has("firmware"):
         return None, FirmwareConfig(reader.required_file("firmware", "path"))
     cmdline = reader.text("kernel", "cmdline", "")
@@ -247,7 +247,11 @@ def read_console(reader: TableReader, section: str, default: str) -> ConsoleConf
 def read_service(reader: TableReader) -> ServiceConfig:
     ready_by_guest = reader.choice("service", "ready", ("vmm", "guest"), "vmm") == "guest"
     if ready_by_guest and reader.has("firmware"):
-        raise reader.refusal("service", "ready", '"vmm" with [firmware], for no guest hears there where to send its READY=1')
+        raise reader.refusal(
+            "service",
+            "ready",
+            '"vmm" with [firmware]: only a guest that is started by [kernel] is told where to send its READY=1',
+        )
     if ready_by_guest and not reader.has("vsock"):
         raise ConfigError(f'{reader.path}: service.ready is "guest", and the guest says so over vsock: add [vsock]')
     return ServiceConfig(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from vmservice.config.reader import PATH_MAX_BYTES
-from vmservice.errors import ConfigError
+from vmservice.errors import ConfigError, quoted
 from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
@@ -87,5 +87,4 @@ def _file_value(credential: Credential, path: str) -> bytes:
 
 
 def _key(path: str, name: str) -> str:
-    shown = name if name.isprintable() and len(name) <= NAME_MAX_LENGTH else repr(name[:NAME_MAX_LENGTH])
-    return f'{path}: credentials."{shown}"'
+    return f"{path}: credentials.{quoted(name, NAME_MAX_LENGTH)}"

@@ -12,7 +12,7 @@ import sys
 from vmservice.config import core, plain_toml, sections
 from vmservice.config.names import check_name
 from vmservice.config.reader import TableReader
-from vmservice.errors import ConfigError
+from vmservice.errors import ConfigError, Naming, quoted
 from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
@@ -132,11 +132,11 @@ def load_config(name: str, path: str) -> Config:
 def check_files(config: Config) -> None:
     """Open every file that the configuration points to; the first that is wrong is a ConfigError."""
     if config.kernel is not None:
-        RegularFile(config.kernel.path, "kernel").close()
+        _check_file(config, "kernel.path", config.kernel.path, "kernel")
         if config.kernel.initramfs is not None:
-            RegularFile(config.kernel.initramfs, "initramfs").close()
+            _check_file(config, "kernel.initramfs", config.kernel.initramfs, "initramfs")
     if config.firmware is not None:
-        RegularFile(config.firmware.path, "firmware image").close()
+        _check_file(config, "firmware.path", config.firmware.path, "firmware image")
     memory = config.memory.file
     if memory is not None:
         core.check_folder(config.path, "memory.file", memory)
@@ -153,6 +153,11 @@ def check_files(config: Config) -> None:
             module.check_files(device, config.path)
 
 
+def _check_file(config: Config, key: str, path: str, what: str) -> None:
+    with Naming(f"{config.path}: {key}"):
+        RegularFile(path, what).close()
+
+
 def _read_credentials(reader: TableReader) -> tuple[Credential, ...]:
     if not reader.has("credentials"):
         return ()
@@ -166,6 +171,11 @@ def section_module(section: str) -> ModuleType:
     name = f"{sections.__name__}.{section.replace('-', '_')}"
     __import__(name)
     return sys.modules[name]
+
+
+def section_header(kind: str) -> str:
+    """How the file has the section: `[kind]`, or `[[kind]]` where it may be there several times."""
+    return f"[[{kind}]]" if kind not in core.KEYS and section_module(kind).ARRAY else f"[{kind}]"
 
 
 def section_names() -> list[str]:
@@ -234,14 +244,19 @@ def _parse(path: str, data: bytes) -> dict[str, object]:
 
 
 def _check_names(config: Config) -> None:
-    """By its name a device is found in the whole VM."""
-    kinds = {"serial": "serial"}
+    """By its name a device is found in the whole VM. Those without the key `name` have names of their own."""
+    places = {"serial": ("serial", "")}
+    count: dict[str, int] = {}
     for device in config.devices:
-        if device.name in kinds:
-            first = kinds[device.name]
-            both = f"two [[{first}]]" if first == device.kind else f"[{first}] and a {device.kind}"
-            raise ConfigError(f"{config.path}: {both} are called {device.name!r}; each needs a name of its own")
-        kinds[device.name] = device.kind
+        kind, number = device.kind, count.get(device.kind, 0)
+        key = f"{kind}[{number}].name" if section_module(kind).ARRAY else ""
+        if device.name in places:
+            first, first_key = places[device.name]
+            both = f"two {section_header(kind)}" if first == kind else f"{section_header(first)} and {section_header(kind)}"
+            expected = f"a name of its own in {key or first_key}"
+            raise ConfigError(f"{config.path}: {both} are called {quoted(device.name)}; expected {expected}")
+        places[device.name] = kind, key
+        count[kind] = number + 1
 
 
 def _check_terminals(config: Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmservice.errors import UsageError
+from vmservice.errors import UsageError, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def check_name(name: str) -> None:
     """UsageError unless `name` may be the NAME of a VM."""
     if not is_name(name):
         raise UsageError(
-            f"{name[: 2 * NAME_MAX_LENGTH]!r} cannot be the name of a VM; "
+            f"{quoted(name, 2 * NAME_MAX_LENGTH)} cannot be the name of a VM; "
             f"it must be 1 to {NAME_MAX_LENGTH} of A-Z a-z 0-9 _ . - and begin with a letter or digit"
         )
 
@@ -46,4 +46,15 @@ def config_path(name: str, *, user: bool) -> str:
     home = os.environ.get("XDG_CONFIG_HOME", "")
     if not home.startswith("/"):  # XDG base directory specification: a relative path is to be ignored
         home = os.path.expanduser("~/.config")
-    return f"{home}/vmservice/{name}.toml"
+    return os.path.normpath(f"{home}/vmservice/{name}.toml")
+
+
+def whose_config(path: str) -> tuple[str, bool] | None:
+    """The VM whose configuration belongs at `path`, and whether it is the user's own; None for a file elsewhere."""
+    path = os.path.abspath(path)
+    name = os.path.basename(path).removesuffix(".toml")
+    if is_name(name):
+        for user in (False, True):
+            if path == config_path(name, user=user):
+                return name, user
+    return None

@@ -93,7 +93,7 @@ def check_tap(name: str, what: str, mtu: int) -> None:
     if found.driver != "tun" or found.bus != "tap":
         raise ConfigError(f"{what}: {name} is {_kind(found)}; expected a tap")
     if mtu > found.mtu:
-        raise ConfigError(f"{what}: its mtu is {mtu}, and the tap {name} has {found.mtu}; expected at most that")
+        raise ConfigError(f"{what}: mtu is {mtu}, and the tap {name} has {found.mtu}; expected at most that")
 
 
 def check_bridge(name: str, what: str) -> None:

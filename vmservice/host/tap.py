@@ -230,7 +230,8 @@ def open_device(what: str) -> int:
                 f"{what}: this host has no {DEVICE}; `modprobe tun` loads its module, if the kernel has it", number
             ) from error
         if number in (errno.EACCES, errno.EPERM):
-            raise NotPermitted(f"{what}: this account may not open {DEVICE}: {os.strerror(number)}", number) from error
+            text = f"{what}: this account may not open {DEVICE} ({os.strerror(number)}); systemd's udev rules open it to all"
+            raise NotPermitted(text, number) from error
         raise HostError.from_os(f"{what}: {DEVICE} cannot be opened", error) from error
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 import stat
 
-from vmservice.errors import ConfigError, HostError
+from vmservice.errors import ConfigError, HostError, quoted
 
 _VARIABLE = "CREDENTIALS_DIRECTORY"
+
+# What they may come from: systemd.exec(5).
+SETTINGS = "LoadCredential=, SetCredential= or ImportCredential="
+
+
+def are_there() -> bool:
+    """Whether the unit has any: systemd sets the variable only then."""
+    return bool(os.environ.get(_VARIABLE))
 
 
 def unit_credentials(most_bytes: int) -> dict[str, bytes]:
@@ -39,9 +47,13 @@ def _read(path: str, most_bytes: int) -> bytes | None:
             if not stat.S_ISREG(status.st_mode):
                 return None
             if status.st_size > most_bytes:
-                raise ConfigError(f"the unit's credential {path} has {status.st_size} bytes; at most {most_bytes} are possible")
+                raise ConfigError(f"{_named(path)} has {status.st_size} bytes; at most {most_bytes} are possible")
             return os.read(fd, most_bytes)
         finally:
             os.close(fd)
     except OSError as error:
-        raise HostError.from_os(f"cannot read the unit's credential {path}", error) from error
+        raise HostError.from_os(f"cannot read {_named(path)}, {path}", error) from error
+
+
+def _named(path: str) -> str:
+    return f"the credential {quoted(os.path.basename(path))} of the VM's unit ({SETTINGS})"

@@ -153,7 +153,7 @@ def _from_file(ranges: Ranges, path: str, progress: Callable[[], None] | None) -
         huge_page_bytes = _huge_page_bytes(fd)
         if huge_page_bytes and total_bytes % huge_page_bytes:
             raise ConfigError(
-                f"[memory] size is {total_bytes}, but {path}, which [memory] file names, is on hugetlbfs with pages of "
+                f"memory.size is {total_bytes}, but {path}, which memory.file names, is on hugetlbfs with pages of "
                 f"{huge_page_bytes} bytes; expected a multiple of that"
             )
         _lock(fd, path)
@@ -188,10 +188,10 @@ def _open_backing(path: str) -> int:
             return _open_unlinked(path)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise HostError.from_os(f"cannot open {path}, which [memory] file names", error) from error
+        raise HostError.from_os(f"cannot open {path}, which memory.file names", error) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ConfigError(f"{path}, which [memory] file names, is neither a regular file nor a directory")
+        raise ConfigError(f"{path}, which memory.file names, is neither a regular file nor a directory")
     return fd
 
 
@@ -213,9 +213,7 @@ def _lock(fd: int, path: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise HostError(
-            f"{path}, which [memory] file names, is the memory of another VM that runs", errno.EWOULDBLOCK
-        ) from None
+        raise HostError(f"{path}, which memory.file names, is the memory of another VM that runs", errno.EWOULDBLOCK) from None
 
 
 def _clear(mappings: list[mmap.mmap], path: str) -> None:
@@ -224,7 +222,7 @@ def _clear(mappings: list[mmap.mmap], path: str) -> None:
         for mapping in mappings:
             mapping.madvise(mmap.MADV_REMOVE)
     except OSError as error:
-        raise HostError.from_os(f"cannot clear {path}, which [memory] file names", error) from error
+        raise HostError.from_os(f"cannot clear {path}, which memory.file names", error) from error
 
 
 def _huge_page_bytes(fd: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from vmservice.errors import Naming, quoted
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,11 +71,17 @@ class Host:
         return taken
 
     def close_left_over(self) -> None:
-        """Whoever connects to a socket that nobody serves would wait for ever."""
+        """Whoever connects to a console that nobody serves would wait for ever. What has a slash in its name is none: systemd
+        has kept it from a start before, when the configuration had a use for it."""
         while self._passed:
+            from vmservice.host.guest_listener import PASSED_NAME
+
             name, fd = self._passed.pop()
             os.close(fd)
-            self.log.warning(f'systemd passed a socket called {name!r}, and no console of that name has mode = "socket"')
+            if "/" not in name and name != PASSED_NAME:
+                self.log.warning(
+                    f'systemd passed a socket called {quoted(name)}, and no console of that name has mode = "socket"'
+                )
 
 
 class NoBackend:
@@ -116,11 +124,13 @@ class Backends:
         try:
             mode = config.serial.mode or _default_mode()
             if mode != "off":
-                self.serial = host.open_console("serial", mode, config.serial.path)
+                with Naming(config.path):
+                    self.serial = host.open_console("serial", mode, config.serial.path)
             for device in config.devices:
                 plug = plug_module(device)
                 is_wanted = not host.is_simulated or getattr(plug, "IN_SIMULATION", False)
-                self._opened[device.name] = plug.open(device, host) if is_wanted else NoBackend()
+                with Naming(config.path):
+                    self._opened[device.name] = plug.open(device, host) if is_wanted else NoBackend()
         except BaseException:
             self.close()
             raise

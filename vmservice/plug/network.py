@@ -225,7 +225,7 @@ def open(section: NetworkDevice, host: Host) -> Tap:
         else:
             _close(vhosts)
         if section.mtu > tap.mtu > 0:
-            raise ConfigError(f"{what}: its mtu is {section.mtu}, and the tap {tap.name} has {tap.mtu}; expected at most that")
+            raise ConfigError(f"{what}: mtu is {section.mtu}, and the tap {tap.name} has {tap.mtu}; expected at most that")
     except BaseException:
         tap.close()
         raise

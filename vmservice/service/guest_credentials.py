@@ -5,7 +5,7 @@ A reset gives the guest the same ones again. Nothing here says a value.
 
 from __future__ import annotations
 
-import os
+from vmservice.host import unit_credentials
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def collect(config: Config, log: Log, more: Mapping[str, bytes]) -> dict[str, by
     Where two have one of the same name, the first holds: a drop-in of the unit changes what the file says, as drop-ins do.
     """
     found = dict(more)
-    if os.environ.get("CREDENTIALS_DIRECTORY"):
+    if unit_credentials.are_there():
         _add(found, _of_unit(config, log), "the unit", log)
     if config.credentials:
         from vmservice.config.credentials import read_values
@@ -32,9 +32,8 @@ def collect(config: Config, log: Log, more: Mapping[str, bytes]) -> dict[str, by
 
 def _of_unit(config: Config, log: Log) -> dict[str, bytes]:
     from vmservice.config.credentials import SIZE_MAX_BYTES, is_name
-    from vmservice.host.unit_credentials import unit_credentials
 
-    given = unit_credentials(SIZE_MAX_BYTES)
+    given = unit_credentials.unit_credentials(SIZE_MAX_BYTES)
     if config.kernel is None and given:
         log.warning("the credentials of the unit do not reach the guest: a firmware makes SMBIOS tables of its own")
         return {}

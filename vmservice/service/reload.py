@@ -7,7 +7,7 @@ says what else is different and waits for a restart.
 
 from __future__ import annotations
 
-from vmservice.config.load import check_files, load_config, section_module
+from vmservice.config.load import check_files, load_config, section_header, section_module
 from vmservice.errors import ConfigError, VmmError
 from vmservice.vm.state import State
 
@@ -124,11 +124,7 @@ def _differences(old: Config, new: Config) -> list[str]:
     before, after = ({device.name: _fixed(device) for device in config.devices} for config in (old, new))
     kinds = {device.name: device.kind for device in (*old.devices, *new.devices)}
     changed = (kinds[name] for name in names if before.get(name) != after.get(name))
-    return different + [_header(kind) for kind in dict.fromkeys(changed)]
-
-
-def _header(kind: str) -> str:
-    return f"[[{kind}]]" if section_module(kind).ARRAY else f"[{kind}]"
+    return different + [section_header(kind) for kind in dict.fromkeys(changed)]
 
 
 def _live(device: Device) -> set[str]:

@@ -8,7 +8,7 @@ from vmservice.board import resources
 from vmservice.board.board import Board
 from vmservice.board.slot import Services
 from vmservice.boot.firmware import image_of, load_firmware
-from vmservice.errors import ConfigError
+from vmservice.errors import ConfigError, Naming
 from vmservice.host.file_watch import FileWatch
 from vmservice.kvm import abi
 from vmservice.memory import backing
@@ -59,7 +59,8 @@ def build(config: Config, host: HostServices, vcpus: int) -> KvmMachine:
     """
     closers = Closers()
     try:
-        return _build(config, host, vcpus, closers)
+        with Naming(config.path):
+            return _build(config, host, vcpus, closers)
     except BaseException:
         closers.close()
         raise
@@ -139,7 +140,8 @@ def _build(
             smbios.write_smbios(memory, smbios_tables(config, host.credentials))
             _boot_kernel(config.kernel, memory, created.first, vcpus, acpi, host)
     elif config.firmware is not None:
-        image = load_firmware(config.firmware.path, memory) if tree is None else image_of(bytes.fromhex(tree["rom"]))
+        with Naming("firmware.path"):
+            image = load_firmware(config.firmware.path, memory) if tree is None else image_of(bytes.fromhex(tree["rom"]))
         closers.add(image.close)
         # Nothing but the image: vCPUs start as a processor comes out of reset, at the reset vector.
         vm.memory.add(image.gpa, image.mapping, read_only=bool(kvm.extension(abi.KVM_CAP_READONLY_MEM)))
@@ -223,7 +225,7 @@ def _check_limits(config: Config, kvm: Kvm, supported_cpuid: bytes) -> None:
     last_gpa, last_size = layout.ram_ranges(config.memory.size_bytes)[-1]
     resources.check_reach(last_gpa + last_size, physical_address_bits(supported_cpuid))
     if config.cpus.max > kvm.max_vcpus:
-        raise ConfigError(f"[cpus] max is {config.cpus.max}, but KVM on this host gives a VM at most {kvm.max_vcpus} vCPUs")
+        raise ConfigError(f"cpus.max is {config.cpus.max}, but KVM on this host gives a VM at most {kvm.max_vcpus} vCPUs")
 
 
 def _allocate_memory(config: Config, host: HostServices, closers: Closers) -> GuestMemory:
@@ -249,7 +251,7 @@ def _show_memory(vm: KvmVm, memory: GuestMemory) -> None:
 
 
 def _watch_memory(memory: GuestMemory, guest: GuestRequests) -> FileWatch:
-    """Somebody may cut short the file that [memory] file names."""
+    """Somebody may cut short the file that memory.file names."""
 
     def look() -> None:
         if memory.is_cut_short():
@@ -260,7 +262,7 @@ def _watch_memory(memory: GuestMemory, guest: GuestRequests) -> FileWatch:
 
 def _explain_memory(memory: GuestMemory) -> str:
     """Why the guest may have failed, if its memory is why."""
-    return "; somebody has cut short the file that [memory] file names" if memory.is_cut_short() else ""
+    return "; somebody has cut short the file that memory.file names" if memory.is_cut_short() else ""
 
 
 def _create_irqchip(vm: KvmVm, kvm: Kvm) -> bool:
@@ -306,9 +308,12 @@ def _boot_kernel(
     from vmservice.boot.initramfs import load_initramfs
     from vmservice.boot.loader import load_kernel
 
-    kernel = load_kernel(kernel_config.path, memory)
-    initramfs = load_initramfs(kernel_config.initramfs, memory, kernel) if kernel_config.initramfs else None
-    cmdline_size = write_cmdline(kernel_config.cmdline, memory, kernel)
+    with Naming("kernel.path"):
+        kernel = load_kernel(kernel_config.path, memory)
+    with Naming("kernel.initramfs"):
+        initramfs = load_initramfs(kernel_config.initramfs, memory, kernel) if kernel_config.initramfs else None
+    with Naming("kernel.cmdline"):
+        cmdline_size = write_cmdline(kernel_config.cmdline, memory, kernel)
     mptable.write_mptable(memory, vcpus)
     reset_vector.write_reset_vector(memory)
     _enter_kernel(vcpu, memory, kernel, initramfs, cmdline_size, rsdp)

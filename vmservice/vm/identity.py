@@ -5,6 +5,7 @@ from __future__ import annotations
 import vmservice
 from vmservice.arch.x86_64 import smbios
 from vmservice.errors import ConfigError
+from vmservice.host import unit_credentials
 from vmservice.host.machine_id import machine_id, uuid5
 
 TYPE_CHECKING = False
@@ -30,5 +31,13 @@ def smbios_tables(config: Config, credentials: Mapping[str, bytes]) -> bytes:
     try:
         smbios.check_room(len(tables), strings)
     except ConfigError as error:
-        raise ConfigError(f"{config.path}: {error}") from None
+        raise ConfigError(f"{_origin(config)}: {error}") from None
     return tables
+
+
+def _origin(config: Config) -> str:
+    """Where the credentials are from: the file, the VM's unit, or both."""
+    parts = [f"{config.path}: [credentials]"] if config.credentials else []
+    if unit_credentials.are_there():
+        parts.append(f"the VM's unit ({unit_credentials.SETTINGS})")
+    return " and ".join(parts) or config.path

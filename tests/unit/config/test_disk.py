@@ -74,12 +74,13 @@ def test_everything_that_may_be_said(tmp_path: Path) -> None:
     assert unnamed.serial == "", "a name that is too long for a serial number is none"
 
 
+LONG = 21 * "s"
 WORDS = {
     '[[disk]]\npath = "x"': 'disk[0].format is missing; expected "raw" or "qcow2": it is never guessed',
     '[[disk]]\nformat = "raw"': "disk[0].path is missing; expected the path of a file",
-    '[[disk]]\nformat = "vdi"\npath = "x"': 'disk[0].format is \'vdi\'; expected "raw" or "qcow2"',
+    '[[disk]]\nformat = "vdi"\npath = "x"': 'disk[0].format is "vdi"; expected "raw" or "qcow2"',
     QCOW2 + 'serial = "s"': (
-        "disk[0].serial is 's'; expected none with format = \"qcow2\": qemu-storage-daemon gives each disk the same"
+        'disk[0].serial is "s"; expected none with format = "qcow2": qemu-storage-daemon gives each disk the same'
     ),
     QCOW2 + "ephemeral = true": 'disk[0].ephemeral is true; expected false with format = "qcow2"',
     QCOW2 + "[memory]\nmergeable = true": (
@@ -88,23 +89,23 @@ WORDS = {
     QCOW2 + "[memory]\nshared = false": (
         'memory.shared is false; expected true, for the disk disk0 is "qcow2": another process maps the memory'
     ),
-    RAW + 'name = "a/b"': ("disk[0].name is 'a/b'; expected 1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"),
-    RAW + 'name = "x"\n' + RAW + 'name = "x"': "two [[disk]] are called 'x'; each needs a name of its own",
-    RAW + 'name = "disk1"\n' + RAW: "two [[disk]] are called 'disk1'; each needs a name of its own",
-    RAW + f'serial = "{21 * "s"}"': f"disk[0].serial is '{21 * 's'}'; expected at most 20 printable ASCII characters",
-    RAW + 'serial = "ü"': "disk[0].serial is 'ü'; expected at most 20 printable ASCII characters",
-    RAW + 'serial = "a\\tb"': "disk[0].serial is 'a\\tb'; expected at most 20 printable ASCII characters",
-    RAW + 'cache = "none"': 'disk[0].cache is \'none\'; expected "writeback" or "direct"',
+    RAW + 'name = "a/b"': ('disk[0].name is "a/b"; expected 1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit'),
+    RAW + 'name = "x"\n' + RAW + 'name = "x"': 'two [[disk]] are called "x"; expected a name of its own in disk[1].name',
+    RAW + 'name = "disk1"\n' + RAW: 'two [[disk]] are called "disk1"; expected a name of its own in disk[1].name',
+    RAW + f'serial = "{LONG}"': f'disk[0].serial is "{LONG}"; expected at most 20 printable ASCII characters',
+    RAW + 'serial = "ü"': 'disk[0].serial is "ü"; expected at most 20 printable ASCII characters',
+    RAW + 'serial = "a\\tb"': 'disk[0].serial is "a\\tb"; expected at most 20 printable ASCII characters',
+    RAW + 'cache = "none"': 'disk[0].cache is "none"; expected "writeback" or "direct"',
     RAW + "queues = 5": "disk[0].queues is 5; expected a whole number from 0 to 4",
     RAW + "ephemeral = true\nreadonly = true": (
         "disk[0].ephemeral is true; expected false with readonly, for then nothing is written"
     ),
     RAW + 'ephemeral = true\ncache = "direct"': (
-        "disk[0].cache is 'direct'; expected \"writeback\" with ephemeral, for nothing that is written is kept"
+        'disk[0].cache is "direct"; expected "writeback" with ephemeral, for nothing that is written is kept'
     ),
     17 * RAW: "[[disk]] is there 17 times; at most 16 are possible",
-    RAW + 'name = "rng"': "[rng] and a disk are called 'rng'; each needs a name of its own",
-    RAW + 'name = "serial"': "[serial] and a disk are called 'serial'; each needs a name of its own",
+    RAW + 'name = "rng"': '[rng] and [[disk]] are called "rng"; expected a name of its own in disk[0].name',
+    RAW + 'name = "serial"': '[serial] and [[disk]] are called "serial"; expected a name of its own in disk[0].name',
     '[disk]\nformat = "raw"\npath = "x"': "disk is a table; expected sections, each as [[disk]]",
 }
 

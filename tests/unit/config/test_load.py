@@ -12,6 +12,7 @@ from vmservice.config.names import check_name, config_path
 from vmservice.config.sections.port import PortsDevice
 from vmservice.errors import ConfigError, UsageError
 
+SIXTY = 60 * "a"
 KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'
 
 
@@ -48,7 +49,7 @@ FILE_WORDS = 'port[0].path is missing; mode "file" needs the file that the conso
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ('size = "65M"', "memory.size is '65M'; expected a multiple of 2M, for memory.hugepages is true"),
+        ('size = "65M"', 'memory.size is "65M"; expected a multiple of 2M, for memory.hugepages is true'),
         (
             'file = "/dev/shm"',
             "memory.hugepages is true; expected false with memory.file, which may be a directory of hugetlbfs",
@@ -142,7 +143,7 @@ def test_file_backed_memory_may_exceed_the_hosts(file: Path) -> None:
     assert load(file, KERNEL + '[memory]\nsize = "8T"\nfile = "/srv/ram"').memory.size_bytes == 8 << 40
     message = refusal(file, KERNEL + '[memory]\nsize = "8T"')
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert message == f"memory.size is '8T'; expected at most the {host >> 20}M that this host has"
+    assert message == f'memory.size is "8T"; expected at most the {host >> 20}M that this host has'
 
 
 SIZE_WORDS = 'a number of bytes, or a string like "512M" with K, M, G or T'
@@ -157,7 +158,7 @@ CPU_WORDS = "a whole number from 1 to 254"
         ("cpus", "boot", "-1", "-1", CPU_WORDS),
         ("cpus", "boot", "true", "true", CPU_WORDS),
         ("cpus", "boot", "1.0", "1.0", CPU_WORDS),
-        ("cpus", "boot", '"1"', "'1'", CPU_WORDS),
+        ("cpus", "boot", '"1"', '"1"', CPU_WORDS),
         ("cpus", "boot", "[1]", "an array", CPU_WORDS),
         ("cpus", "boot", "{a = 1}", "a table", CPU_WORDS),
         ("cpus", "boot", "0x" + "f" * 5000, "a number of 20000 bits", CPU_WORDS),
@@ -165,34 +166,34 @@ CPU_WORDS = "a whole number from 1 to 254"
         ("cpus", "max", "255", "255", CPU_WORDS),
         ("cpus", "boot", "2\nmax = 1", "2", "at most cpus.max, which is 1"),
         ("memory", "size", "0", "0", "a size from 2M to 8T"),
-        ("memory", "size", '"1M"', "'1M'", "a size from 2M to 8T"),
-        ("memory", "size", '"2047K"', "'2047K'", "a size from 2M to 8T"),
-        ("memory", "size", '"9T"', "'9T'", "a size from 2M to 8T"),
+        ("memory", "size", '"1M"', '"1M"', "a size from 2M to 8T"),
+        ("memory", "size", '"2047K"', '"2047K"', "a size from 2M to 8T"),
+        ("memory", "size", '"9T"', '"9T"', "a size from 2M to 8T"),
         ("memory", "size", "2097153", "2097153", "a multiple of 4096 bytes"),
-        ("memory", "size", '"4097K"', "'4097K'", "a multiple of 4096 bytes"),
+        ("memory", "size", '"4097K"', '"4097K"', "a multiple of 4096 bytes"),
         ("memory", "size", "-1", "-1", SIZE_WORDS),
         ("memory", "size", "true", "true", SIZE_WORDS),
-        ("memory", "size", '"64m"', "'64m'", SIZE_WORDS),
-        ("memory", "size", '"64"', "'64'", SIZE_WORDS),
-        ("memory", "size", '"M"', "'M'", SIZE_WORDS),
-        ("memory", "size", '""', "''", SIZE_WORDS),
-        ("memory", "size", '"1.5G"', "'1.5G'", SIZE_WORDS),
-        ("memory", "size", '"-1M"', "'-1M'", SIZE_WORDS),
-        ("memory", "size", '"6 4M"', "'6 4M'", SIZE_WORDS),
-        ("memory", "size", '"٦٤M"', "'٦٤M'", SIZE_WORDS),  # digits, but not ASCII ones
-        ("memory", "size", '"0000000000000064M"', "'0000000000000064M'", SIZE_WORDS),
+        ("memory", "size", '"64m"', '"64m"', SIZE_WORDS),
+        ("memory", "size", '"64"', '"64"', SIZE_WORDS),
+        ("memory", "size", '"M"', '"M"', SIZE_WORDS),
+        ("memory", "size", '""', '""', SIZE_WORDS),
+        ("memory", "size", '"1.5G"', '"1.5G"', SIZE_WORDS),
+        ("memory", "size", '"-1M"', '"-1M"', SIZE_WORDS),
+        ("memory", "size", '"6 4M"', '"6 4M"', SIZE_WORDS),
+        ("memory", "size", '"٦٤M"', '"٦٤M"', SIZE_WORDS),  # digits, but not ASCII ones
+        ("memory", "size", '"0000000000000064M"', '"0000000000000064M"', SIZE_WORDS),
         ("memory", "mergeable", "1", "1", "true or false"),
-        ("memory", "hugepages", '"2M"', "'2M'", "true or false"),
+        ("memory", "hugepages", '"2M"', '"2M"', "true or false"),
         ("memory", "prefault", "0", "0", "true or false"),
-        ("memory", "mergeable", '"yes"', "'yes'", "true or false"),
+        ("memory", "mergeable", '"yes"', '"yes"', "true or false"),
         ("memory", "file", "1", "1", "a path of 1 to 4095 bytes"),
-        ("memory", "file", '""', "''", "a path of 1 to 4095 bytes"),
-        ("serial", "mode", '"ttyS0"', "'ttyS0'", '"journal", "tty", "file", "pty", "socket", "null" or "off"'),
+        ("memory", "file", '""', '""', "a path of 1 to 4095 bytes"),
+        ("serial", "mode", '"ttyS0"', '"ttyS0"', '"journal", "tty", "file", "pty", "socket", "null" or "off"'),
         ("serial", "mode", "1", "1", '"journal", "tty", "file", "pty", "socket", "null" or "off"'),
         ("serial", "mode", '["tty"]', "an array", '"journal", "tty", "file", "pty", "socket", "null" or "off"'),
-        ("service", "on_poweroff", '"reboot"', "'reboot'", '"exit" or "stay"'),
+        ("service", "on_poweroff", '"reboot"', '"reboot"', '"exit" or "stay"'),
         ("service", "on_reset", "2026-11-25", "2026-11-25", '"reboot" or "exit"'),
-        ("service", "on_panic", '"stay"', "'stay'", '"reboot", "exit" or "pause"'),
+        ("service", "on_panic", '"stay"', '"stay"', '"reboot", "exit" or "pause"'),
         ("service", "on_watchdog", "1", "1", '"reboot", "exit" or "pause"'),
         ("service", "shutdown_timeout", "86401", "86401", "a whole number from 0 to 86400"),
         ("service", "shutdown_timeout", "-1", "-1", "a whole number from 0 to 86400"),
@@ -210,20 +211,20 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         ("[kernel]", "kernel.path is missing; expected the path of a file"),
         ("[firmware]", "firmware.path is missing; expected the path of a file"),
         ("[kernel]\npath = 1", "kernel.path is 1; expected a path of 1 to 4095 bytes"),
-        ('[kernel]\npath = "a\\u0000b"', "kernel.path is 'a\\x00b'; expected a path of 1 to 4095 bytes"),
-        (f'[firmware]\npath = "{"a" * 5000}"', f"firmware.path is '{'a' * 59}…; expected a path of 1 to 4095 bytes"),
+        ('[kernel]\npath = "a\\u0000b"', 'kernel.path is "a\\u0000b"; expected a path of 1 to 4095 bytes'),
+        (f'[firmware]\npath = "{"a" * 5000}"', f'firmware.path is "{SIXTY}…"; expected a path of 1 to 4095 bytes'),
         (KERNEL + "cmdline = 1", "kernel.cmdline is 1; expected a string"),
         (
             KERNEL + 'cmdline = "a\\nb"',
-            "kernel.cmdline is 'a\\nb'; expected one line of printable characters, at most 65535 bytes",
+            'kernel.cmdline is "a\\nb"; expected one line of printable characters, at most 65535 bytes',
         ),
         (
             KERNEL + f'cmdline = "{"a" * 65536}"',
-            f"kernel.cmdline is '{'a' * 59}…; expected one line of printable characters, at most 65535 bytes",
+            f'kernel.cmdline is "{SIXTY}…"; expected one line of printable characters, at most 65535 bytes',
         ),
         (
             KERNEL + '[firmware]\npath = "b"',
-            "both [kernel] and [firmware] is there; one of them must say what the guest starts with",
+            "both [kernel] and [firmware] are there; one of them must say what the guest starts with",
         ),
         ("[cpus]", "neither [kernel] nor [firmware] is there; one of them must say what the guest starts with"),
         (
@@ -238,8 +239,8 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
             KERNEL + "[[zzz]]",
-            "[zzz] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [smbios], [virtio],"
-            " [credentials], [service], [console], [port], [rng], [balloon], [network], [disk], [pmem], [vsock]",
+            "[[zzz]] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [smbios], [virtio],"
+            " [credentials], [service], [console], [[port]], [rng], [balloon], [[network]], [[disk]], [[pmem]], [vsock]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
@@ -247,7 +248,7 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + '[cpus]\nsize = "1G"', "cpus.size is not a known key; did you mean memory.size or balloon.size?"),
         (
             KERNEL + '[service]\n"a\\u001bb" = 1',
-            "service.'a\\x1bb' is not a known key; known are on_panic, on_poweroff, on_reset, on_watchdog,"
+            'service."a\\u001Bb" is not a known key; known are on_panic, on_poweroff, on_reset, on_watchdog,'
             " ready, ready_timeout, shutdown_timeout, log_level",
         ),
         ("cpus = 2", "cpus is 2; expected a section, [cpus]"),
@@ -266,11 +267,11 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
             KERNEL + '[console]\nmode = "file"',
             'console.path is missing; mode "file" needs the file that the console is written to',
         ),
-        (KERNEL + '[virtio]\ntransport = "usb"', 'virtio.transport is \'usb\'; expected "pci" or "mmio"'),
+        (KERNEL + '[virtio]\ntransport = "usb"', 'virtio.transport is "usb"; expected "pci" or "mmio"'),
         (KERNEL + "[rng]\nenabled = 1", "rng.enabled is 1; expected true or false"),
         (
             KERNEL + '[balloon]\nsize = "512M"',
-            "balloon.size is '512M'; expected a multiple of 4096 bytes, less than memory.size",
+            'balloon.size is "512M"; expected a multiple of 4096 bytes, less than memory.size',
         ),
         ("memry = 2", "memry is not in a section; did you mean [memory]?"),
         (KERNEL + '[port]\nname = "a"', "port is a table; expected sections, each as [[port]]"),
@@ -278,10 +279,10 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         ("port = [1]", "port[0] is 1; expected a section, [[port]]"),
         (KERNEL + '[[port]]\nname = "a"\n[[port]]\nnmae = "b"', "port[1].nmae is not a known key; did you mean name?"),
         (KERNEL + "[[port]]", f"port[0].name is missing; expected {NAME_WORDS}"),
-        (KERNEL + '[[port]]\nname = "../a"', f"port[0].name is '../a'; expected {NAME_WORDS}"),
-        (KERNEL + f'[[port]]\nname = "{"n" * 65}"', f"port[0].name is '{'n' * 59}…; expected {NAME_WORDS}"),
-        (KERNEL + '[[port]]\nname = "hvc"', f"port[0].name is 'hvc'; expected {OWN_NAME}"),
-        (KERNEL + '[[port]]\nname = "a"\n[[port]]\nname = "a"', f"port[1].name is 'a'; expected {OWN_NAME}"),
+        (KERNEL + '[[port]]\nname = "../a"', f'port[0].name is "../a"; expected {NAME_WORDS}'),
+        (KERNEL + f'[[port]]\nname = "{"a" * 65}"', f'port[0].name is "{SIXTY}…"; expected {NAME_WORDS}'),
+        (KERNEL + '[[port]]\nname = "hvc"', f'port[0].name is "hvc"; expected {OWN_NAME}'),
+        (KERNEL + '[[port]]\nname = "a"\n[[port]]\nname = "a"', f'port[1].name is "a"; expected {OWN_NAME}'),
         (KERNEL + '[[port]]\nname = "a"\nmode = "file"', FILE_WORDS),
         (KERNEL + '[[port]]\nname = "a"\nconsole = 1', "port[0].console is 1; expected true or false"),
         (
@@ -374,16 +375,18 @@ def check(file: Path, text: str) -> str | None:
 def test_files_that_the_configuration_points_to(file: Path, tmp_path: Path) -> None:
     kernel, initramfs = tmp_path / "vmlinuz", tmp_path / "initrd"
     text = '[kernel]\npath = "vmlinuz"\ninitramfs = "initrd"\n'
-    assert check(file, text) == f"the kernel {kernel} does not exist"
+    assert check(file, text) == f"{file}: kernel.path: the kernel {kernel} does not exist"
     kernel.write_bytes(b"")
-    assert check(file, text) == f"the kernel {kernel} is empty"
+    assert check(file, text) == f"{file}: kernel.path: the kernel {kernel} is empty"
     kernel.write_bytes(b"kernel")
     initramfs.mkdir()
-    assert check(file, text) == f"the initramfs {initramfs} is a directory; it must be a regular file"
+    assert check(file, text) == f"{file}: kernel.initramfs: the initramfs {initramfs} is a directory; it must be a regular file"
     initramfs.rmdir()
     initramfs.write_bytes(b"initramfs")
     assert check(file, text) is None
-    assert check(file, '[firmware]\npath = "bios"') == f"the firmware image {tmp_path}/bios does not exist"
+    assert (
+        check(file, '[firmware]\npath = "bios"') == f"{file}: firmware.path: the firmware image {tmp_path}/bios does not exist"
+    )
 
 
 def test_places_that_the_configuration_writes_to(file: Path, tmp_path: Path) -> None:

@@ -82,29 +82,29 @@ def test_the_name_of_a_tap_is_one_that_linux_takes() -> None:
 NAME = "expected the name of an interface, up to 15 characters without / : % and spaces"
 BYTES = 'expected six bytes as in "02:00:5e:00:53:01"'
 WORDS = {
-    '[[network]]\nmode = "bridge"': 'network[0].mode is \'bridge\'; expected "tap" or "passt"',
-    '[[network]]\ntap = "vt/web"': f"network[0].tap is 'vt/web'; {NAME}",
-    '[[network]]\ntap = "sixteen-letters."': f"network[0].tap is 'sixteen-letters.'; {NAME}",
-    '[[network]]\nbridge = "br 0"': f"network[0].bridge is 'br 0'; {NAME}",
-    TAP + 'mac = "02:00:00:00:00"': f"network[0].mac is '02:00:00:00:00'; {BYTES}",
-    TAP + 'mac = "02:00:00:00:00:0g"': f"network[0].mac is '02:00:00:00:00:0g'; {BYTES}",
-    TAP + 'mac = "2:0:0:0:0:1"': f"network[0].mac is '2:0:0:0:0:1'; {BYTES}",
+    '[[network]]\nmode = "bridge"': 'network[0].mode is "bridge"; expected "tap" or "passt"',
+    '[[network]]\ntap = "vt/web"': f'network[0].tap is "vt/web"; {NAME}',
+    '[[network]]\ntap = "sixteen-letters."': f'network[0].tap is "sixteen-letters."; {NAME}',
+    '[[network]]\nbridge = "br 0"': f'network[0].bridge is "br 0"; {NAME}',
+    TAP + 'mac = "02:00:00:00:00"': f'network[0].mac is "02:00:00:00:00"; {BYTES}',
+    TAP + 'mac = "02:00:00:00:00:0g"': f'network[0].mac is "02:00:00:00:00:0g"; {BYTES}',
+    TAP + 'mac = "2:0:0:0:0:1"': f'network[0].mac is "2:0:0:0:0:1"; {BYTES}',
     TAP + 'mac = "01:00:5e:00:00:01"': (
-        "network[0].mac is '01:00:5e:00:00:01'; expected an address of one station:"
+        'network[0].mac is "01:00:5e:00:00:01"; expected an address of one station:'
         " a multicast address, with an odd first byte, is none"
     ),
-    TAP + 'mac = "00:00:00:00:00:00"': "network[0].mac is '00:00:00:00:00:00'; expected an address that is not all zeros",
+    TAP + 'mac = "00:00:00:00:00:00"': 'network[0].mac is "00:00:00:00:00:00"; expected an address that is not all zeros',
     TAP + 'name = "a"\nmac = "02:00:00:00:00:01"\n[[network]]\nmac = "02:00:00:00:00:01"': (
-        "network[1].mac is '02:00:00:00:00:01'; expected an address of its own; a has 02:00:00:00:00:01 already"
+        'network[1].mac is "02:00:00:00:00:01"; expected an address of its own; a has 02:00:00:00:00:01 already'
     ),
-    TAP + TAP: "network[1].tap is 'vt-web'; expected a tap of its own; network0 has vt-web already",
+    TAP + TAP: 'network[1].tap is "vt-web"; expected a tap of its own; network0 has vt-web already',
     TAP + 'name = "a"\n[[network]]\nname = "a"': (
-        "network[1].name is 'a'; expected a name of its own; another [[network]] is called a"
+        'two [[network]] are called "a"; expected a name of its own in network[1].name'
     ),
     TAP + "queues = 0": "network[0].queues is 0; expected a whole number from 1 to 8",
     TAP + "mtu = 67": "network[0].mtu is 67; expected a whole number from 68 to 65535",
-    TAP + 'link = "off"': 'network[0].link is \'off\'; expected "up" or "down"',
-    TAP + 'offload = "on"': "network[0].offload is 'on'; expected true or false",
+    TAP + 'link = "off"': 'network[0].link is "off"; expected "up" or "down"',
+    TAP + 'offload = "on"': 'network[0].offload is "on"; expected true or false',
 }
 
 
@@ -119,7 +119,7 @@ def test_what_is_refused(tmp_path: Path, text: str) -> None:
     ("keys", "said"),
     [
         ('mode = "tap"', "tap is missing; expected one that is there: taps are made for VMs of the system only"),
-        ('bridge = "br0"', "bridge is 'br0'; expected none in a user's own VM: taps are made for VMs of the system only"),
+        ('bridge = "br0"', 'bridge is "br0"; expected none in a user\'s own VM: taps are made for VMs of the system only'),
     ],
 )
 def test_no_tap_is_made_for_a_users_own_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str, said: str) -> None:
@@ -151,7 +151,9 @@ def test_its_tap_is_looked_for(tmp_path: Path) -> None:
             check(tmp_path, TAP)
         make_tap("vt-web")
         check(tmp_path, TAP + "mtu = 1500\n")
-        with pytest.raises(ConfigError, match=r"its mtu is 9000, and the tap vt-web has 1500; expected at most that"):
+        with pytest.raises(
+            ConfigError, match=r"network [a-z0-9]+: mtu is 9000, and the tap vt-web has 1500; expected at most that"
+        ):
             check(tmp_path, TAP + "mtu = 9000\n")
         check(tmp_path, bridged)
         with pytest.raises(ConfigError, match=r"network network0: br0 is an interface of the driver bridge; expected a tap"):

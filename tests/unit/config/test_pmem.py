@@ -30,9 +30,9 @@ def test_what_is_taken(tmp_path: Path) -> None:
 WORDS = {
     "[[pmem]]\nreadonly = true": "pmem[0].path is missing; expected the path of a file",
     PMEM + "readonly = 1": "pmem[0].readonly is 1; expected true or false",
-    PMEM + 'name = "a b"': ("pmem[0].name is 'a b'; expected 1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"),
-    PMEM + 'name = "x"\n' + PMEM + 'name = "x"': "two [[pmem]] are called 'x'; each needs a name of its own",
-    PMEM + 'name = "rng"': "[rng] and a pmem are called 'rng'; each needs a name of its own",
+    PMEM + 'name = "a b"': ('pmem[0].name is "a b"; expected 1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit'),
+    PMEM + 'name = "x"\n' + PMEM + 'name = "x"': 'two [[pmem]] are called "x"; expected a name of its own in pmem[1].name',
+    PMEM + 'name = "rng"': '[rng] and [[pmem]] are called "rng"; expected a name of its own in pmem[0].name',
     5 * PMEM: "[[pmem]] is there 5 times; at most 4 are possible",
     PMEM + "size = 1": "pmem[0].size is not a known key; did you mean memory.size or balloon.size?",
 }

@@ -28,7 +28,10 @@ def test_all_regular_files_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_one_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "a").write_bytes(b"secret" * 20)
-    with pytest.raises(ConfigError, match=f"the unit's credential {tmp_path}/a has 120 bytes; at most 100 are possible"):
+    with pytest.raises(
+        ConfigError,
+        match=r'^the credential "a" of the VM.s unit \(LoadCredential=, .*\) has 120 bytes; at most 100 are possible',
+    ):
         unit_credentials(100)
 
 

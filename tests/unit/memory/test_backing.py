@@ -178,7 +178,7 @@ def test_a_guest_does_not_see_what_the_one_before_left(file: Path) -> None:
 def test_two_guests_do_not_get_one_file(file: Path) -> None:
     memory = backing.allocate([(0, PAGE)], file=str(file))
     memory.write(0, b"mine")
-    with pytest.raises(HostError, match=r"/memory, which \[memory\] file names, is the memory of another VM that runs$"):
+    with pytest.raises(HostError, match=r"/memory, which memory.file names, is the memory of another VM that runs$"):
         backing.allocate([(0, 2 * PAGE)], file=str(file))
     assert (memory.read(0, 4), file.stat().st_size) == (b"mine", PAGE)
     memory.close()
@@ -191,7 +191,7 @@ def test_a_file_that_is_removed_stays_the_memory_of_the_guest_that_has_it(file: 
     memory.write(0, b"still here")
     assert memory.read(0, 10) == b"still here"
     memory.close()
-    with pytest.raises(HostError, match=r"^cannot open .*/memory, which \[memory\] file names: No such file or directory"):
+    with pytest.raises(HostError, match=r"^cannot open .*/memory, which memory.file names: No such file or directory"):
         backing.allocate([(0, PAGE)], file=str(file))
 
 
@@ -234,9 +234,7 @@ def test_a_file_that_may_not_be_written(file: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(os, "open", deny)
     else:
         file.chmod(0o400)
-    with pytest.raises(
-        HostError, match=r"^cannot open .*/memory, which \[memory\] file names: Permission denied \(errno 13\)$"
-    ):
+    with pytest.raises(HostError, match=r"^cannot open .*/memory, which memory.file names: Permission denied \(errno 13\)$"):
         backing.allocate([(0, PAGE)], file=str(file))
 
 
@@ -288,8 +286,8 @@ def test_full_and_read_only_file_systems(tmp_path: Path) -> None:
             "size 4096",
             "HostError cannot make 8388608 bytes of guest memory in SMALL: No space left on device (errno 28)",
             "free True",
-            "HostError cannot open SMALL/memory, which [memory] file names: Read-only file system (errno 30)",
-            "HostError cannot open SMALL, which [memory] file names: Read-only file system (errno 30)",
+            "HostError cannot open SMALL/memory, which memory.file names: Read-only file system (errno 30)",
+            "HostError cannot open SMALL, which memory.file names: Read-only file system (errno 30)",
         ],
         "",
     )

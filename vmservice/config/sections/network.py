@@ -77,7 +77,7 @@ class NetworkDevice:
 
 
 def read(reader: TableReader, config: Config) -> tuple[NetworkDevice, ...]:
-    networks: dict[str, NetworkDevice] = {}
+    networks: list[NetworkDevice] = []
     forwarded: set[tuple[str, int]] = set()
     for number, where in enumerate(reader.several("network", NETWORKS_MAX)):
         name = read_device_name(reader, where, f"network{number}")
@@ -85,15 +85,14 @@ def read(reader: TableReader, config: Config) -> tuple[NetworkDevice, ...]:
             network = _read_passt(reader, where, name, config, forwarded)
         else:
             network = _read_tap(reader, where, name, config)
-        for other in networks.values():
-            if other.name == network.name:
-                raise reader.refusal(where, "name", f"a name of its own; another [[network]] is called {network.name}")
+        # Of two with one name, that is what is wrong: whoever asked for this says so. Addresses and taps follow from it.
+        for other in (one for one in networks if one.name != network.name):
             if other.mac == network.mac:
                 raise reader.refusal(where, "mac", f"an address of its own; {other.name} has {network.mac.hex(':')} already")
             if other.tap == network.tap != "":
                 raise reader.refusal(where, "tap", f"a tap of its own; {other.name} has {network.tap} already")
-        networks[network.name] = network
-    return tuple(networks.values())
+        networks.append(network)
+    return tuple(networks)
 
 
 def _is_users(config: Config) -> bool:
