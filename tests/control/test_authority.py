@@ -241,7 +241,7 @@ def test_polkit_hangs(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(questions) == len(calls)
             await nothing_left(served)
             (told,) = served.log
-            assert told.startswith("polkit cannot be asked: it did not answer within 0 seconds; until it can, only root and")
+            assert told.startswith("polkit cannot be asked: it did not answer within 0.3 seconds; until it can, only root and")
             polkit.answer = says(*YES)
             await other.call("demo", "Boot")
 
