@@ -35,7 +35,10 @@ def test_memory_that_the_processors_do_not_reach_is_refused(payloads: Payloads, 
     """A machine without one virtio device too."""
     monkeypatch.setattr("vmservice.vm.builder.physical_address_bits", lambda _: 32)
     with (
-        pytest.raises(ConfigError, match=r"^guest memory would end at 0x140000000, but this host's processors have 32 address"),
+        pytest.raises(
+            ConfigError,
+            match=r"^/nowhere/test.toml: guest memory would end at 0x140000000, but this host's processors have 32 address",
+        ),
         running_guest(payloads("echo"), memory=MemoryConfig(4 << 30)),
     ):
         pytest.fail("it runs")

@@ -229,7 +229,7 @@ def test_its_keys_are_known_where_a_mistake_is_told(tmp_path: Path) -> None:
     for text, words in (
         ('[[bell]]\nfile = "x"\nvolumes = 1', r"bell\[0\]\.volumes is not a known key; did you mean volume\?"),
         ('[[bell]]\nfile = "x"\nvolume = 11', r"bell\[0\]\.volume is 11; expected a whole number from 0 to 10"),
-        ("[bel]\nx = 1", r"\[bel\] is not a known section; did you mean \[bell\]\?"),
+        ("[bel]\nx = 1", r"\[bel\] is not a known section; did you mean \[\[bell\]\]\?"),
     ):
         file.write_text(f'[firmware]\npath = "x"\n{text}\n')
         with pytest.raises(ConfigError, match=words):

@@ -247,6 +247,6 @@ def test_why_a_vcpu_failed_is_said(bench: Bench) -> None:
 def test_the_last_page_of_the_processors_reach(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmservice.vm.builder.physical_address_bits", lambda _: 32)
     with pytest.raises(
-        ConfigError, match=r"^memory and the memory of devices would end at 0x180000000, but .* 32 address bits"
+        ConfigError, match=r"vm\.toml: memory and the memory of devices would end at 0x180000000, but .* 32 address bits"
     ):
         bench.build()
