@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from vmservice.config.sections.network import NetworkDevice
 
 _LISTENER = 3
-# Where the guest finds the host's name server if that is at 127.0.0.1, as systemd-resolved's: link-local, so in nobody's way.
+# Where the guest finds the host's name server if that is at a loopback address, as systemd-resolved's (127.0.0.53). It is
+# link-local, so it is no other host's address.
 DNS_ADDRESS = "169.254.1.1"
 
 
