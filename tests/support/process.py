@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -38,7 +41,7 @@ def vmservice(*arguments: str, environment: dict[str, str] | None = None) -> sub
 
 
 class Manager:
-    """A service manager's notification socket."""
+    """A service manager's notification socket, which is read at once. `messages` are those that were taken."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vmservice-notify-")
@@ -46,30 +49,44 @@ class Manager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.address)
         self.messages: list[dict[str, str]] = []
+        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        self._waiting: queue.Queue[dict[str, str]] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        """What comes with a barrier is closed, and so the sender knows that the rest has been read."""
+        while self._end not in select.select([self._socket.fileno(), self._end], [], [])[0]:
+            text = self._socket.recv(4096).decode()
+            if text != "BARRIER=1":
+                self._waiting.put(dict(line.split("=", 1) for line in text.splitlines()))
+
+    def _stop_reading(self) -> None:
+        os.eventfd_write(self._end, 1)
+        self._reader.join()
 
     def wait_for(self, field: str, value: str = "") -> dict[str, str]:
         """The first message from now on that has `field`, with `value` in its value."""
         deadline = time.monotonic() + TIMEOUT_SEC
-        while (left := deadline - time.monotonic()) > 0:
-            self._socket.settimeout(left)
-            lines = self._socket.recv(4096).decode().splitlines()
-            message = dict(line.split("=", 1) for line in lines)
-            self.messages.append(message)
-            if value in message.get(field, "\0"):
-                return message
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._waiting.get(timeout=max(deadline - time.monotonic(), 0))
+                self.messages.append(message)
+                if value in message.get(field, "\0"):
+                    return message
         raise AssertionError(f"no {field}={value}; there were {self.messages}")
 
     def rest(self) -> list[dict[str, str]]:
-        """The messages that are there and were not taken yet."""
-        self._socket.settimeout(0)
+        """The messages of a process that has ended which were not taken yet."""
         messages = []
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(queue.Empty):
             while True:
-                messages.append(dict(line.split("=", 1) for line in self._socket.recv(4096).decode().splitlines()))
+                messages.append(self._waiting.get_nowait())
         return messages
 
     def fill(self) -> None:
-        """Leave no room for another message."""
+        """Read no more, and leave no room for another message."""
+        self._stop_reading()
         other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         with other, contextlib.suppress(BlockingIOError):
             while True:
@@ -79,6 +96,8 @@ class Manager:
         os.unlink(self.address)
 
     def close(self) -> None:
+        self._stop_reading()
+        os.close(self._end)
         self._socket.close()
         self._folder.cleanup()
 

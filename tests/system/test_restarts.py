@@ -65,6 +65,8 @@ def test_the_restart_settings_are_known_to_systemd(container: Container, unit: s
         container.run(f"systemctl cat vm@{instance}.service", check=True)
     container.run(f"systemd-analyze verify --man=no {unit}", check=True)
     # Such complaints begin with the file and the line: /usr/lib/systemd/system/vm@.service:24: Unknown key …
+    # What else systemd says here is not about units: on a busy host it may reap a service that has just said STOPPING=1, as
+    # machined and hostnamed do when they are idle, before it reads that ("Cannot find unit for notify message of PID …").
     complaints = container.run("journalctl --output=cat _PID=1 --grep='^/.*(service|conf):[0-9]+: '").stdout
     assert complaints == ""
     version = int(container.run("systemctl --version", check=True).stdout.split()[1])

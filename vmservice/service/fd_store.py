@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 
+from vmservice.service.sd_notify import wait_read
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-_BARRIER_SEC = 5
+_READ_SEC = 5.0
 
 
 def is_there() -> bool:
@@ -28,20 +30,5 @@ def keep(name: str, fds: Sequence[int]) -> None:
     for fd in fds:
         # Of a tap the manager's poll would say at once that something is wrong, and the manager would close it.
         notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fds=[fd])
-    _wait_for_manager(notify)
-
-
-def _wait_for_manager(notify: Callable[..., object]) -> None:
-    """Until it has read all that was said: what comes from a process that has ended is dropped (sd_notify_barrier(3))."""
-    import select
-
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    try:
-        notify("BARRIER=1", fds=[theirs])
-        os.close(theirs)
-        theirs = -1
-        select.select([ours], [], [], _BARRIER_SEC)
-    finally:
-        os.close(ours)
-        if theirs >= 0:
-            os.close(theirs)
+    # What comes from a process that has ended may be dropped.
+    wait_read(lambda text, fds: notify(text, fds=fds), _READ_SEC)

@@ -43,6 +43,7 @@ class Channel:
     `deliver` sends one; it is called in the outbox's thread and raises OSError. At most `limit` items with `limit_chars` in all
     wait; what comes then is dropped, and `missing` makes the item that says how many were. `merge` may make one item of two
     that follow each other. `on_trouble` is called once, in that thread, with the first item that could not be sent and why.
+    `settle` is called there at the end, when all has been sent: it waits until that has been read, so many seconds at most.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Channel:
         missing: Callable[[int], Item] | None = None,
         merge: Callable[[Item, Item], Item | None] | None = None,
         on_trouble: Callable[[Item, str], None] | None = None,
+        settle: Callable[[float], None] | None = None,
     ) -> None:
         self.wake: Callable[[], None] | None = None
+        self.settle = settle
         self._address = address
         self._deliver = deliver
         self._limit = limit
@@ -203,6 +206,7 @@ class Outbox:
         try:
             while self._turn():
                 pass
+            self._settle()
         except Exception as error:
             if self._on_bug is None:
                 raise
@@ -237,6 +241,11 @@ class Outbox:
         for gauge in full:
             gauge.close()
         return not ends
+
+    def _settle(self) -> None:
+        for channel in self._channels:
+            if channel.settle is not None and channel.is_empty and self._closing_at is not None:
+                channel.settle(max(self._closing_at - time.monotonic(), 0.0))
 
 
 def _connected(address: str) -> _socket.socket:

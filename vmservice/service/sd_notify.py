@@ -10,7 +10,7 @@ from vmservice.service.outbox import Channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmservice.service.outbox import Item, Outbox
 
@@ -53,6 +53,7 @@ class Notifier:
             limit_chars=_LIMIT_CHARS,
             merge=_merged,
             on_trouble=self._on_trouble,
+            settle=_wait_heard,
         )
         if self._address:
             outbox.add(self._channel)
@@ -109,6 +110,37 @@ def _by_systemd(fields: Item) -> None:
 
     with signals.Interrupting(_WAIT_LIMIT_SEC):
         notify("\n".join(f"{name}={value}" for name, value in fields.items()))
+
+
+def _wait_heard(timeout_sec: float) -> None:
+    """The process is about to end. The manager may reap it before it has read its last status, when it is about to reap another
+    (waitid with P_ALL in src/core/manager.c): it then finds no unit for that."""
+    from systemd.daemon import notify
+
+    def tell(text: str, fds: Sequence[int]) -> None:
+        with signals.Interrupting(_WAIT_LIMIT_SEC):
+            notify(text, fds=fds)
+
+    try:
+        wait_read(tell, timeout_sec)
+    except OSError:  # it is gone, or takes nothing
+        return
+
+
+def wait_read(tell: Callable[[str, Sequence[int]], object], timeout_sec: float) -> None:
+    """Until the manager has read all that was said before, as sd_notify_barrier(3) does: it closes what `tell` sends."""
+    import select
+
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        tell("BARRIER=1", [theirs])
+        os.close(theirs)
+        theirs = -1
+        select.select([ours], [], [], timeout_sec)
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
 
 
 def _merged(last: Item, fields: Item) -> Item | None:

@@ -57,6 +57,44 @@ print("told")
 box.close()
 """
 
+# The real systemd-python again. The manager has its last word in its socket, and reads it later or, as "deaf", never.
+LAST_WORD = """\
+import os, socket, sys, threading, time
+from vmservice.host import signals
+from vmservice.service import outbox, sd_notify
+
+address, is_deaf = sys.argv[1], sys.argv[2] == "deaf"
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.bind(address)
+manager.settimeout(10)
+os.environ["NOTIFY_SOCKET"] = address
+signals.block(signals.SIGALRM)
+signals.make_interrupting(signals.SIGALRM)
+box = outbox.Outbox()
+sd_notify.Notifier(print, box).status("the end")
+ended = threading.Event()
+
+def read():
+    ended.wait(0.1)
+    print(manager.recv(4096).decode())
+    print("ended before" if ended.is_set() else "waits")
+    text, fds, _, _ = socket.recv_fds(manager, 4096, 4)
+    print(text.decode())
+    for fd in fds:
+        os.close(fd)
+
+reader = threading.Thread(target=read)
+if not is_deaf:
+    reader.start()
+begin = time.monotonic()
+box.close()
+ended.set()
+if is_deaf:
+    print(f"{time.monotonic() - begin:.1f} s")
+else:
+    reader.join()
+"""
+
 
 def wait_for(what: object, condition: object) -> None:
     deadline = time.monotonic() + TIMEOUT_SEC
@@ -176,3 +214,22 @@ def test_systemd_python_in_a_full_socket_holds_nobody_for_long(tmp_path: Path) -
     longest, told = done.stdout.splitlines()[-2:]
     assert float(longest.split()[1]) < 0.5
     assert told == "told"
+
+
+def end_with(reader: str, folder: Path) -> list[str]:
+    """Lines of LAST_WORD."""
+    pytest.importorskip("systemd.daemon", reason="python3-systemd is not installed")
+    command = [sys.executable, "-c", LAST_WORD, str(folder / "notify"), reader]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_the_end_waits_until_the_manager_has_read_the_last_word(tmp_path: Path) -> None:
+    """systemd may otherwise find no unit any more for the status that a VM ends with."""
+    assert end_with("reads", tmp_path) == ["STATUS=the end", "waits", "BARRIER=1"]
+
+
+def test_the_end_waits_a_second_at_most_for_a_manager_that_does_not_read(tmp_path: Path) -> None:
+    (took,) = end_with("deaf", tmp_path)
+    assert 0.9 < float(took.split()[0]) < 5
