@@ -156,7 +156,7 @@ def test_doorbells_follow_their_bar(machine: Machine) -> None:
         assert [count(fd) for fd in kicks] == [2, 0]
         other = Doorbells(machine.vm, kicks, 0x100, 4, warnings.append)
         other.moved(DATA - 0x100)
-        assert len(warnings) == 1 and "take a VM exit more: KVM_IOEVENTFD failed: File exists" in warnings[0]
+        assert len(warnings) == 1 and "take one more VM exit each: KVM_IOEVENTFD failed: File exists" in warnings[0]
         other.moved(None)
         assert machine.run(WRITES_MMIO) == []
     finally:

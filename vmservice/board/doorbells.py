@@ -42,6 +42,6 @@ class Doorbells:
             except KvmError as error:
                 if not self._warned:
                     self._warned = True
-                    self._warn(f"notifications of a PCI device take a VM exit more: {error}")
+                    self._warn(f"notifications of a PCI device take one more VM exit each: {error}")
                 return
             self._attached.append((fd, address))

@@ -57,7 +57,8 @@ class MessageInterrupts:
             self._detach(vector, gsi)
             if not self._warned:
                 self._warned = True
-                self._warn(f"an interrupt of a PCI device has no eventfd and takes a system call more: {error}")
+                why = error.strerror if isinstance(error, OSError) else error
+                self._warn(f"an interrupt of a PCI device has no eventfd, and each takes one more system call: {why}")
 
     def eventfd(self, vector: int) -> int:
         """What a back end may write 1 to for this vector, whether it is masked now or not. OSError when there is none left."""

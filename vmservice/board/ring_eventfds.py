@@ -30,7 +30,7 @@ class RingEventfds:
             self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             self.close()
-            raise HostError(f"no eventfd for a virtqueue of {name}: {error}") from error
+            raise HostError.from_os(f"no eventfd for a virtqueue of {name}", error) from error
 
     def call_of(self, ring: Ring) -> int:
         """What whoever serves `ring` writes to for an interrupt."""

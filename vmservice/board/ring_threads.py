@@ -105,7 +105,7 @@ class RingThreads:
                 self.kicks.append(os.eventfd(0, os.EFD_CLOEXEC | flags))
         except OSError as error:
             self.close()
-            raise HostError(f"no eventfd for a virtqueue of {name}: {error}") from error
+            raise HostError.from_os(f"no eventfd for a virtqueue of {name}", error) from error
 
     def notify(self, index: int) -> None:
         os.eventfd_write(self.kicks[index], 1)

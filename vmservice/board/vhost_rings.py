@@ -72,7 +72,7 @@ class VhostRings:
             self._error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             self._eventfds.close()
-            raise HostError(f"no eventfd for a virtqueue of {name}: {error}") from error
+            raise HostError.from_os(f"no eventfd for a virtqueue of {name}", error) from error
 
     def begin(self) -> None:
         """In the main thread: Linux makes the kernel's thread out of the one that asks, and not while a signal is on its way to

@@ -117,7 +117,8 @@ def _parse(file: RegularFile) -> tuple[int, str, list[Segment]]:
             raise
         except Exception as error:
             # The library meets damage with its own errors and with plain ones of many kinds: the file is to blame for all.
-            raise ConfigError(f"the kernel {file.path} is a damaged ELF file: {str(error) or type(error).__name__}") from None
+            why = f": {error}" if str(error) else ""
+            raise ConfigError(f"the kernel {file.path} is a damaged ELF file{why}") from None
     segments = [
         Segment(header["p_offset"], header["p_paddr"], header["p_filesz"], header["p_memsz"])
         for header in headers

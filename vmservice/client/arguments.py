@@ -27,6 +27,20 @@ POWEROFF_TIMEOUT_SEC = 120.0
 FOLLOWED_ENTRIES = 10
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number") from None
+
+
 def add_common_options(parser: argparse.ArgumentParser, *names: str, help_of: dict[str, str] | None = None) -> None:
     """Let `parser`, of one command, take these of COMMON_OPTIONS; `take_common_options` refuses the others."""
     for name in names:
@@ -59,7 +73,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         if verb.command:
             parser = add(verb.command, verb.sentence)
             if verb.signature == "y":
-                parser.add_argument("vcpus", metavar="N", type=int, help="how many vCPUs the VM shall have")
+                parser.add_argument("vcpus", metavar="N", type=_whole_number, help="how many vCPUs the VM shall have")
     add("shutdown", "ask the guest to power itself off, without waiting for it")
     poweroff = add("poweroff", "power the guest off and wait until it is")
     poweroff.add_argument("--force", action="store_true", help="stop it at once, without asking the guest; the process stays")
@@ -68,7 +82,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument(
             "--timeout",
             metavar="SEC",
-            type=float,
+            type=_number,
             default=POWEROFF_TIMEOUT_SEC,
             help=f"give up after so many seconds, with exit status 75; {POWEROFF_TIMEOUT_SEC:g} unless given",
         )
@@ -88,7 +102,7 @@ def _add_watching(add: Any) -> None:
         "-n",
         "--lines",
         metavar="N",
-        type=int,
+        type=_whole_number,
         help=f"only the last N entries; all unless given, {FOLLOWED_ENTRIES} with --follow",
     )
     console = add("console", 'join this terminal to a console of a VM in mode "pty" or "socket"')
@@ -101,7 +115,7 @@ def _add_watching(add: Any) -> None:
     states = tuple(TRANSITIONS)
     wait = add("wait", "wait until a VM is in a state")
     wait.add_argument("state", metavar="STATE", choices=states, help=f"one of {', '.join(states)}; no process is shutdown, too")
-    wait.add_argument("--timeout", metavar="SEC", type=float, help="give up after so many seconds, with exit status 75")
+    wait.add_argument("--timeout", metavar="SEC", type=_number, help="give up after so many seconds, with exit status 75")
 
 
 def run_command(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from dbus_next.signature import Variant
 
 from vmservice.control.api import BY_MEMBER
 from vmservice.control.caller import GROUP, Caller
-from vmservice.control.dbus_transport import Transport, daemon_call
+from vmservice.control.dbus_transport import Transport, daemon_call, failure_reason
 from vmservice.control.errors import ACCESS_DENIED, INTERACTION_REQUIRED, LIMITS_EXCEEDED, BusFault, wire_text
 from vmservice.control.names import DAEMON
 from vmservice.errors import seconds
@@ -92,7 +92,7 @@ class Authority:
                 return BusFault(ACCESS_DENIED, "the caller is gone")
             return await self._ask_polkit(caller, call)
         except (OSError, TimeoutError, BusFault) as error:
-            return BusFault(ACCESS_DENIED, f"the bus does not say whether the caller is still there: {error}")
+            return BusFault(ACCESS_DENIED, f"the bus does not say whether the caller is still there: {failure_reason(error)}")
         finally:
             del self._checks[caller.sender]
             if self._transport.connected:
@@ -118,7 +118,7 @@ class Authority:
             self._cancel(cancellation)
             raise
         except OSError as error:
-            return self._cannot_ask(action, str(error))
+            return self._cannot_ask(action, failure_reason(error))
         return self._answer(action, interactive, reply)
 
     def _answer(self, action: str, interactive: bool, reply: Message) -> BusFault | None:

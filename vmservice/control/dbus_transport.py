@@ -302,6 +302,8 @@ def failure_reason(error: Exception) -> str:
     """Why a connection could not be made or a call had no answer, in words: asyncio and dbus-next raise some without a text."""
     if isinstance(error, TimeoutError):
         return "there was no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error) or "the connection was closed"
 
 

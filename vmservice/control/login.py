@@ -185,7 +185,7 @@ async def _connect(transport: Transport) -> None:
     except (HostError, OSError):
         raise
     except Exception as error:  # what dbus-next's parser makes of a broken peer
-        raise HostError(str(error) or type(error).__name__) from None
+        raise HostError(failure_reason(error)) from None
 
 
 def _refuse(call: Message) -> Message:

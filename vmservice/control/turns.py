@@ -18,6 +18,7 @@ from dbus_next.message import Message
 
 from vmservice.control.authority import Authority
 from vmservice.control.caller import Caller
+from vmservice.control.dbus_transport import failure_reason
 from vmservice.control.errors import ACCESS_DENIED, LIMITS_EXCEEDED, BusFault
 
 # Calls that wait until the bus has said who makes them.
@@ -123,7 +124,7 @@ class Turns:
         try:
             caller = await self._authority.identify(queue.sender)
         except (OSError, TimeoutError, BusFault) as error:
-            queue.fault = BusFault(ACCESS_DENIED, f"the bus does not say who calls: {error}")
+            queue.fault = BusFault(ACCESS_DENIED, f"the bus does not say who calls: {failure_reason(error)}")
             return
         if caller is None:
             self._forget(queue)

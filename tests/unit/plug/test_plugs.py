@@ -21,6 +21,7 @@ from vmservice.config.load import load_config
 from vmservice.config.sections.balloon import BalloonDevice
 from vmservice.config.sections.console import ConsoleDevice
 from vmservice.config.sections.port import PortConfig, PortsDevice
+from vmservice.errors import ConfigError
 from vmservice.host.consoles.base import NullConsole
 from vmservice.host.consoles.mover import Mover
 from vmservice.plug import balloon, console, port, vsock
@@ -187,6 +188,17 @@ def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(tmp_p
     mover.close()
     for listener in listeners:
         listener.close()
+
+
+def test_what_is_wrong_at_the_start_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "demo.toml"
+    file.write_text('[firmware]\npath = "bios"\n[serial]\nmode = "null"\n[[disk]]\nformat = "raw"\npath = "nowhere"\n')
+    log = SimpleNamespace(info=lambda text: None, warning=pytest.fail)
+    mover = Mover()
+    with pytest.raises(ConfigError) as caught:
+        Backends(load_config("demo", str(file)), Host("demo", log, mover, []))
+    assert str(caught.value) == f"{file}: disk disk0: {tmp_path}/nowhere does not exist"
+    mover.close()
 
 
 def test_what_a_person_may_see_of_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
