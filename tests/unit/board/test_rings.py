@@ -315,9 +315,7 @@ def test_a_lie_of_the_driver_before_this_one_is_not_held_against_it(bench: Bench
     (first, _) = bench.start()
     first.set_available_index(0x7000)
     bench.kick(0)
-    for _ in wait():
-        if bench.driver.posted:
-            break
+    assert any(bench.driver.posted for _ in wait())
     bench.start()
     bench.driver.run_posted()
     assert not bench.driver.is_broken
@@ -342,10 +340,8 @@ def test_a_virtqueue_that_never_runs_dry_can_be_stopped(bench: Bench) -> None:
 
     bench.device.answer = again  # type: ignore[method-assign]
     bench.ask(0, b"on and on")
-    for _ in wait():
-        if first.used_index() > 100:
-            break
-    bench.driver.transport.stop()
+    assert any(first.used_index() > 100 for _ in wait())
+    assert bench.driver.transport.stop()
     before = first.used_index()
     assert bench.driver.transport.state.queues[0].next_available == before
 
