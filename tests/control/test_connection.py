@@ -273,7 +273,7 @@ def test_closing_in_the_middle_of_connecting(own_bus: PrivateBus) -> None:
             connection = served.connection(own_bus.address)
             run = asyncio.ensure_future(connection.run())
             await asyncio.sleep(0)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 await connection.close()
                 await run
             assert (served.acquired, served.lost) == (0, [])

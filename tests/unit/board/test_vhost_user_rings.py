@@ -333,7 +333,7 @@ def test_a_back_end_that_hangs_is_not_waited_for_at_the_end(disk: DiskBackEnd, t
     assert bench.rings is not None and not bench.rings.stop(0.05)
     began = time.monotonic()
     bench.rings.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < TIMEOUT_SEC / 2
     assert bench.rings.stop(0)
     bench.close()
 
@@ -342,10 +342,10 @@ def test_no_vcpu_waits_for_a_back_end_that_hangs(disk: DiskBackEnd, tmp_path: Pa
     with bench_of(tmp_path / "socket", is_volatile=True) as bench:
         disk.silent_at = {2}
         assert bench.link.front is not None
-        bench.link.front.reply_sec = 0.5
+        bench.link.front.reply_sec = 2.0
         began = time.monotonic()
         bench.start()
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 1.8
         assert "does not answer in time" in bench.broken()
 
 
@@ -359,7 +359,7 @@ def test_the_end_waits_for_no_back_end_that_hangs_again_and_again(bench: Bench, 
     bench.rings.abandon()
     began = time.monotonic()
     assert bench.transport.stop()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4
 
 
 def test_the_configuration_follows_the_back_end(bench: Bench, disk: DiskBackEnd) -> None:

@@ -262,7 +262,7 @@ def test_a_back_end_that_is_silent_is_waited_for_so_long(pair: Pair, step: int) 
     began = time.monotonic()
     with pytest.raises(HostError, match="does not answer in time"):
         open_and_read(pair.front)
-    assert QUICK_SEC * 0.9 <= time.monotonic() - began < 10 * QUICK_SEC
+    assert QUICK_SEC * 0.9 <= time.monotonic() - began < 20 * QUICK_SEC
     assert pair.front.is_lost
 
 

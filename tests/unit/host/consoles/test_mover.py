@@ -102,7 +102,7 @@ def test_no_wake_up_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
         while console.moves.acquire(blocking=False):
             pass
         mover.wake(console)
-        assert console.moves.acquire(timeout=1)
+        assert console.moves.acquire(timeout=TIMEOUT_SEC)
         mover.remove(console)
 
 
@@ -155,12 +155,12 @@ def test_a_disk_that_takes_nothing_holds_no_other_console_and_not_the_end(
     file.write(b"line\n")
     assert stuck.wait(TIMEOUT_SEC)
     mover.wake(other)
-    assert other.moves.acquire(timeout=1), "another console waits for the disk"
+    assert other.moves.acquire(timeout=TIMEOUT_SEC / 2), "another console waits for the disk"
     mover.remove(other)
     begin = time.monotonic()
     file.close()
     mover.close()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < TIMEOUT_SEC / 2
     assert log.warnings == [f"console output is lost: {tmp_path}/vm.log: the disk does not take it"]
     may_write.set()
     assert file._mover._ended.acquire(timeout=TIMEOUT_SEC)  # type: ignore[attr-defined]
@@ -183,12 +183,12 @@ def test_a_terminal_that_makes_us_wait_holds_no_other_console_and_not_the_end(
         terminal.write(b"x" * 65536)
     time.sleep(0.05)
     mover.wake(other)
-    assert other.moves.acquire(timeout=1), "another console waits for the terminal"
+    assert other.moves.acquire(timeout=TIMEOUT_SEC / 2), "another console waits for the terminal"
     mover.remove(other)
     begin = time.monotonic()
     terminal.close()
     mover.close()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < TIMEOUT_SEC / 2
     os.set_blocking(reader, False)
     deadline = time.monotonic() + TIMEOUT_SEC
     stuck = terminal._mover  # type: ignore[attr-defined]
