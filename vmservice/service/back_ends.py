@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _DROP_IN = "50-vmservice.conf"
 _SYSTEMCTL_SEC = 60
+_JOURNAL_SEC = 5
 
 
 def main(words: Sequence[str]) -> int:
@@ -202,20 +203,20 @@ class _Manager:
 
 
 def _last_line(invocation_id: str) -> str:
-    """What a process of that start of a unit wrote last; empty where the journal has nothing of it."""
+    """What a process of that start of a unit wrote last; empty where the journal has nothing of it, or does not answer."""
     if not invocation_id:
         return ""
     # What systemd itself says of the unit has INVOCATION_ID, without the underscore.
     match = f"_SYSTEMD_INVOCATION_ID={invocation_id}"
     try:
-        _capture(["journalctl", "--sync"])
-        said = _capture(["journalctl", "--quiet", "--output=cat", "--lines=1", match]).stdout
+        _capture(["journalctl", "--sync"], _JOURNAL_SEC)
+        said = _capture(["journalctl", "--quiet", "--output=cat", "--lines=1", match], _JOURNAL_SEC).stdout
     except HostError:
         return ""
     return " ".join(said.split()).removeprefix("vmservice: ")
 
 
-def _capture(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _capture(command: list[str], timeout_sec: float = _SYSTEMCTL_SEC) -> subprocess.CompletedProcess[str]:
     """HostError where it cannot be run, or takes too long."""
     import subprocess
 
@@ -227,9 +228,9 @@ def _capture(command: list[str]) -> subprocess.CompletedProcess[str]:
             text=True,
             errors="replace",
             check=False,
-            timeout=_SYSTEMCTL_SEC,
+            timeout=timeout_sec,
         )
     except OSError as error:
         raise HostError.from_os(f"cannot run {command[0]}", error) from error
     except subprocess.TimeoutExpired:
-        raise HostError(f"`{' '.join(command)}` has not ended within {seconds(_SYSTEMCTL_SEC)}") from None
+        raise HostError(f"`{' '.join(command)}` has not ended within {seconds(timeout_sec)}") from None

@@ -315,7 +315,12 @@ def test_why_a_tap_was_not_made_is_in_the_journal_of_the_vm(
 
 
 def test_without_a_journal_there_is_still_the_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It may be missing, or stand still."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert back_ends._last_line("1234abcd") == ""
+    (tmp_path / "journalctl").write_text("#!/bin/sh\nexec /usr/bin/sleep 60\n")
+    (tmp_path / "journalctl").chmod(0o755)
+    monkeypatch.setattr(back_ends, "_JOURNAL_SEC", 0.1)
     assert back_ends._last_line("1234abcd") == ""
 
 
