@@ -1,0 +1,76 @@
+"""Programs that read images: run as the VM's account where that can be, since an image may be made to deceive them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+
+from vmservice.errors import HostError, HostFacilityMissing
+
+# Where programs for administrators are, which a plain user's PATH may lack.
+_PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+# Neither a pager, nor another language, nor what a person's settings say.
+_ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C", "DEBUGFS_PAGER": "__none__"}
+_TIMEOUT_SEC = 300
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whom a VM runs as."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """An open image, which the programs have by its descriptor. `account` is who runs them; None: whoever we are."""
+
+    fd: int
+    path: str
+    size_bytes: int
+    account: Account | None = None
+
+    def run(self, line: list[str], package: str, output: int = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end, whatever that is. `package` is the one of Debian that has it. `self.name` is the image."""
+        return run(line, package, output=output, account=self.account, fd=self.fd)
+
+    @property
+    def name(self) -> str:
+        """The image's path for such a program."""
+        return f"/proc/self/fd/{self.fd}"
+
+
+def run(
+    line: list[str], package: str, *, output: int = subprocess.PIPE, account: Account | None = None, fd: int = -1
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program to its end. HostFacilityMissing where it is not installed."""
+    try:
+        return subprocess.run(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+            env=_ENVIRONMENT,
+            pass_fds=() if fd < 0 else (fd,),
+            timeout=_TIMEOUT_SEC,
+            user=None if account is None else account.uid,
+            group=None if account is None else account.gid,
+            extra_groups=None if account is None else [],
+        )
+    except FileNotFoundError:
+        raise HostFacilityMissing(f"{line[0]} is not installed; Debian has it in {package}") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{line[0]} did not come to an end within {_TIMEOUT_SEC} seconds") from None
+    except OSError as error:
+        raise HostError.from_os(f"cannot run {line[0]}", error) from error
+
+
+def is_there(program: str) -> bool:
+    """Whether it is installed."""
+    import shutil
+
+    return shutil.which(program, path=_PATH) is not None
