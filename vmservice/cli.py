@@ -69,7 +69,9 @@ def _dispatch(words: list[str]) -> int:
         return _check_host(options.json)
     if options.command == "check-config":
         return _check_config(options.target, options.user)
-    return run_command(options)
+    from vmservice.create import arguments as create
+
+    return create.run_command(options) if options.command in create.COMMANDS else run_command(options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
     from vmservice import __version__
     from vmservice.client.arguments import COMMON_OPTIONS, add_commands, add_common_options
+    from vmservice.create.arguments import add_commands as add_create_commands
 
     parser = Parser(prog="vmservice", description="Virtual machines that are systemd services.")
     parser.add_argument("--version", action="version", version=f"vmservice {__version__}")
@@ -118,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check_host = commands.add_parser("check-host", help="say what this host can run, and what is missing")
     add_common_options(check_host, "json")
+    add_create_commands(commands)
     add_commands(commands)
     return parser
 

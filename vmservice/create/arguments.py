@@ -1,0 +1,173 @@
+"""The command lines of `create`, `delete`, `update-kernel` and `edit`, and what they say to the person."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from vmservice.client.arguments import add_common_options
+from vmservice.config.core import MEMORY_MIN_BYTES, VCPUS_MAX
+from vmservice.config.names import check_name
+from vmservice.config.reader import UNITS
+from vmservice.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.create.create import Created
+    from vmservice.create.places import Place
+
+COMMANDS = ("create", "delete", "update-kernel", "edit")
+
+_DEFAULT_MEMORY = "1G"
+_USER_HELP = {"user": "a VM of your own, for systemctl --user"}
+
+
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the commands to those of `vmservice`."""
+
+    def add(command: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}. {more}"
+        parser: argparse.ArgumentParser = commands.add_parser(command, help=text, description=description)
+        parser.add_argument("name", metavar="NAME", help="the VM's name")
+        add_common_options(parser, "user", help_of=_USER_HELP)
+        return parser
+
+    create = add(
+        "create",
+        "make a VM of a disk image",
+        "The image is copied, its kernel is taken out of it, and a configuration is written. Interrupted, it leaves nothing.",
+    )
+    create.add_argument("--image", metavar="FILE", required=True, help="a disk with Linux on it: raw or qcow2")
+    create.add_argument(
+        "--size", metavar="SIZE", help="make the disk as large as that, such as 20G; the image's size unless given"
+    )
+    create.add_argument("--cpus", metavar="N", type=int, help="how many vCPUs it starts with; 1 unless given")
+    create.add_argument("--memory", metavar="SIZE", default=_DEFAULT_MEMORY, help=f"{_DEFAULT_MEMORY} unless given")
+    create.add_argument(
+        "--network",
+        metavar="MODE",
+        help="passt (unless given, where it is installed), tap, tap=NAME, bridge=NAME, or none",
+    )
+    create.add_argument("--ssh-key", metavar="FILE", help="a public key for root; the first of ~/.ssh unless given")
+    create.add_argument("--user-data", metavar="FILE", help="what cloud-init in the guest is to do")
+    delete = add(
+        "delete", "remove a VM that was made by create, with its disk", "It asks first, and refuses while the VM runs."
+    )
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    add("update-kernel", "take the kernel out of a VM's disk anew, after an upgrade in the guest", "The VM must not run.")
+    add("edit", "edit the configuration of a VM, check it, and offer a reload")
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the command that was parsed; its exit status."""
+    check_name(options.name)
+    from vmservice.create.places import place_of
+    from vmservice.create.undo import EXIT_INTERRUPTED, Interrupted, interruptible
+
+    place = place_of(options.name, user=options.user)
+    try:
+        with interruptible():
+            return {"create": _create, "delete": _delete, "update-kernel": _update_kernel, "edit": _edit}[options.command](
+                place, options
+            )
+    except Interrupted:
+        say("interrupted; nothing is changed" if options.command != "delete" else "interrupted")
+        return EXIT_INTERRUPTED
+
+
+def size_of(option: str, text: str) -> int:
+    """Bytes, as sizes are written in a configuration."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in UNITS else (text, "")
+    if not number.isascii() or not number.isdecimal() or len(number) > 18 or not int(number):
+        raise UsageError(f"{option} {text} is no size; expected a number of bytes, or one with K, M, G or T, such as 20G")
+    return int(number) * UNITS.get(unit, 1)
+
+
+def _create(place: Place, options: argparse.Namespace) -> int:
+    from vmservice.create.configuration import Shape
+    from vmservice.create.create import Options, create
+    from vmservice.create.ways import read_network
+
+    size = size_of("--size", options.size) if options.size is not None else 0
+    if size % 4096:
+        raise UsageError(f"--size {options.size} is no multiple of 4096 bytes")
+    if size_of("--memory", options.memory) < MEMORY_MIN_BYTES:
+        raise UsageError(f"--memory {options.memory} is too little for any guest; expected a size such as 512M")
+    if options.cpus is not None and not 1 <= options.cpus <= VCPUS_MAX:
+        raise UsageError(f"no VM can have {options.cpus} vCPUs; 1 to {VCPUS_MAX} are possible")
+    asked = Options(
+        image=options.image,
+        size_bytes=size,
+        shape=Shape(options.cpus, options.memory),
+        network=read_network(options.network, user=options.user),
+        ssh_key=options.ssh_key,
+        user_data=options.user_data,
+    )
+    _print_created(place, create(place, asked))
+    return os.EX_OK
+
+
+def _print_created(place: Place, created: Created) -> None:
+    from vmservice.create.progress import human
+
+    print(f"{place.name} is made: {created.guest.pretty_name}, a disk of {human(created.disk_bytes)}")
+    print(f"  configuration   {place.configuration}")
+    print(f"  disk, kernel    {place.folder}")
+    print(f"  command line    of {created.guest.source}")
+    if created.key_path:
+        print(f"  SSH key         {created.key_path}")
+    for note in created.notes:
+        print(f"  note            {note}")
+    user = " --user" if place.user else ""
+    print("What to do next:")
+    print(f"  {place.systemctl('start')}")
+    if created.key_path and created.guest.has_sshd and (created.ways.has_vsock or created.ways.forward):
+        print(f"  vmservice ssh{user} {created.ways.login}@{place.name}")
+    print(f"  vmservice logs -f{place.words}")
+
+
+def _delete(place: Place, options: argparse.Namespace) -> int:
+    from vmservice.create.delete import delete
+
+    deleted = delete(place, lambda shown: options.yes or ask(f"This is removed:\n{shown}\nRemove it?"))
+    if deleted is None:
+        say("nothing is removed")
+        return 1
+    if deleted.kept:
+        say(f"{place.folder} stays, for it has what create did not make: {', '.join(deleted.kept[:5])}")
+    if deleted.is_enabled:
+        say(f"its unit is still enabled: {place.systemctl('disable')}")
+    return os.EX_OK
+
+
+def _update_kernel(place: Place, options: argparse.Namespace) -> int:
+    from vmservice.create.kernel import update_kernel
+
+    guest, notes = update_kernel(place)
+    print(f"{place.name} starts with {guest.kernel} from now on ({guest.source})")
+    for note in notes:
+        say(note)
+    return os.EX_OK
+
+
+def _edit(place: Place, options: argparse.Namespace) -> int:
+    from vmservice.create.edit import edit
+
+    edit(place, ask, say)
+    return os.EX_OK
+
+
+def ask(question: str) -> bool:
+    """Whether the person says yes. Where there is nobody to ask, the answer is no."""
+    if not sys.stdin.isatty():
+        print(f"{question} Nobody is there to answer, so no.", file=sys.stderr, flush=True)
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def say(text: str) -> None:
+    """A note for the person, apart from what the command is asked for."""
+    print(f"vmservice: {text}", file=sys.stderr, flush=True)
