@@ -240,7 +240,8 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (
             KERNEL + "[[zzz]]",
             "[[zzz]] is not a known section; known are [kernel], [firmware], [cpus], [memory], [serial], [smbios], [virtio],"
-            " [credentials], [service], [console], [[port]], [rng], [balloon], [[network]], [[disk]], [[pmem]], [vsock]",
+            " [credentials], [service], [console], [[port]], [rng], [balloon], [[network]], [[disk]], [cloud-init], [[pmem]],"
+            " [vsock]",
         ),
         (KERNEL + "[cpus]\nbot = 1", "cpus.bot is not a known key; did you mean boot?"),
         (KERNEL + "[cpus]\nBOOT = 1", "cpus.BOOT is not a known key; did you mean boot?"),
