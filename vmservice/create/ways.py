@@ -7,7 +7,7 @@ import re
 import socket
 from dataclasses import dataclass
 
-from vmservice.errors import UsageError
+from vmservice.errors import HostFacilityMissing, UsageError
 from vmservice.image.guest import Guest
 from vmservice.image.tools import is_there
 
@@ -61,6 +61,8 @@ def read_network(text: str | None, *, user: bool) -> Network:
     found = re.fullmatch(r"(passt|none|tap)|(tap|bridge)=([^\s/:]{1,15})", text)
     if found is None:
         raise UsageError(f"--network {text} is none of passt, tap, tap=NAME, bridge=NAME and none")
+    if found[1] == "passt" and not is_there("passt"):
+        raise HostFacilityMissing("--network passt: passt is not installed; Debian has it in the package passt")
     if found[1]:
         return Network(found[1])
     return Network(found[2], found[3])

@@ -20,7 +20,8 @@ from unit.create.conftest import KEY, left
 
 from vmservice.cli import main
 from vmservice.config.load import load_config
-from vmservice.create import places
+from vmservice.config.sections.cloud_init import CloudInitDevice
+from vmservice.create import places, ways
 from vmservice.create.configuration import Shape
 from vmservice.create.create import Options, create
 from vmservice.create.places import Place
@@ -118,6 +119,35 @@ def test_names_in_an_image_and_of_folders_are_quoted(home: Path, tmp_path: Path)
     files = system() | {"/usr/lib/os-release": 'PRETTY_NAME="x" # "y" \\\n'}
     assert run("--image", str(disk(place, files))) == 0
     assert tomllib.loads((home / "config/vmservice/web.toml").read_text())["kernel"]["path"].endswith("/vmlinuz")
+
+
+def test_an_image_with_cloud_init_gets_a_disk_for_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here one whose systemd knows no credentials yet, on a host without vsocks: all comes by cloud-init."""
+    monkeypatch.setattr(ways, "_VHOST_VSOCK", "/nowhere")
+    monkeypatch.setattr(ways, "is_there", lambda program: True)
+    monkeypatch.setattr("vmservice.host.passt.PASST", "/bin/true")
+    files = system() | {
+        "/usr/bin/cloud-init": b"#!python",
+        "/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so": "-> x",
+    }
+    files["/usr/lib/systemd/libsystemd-shared-247.so"] = files.pop("/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so")
+    image = disk(tmp_path / "image", files)
+    assert run("--image", str(image), "--network", "passt", "--size", "32M") == 0
+    folder = home / "state/vmservice/web"
+    assert left(home) == sorted([*ALL, "state/vmservice/web/user-data"])
+    config = load_config("web", str(home / "config/vmservice/web.toml"))
+    (device,) = (one for one in config.devices if isinstance(one, CloudInitDevice))
+    assert (device.user_data, device.keys) == (f"{folder}/user-data", KEY)
+    assert "disable_root: false" in (folder / "user-data").read_text()
+    said = capsys.readouterr().out
+    assert "vmservice ssh --user debian@web" in said
+    assert "resize2fs" not in said, "cloud-init does that"
+    assert main(["delete", "web", "--user", "--yes"]) == 0
+    (tmp_path / "mine").write_text("#cloud-config\npackages: [hello]\n")
+    assert run("--image", str(image), "--user-data", str(tmp_path / "mine")) == 0
+    assert (folder / "user-data").read_text() == "#cloud-config\npackages: [hello]\n"
 
 
 def test_user_data_without_cloud_init_is_said(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.disk_images import KERNEL
 from unit.create.conftest import KEY
 
 from vmservice.create import copy, keys, ways
@@ -17,7 +16,7 @@ from vmservice.create.configuration import Shape, configuration, toml_string
 from vmservice.create.places import Place
 from vmservice.create.progress import Progress, human
 from vmservice.create.ways import Network, Ways, read_network, ways_to
-from vmservice.errors import ConfigError, HostError, UsageError
+from vmservice.errors import ConfigError, HostError, HostFacilityMissing, UsageError
 from vmservice.image.boot_entry import BootEntry
 from vmservice.image.guest import Guest
 
@@ -196,8 +195,15 @@ def test_what_is_no_key(tmp_path: Path, text: str, words: str) -> None:
         ("bridge=br0", Network("bridge", "br0")),
     ],
 )
-def test_networks(text: str, network: Network) -> None:
+def test_networks(text: str, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "is_there", lambda program: True)
     assert read_network(text, user=False) == network
+
+
+def test_a_network_that_cannot_be_is_refused_before_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "is_there", lambda program: False)
+    with pytest.raises(HostFacilityMissing, match="passt is not installed; Debian has it in the package passt"):
+        read_network("passt", user=True)
 
 
 @pytest.mark.parametrize("text", ["", "bridge", "tap=", "passt=x", "tap=a-name-that-is-too-long", "bridge=a b"])
@@ -273,16 +279,17 @@ def test_each_configuration_is_one(tmp_path: Path, network: Network, systemd: in
     from vmservice.config.load import load_config
 
     is_new = systemd >= 256
-    found = Ways(network, is_new, is_new, 0 if is_new or network.mode != "passt" else 2222, systemd >= 252, False, "root")
+    port = 0 if is_new or network.mode != "passt" else 2222
+    found = Ways(network, is_new, is_new, port, has_credentials=systemd >= 252, has_cloud_init=user, login="root")
     place = Place("web", user, str(tmp_path / "web.toml"), str(tmp_path / "web"), None)
     (tmp_path / "web.toml").write_text(configuration(place, guest(systemd), found, Shape(2, "1G"), image="/a b", keys=KEY))
     config = load_config("web", str(tmp_path / "web.toml"))
     kinds = [one.kind for one in config.devices]
     assert ("network" in kinds) == (network.mode != "none")
     assert ("vsock" in kinds) == config.service.ready_by_guest == is_new
-    assert len(config.credentials) == (systemd >= 252)
+    assert len(config.credentials) == (systemd >= 252 or user)
+    assert ("cloud-init" in kinds) == user
     assert config.kernel is not None and config.kernel.initramfs == str(tmp_path / "web/initrd.img")
-    assert len(KERNEL) > 0
 
 
 @pytest.mark.parametrize("text", ["plain", 'a "b"', "back\\slash", "tab\t", "del\x7f", "Grüße \U0001f600", "a\nb"])
