@@ -145,7 +145,7 @@ def test_without_passt_the_vm_is_not_begun(tmp_path: Path, passt: NetBackEnd, mo
     with pytest.raises(HostError, match=r"the passt of the network lan cannot be reached at .*: No such file or directory"):
         vm.open_backends()
     monkeypatch.setattr(host_passt, "PASST", "/nowhere")
-    with pytest.raises(HostFacilityMissing, match="the network lan takes passt, and there is no /nowhere"):
+    with pytest.raises(HostFacilityMissing, match="the network lan needs passt, and there is no /nowhere"):
         vm.open_backends()
     vm.close()
 

@@ -35,7 +35,7 @@ def test_the_host_can_run_guests(lab: LabHost) -> None:
     report = lab.run("vmservice check-host", check=True).stdout
     assert "missing" not in report
     assert "limited" not in report
-    assert "b'5\\n'" in report
+    assert '"5\\n"' in report
 
 
 def test_a_guest_from_start_to_stop(vm: UnitVm) -> None:

@@ -25,7 +25,7 @@ def test_a_guest_that_ignores_the_button(vm: UnitVm, variant: str) -> None:
     vm.stop()
     assert time.monotonic() - begin < 1 + PROMPT_SEC
     assert vm.show("Result") == "success"
-    assert complaints(vm) == ["forced the VM to stop: the guest did not power off within 1 seconds"]
+    assert complaints(vm) == ["forced the VM to stop: the guest did not power off within 1 second"]
 
 
 def test_a_guest_that_resets_without_end(vm: UnitVm) -> None:

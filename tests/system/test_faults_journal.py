@@ -106,7 +106,7 @@ def test_a_guest_that_prints_without_end_leaves_room_for_others(host: Container)
         prompt(loud, "Resume")
         loud.stop(timeout=20)
         assert loud.show("Result") == "success"
-        assert complaints(loud) == ["forced the VM to stop: the guest did not power off within 1 seconds"]
+        assert complaints(loud) == ["forced the VM to stop: the guest did not power off within 1 second"]
         assert "Suppressed" not in loud.journal()
     finally:
         loud.remove()

@@ -51,14 +51,14 @@ def test_systemd_passes_one_socket_at_each_start(vm: UnitVm) -> None:
     try:
         vm.start()
         names, family, port, listens, own = passed(vm, 1)
-        assert (names, family, listens, own) == (["vsock-notify"], "AF_VSOCK", 1, EAFNOSUPPORT)
+        assert (names, family, listens, own) == (["vsock/notify"], "AF_VSOCK", 1, EAFNOSUPPORT)
         assert isinstance(port, int)
         assert port >= 1024
         vm.restart()
-        assert passed(vm, 2)[0] == ["vsock-notify"]
+        assert passed(vm, 2)[0] == ["vsock/notify"]
         vm.host.run(f"systemctl kill --signal=KILL {vm.unit}", check=True)
         count = f"journalctl --unit={vm.unit} --output=cat | grep -c ^passed"
         vm.host.run(f"timeout 30 sh -c 'until [ $({count}) = 3 ]; do sleep 0.1; done'", check=True)
-        assert passed(vm, 3)[0] == ["vsock-notify"], "that of the start before is dropped"
+        assert passed(vm, 3)[0] == ["vsock/notify"], "that of the start before is dropped"
     finally:
         vm.host.run(f"systemctl stop {vm.unit}; rm -r {folder}; systemctl daemon-reload")

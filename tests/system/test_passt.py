@@ -163,7 +163,7 @@ def test_a_low_port_takes_the_one_capability_for_it(passt: PasstVm) -> None:
 @pytest.mark.parametrize(
     ("prepare", "forward", "status", "said"),
     [
-        ("mv /usr/bin/passt /usr/bin/away", "8080", "69", "the network lan takes passt, and there is no /usr/bin/passt"),
+        ("mv /usr/bin/passt /usr/bin/away", "8080", "69", "the network lan needs passt, and there is no /usr/bin/passt"),
         (
             "systemd-run --quiet --unit=holder --service-type=exec python3 -c"
             " 'import socket, time; s = socket.create_server((\"127.0.0.1\", 8080)); time.sleep(600)'"

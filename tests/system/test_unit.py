@@ -290,7 +290,7 @@ def test_sockets_on_a_host_that_has_none_are_said_so(vm: UnitVm) -> None:
     assert vm.host.run(f"systemctl start {vm.unit}").returncode != 0
     assert vm.show("ExecMainStatus") == "69"
     said = vm.journal("--output=cat", "SYSLOG_IDENTIFIER=vmservice")
-    assert "[vsock] takes /dev/vhost-vsock, which this host does not have (No such file or directory); `modprobe" in said
+    assert "[vsock] needs /dev/vhost-vsock, which this host does not have (No such file or directory); `modprobe" in said
     assert "Traceback" not in said
 
 

@@ -63,7 +63,7 @@ def test_a_user_has_a_network(container: Container, alice: str) -> None:
     assert container.run(f"{alice} systemctl --user start vm@mine").returncode != 0
     container.run("journalctl --sync")
     said = container.run("journalctl --output=cat _SYSTEMD_USER_UNIT=vm-passt@mine:network0.service", check=True).stdout
-    assert "forwards port 80/tcp of the host, and ports below 1024 are not for every account" in said
+    assert "forwards port 80/tcp of the host, and this account may not listen at ports below 1024" in said
     container.run(f"{alice} systemctl --user reset-failed vm@mine")
 
 

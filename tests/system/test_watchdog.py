@@ -26,8 +26,8 @@ def watched(vm: UnitVm) -> Iterator[UnitVm]:
 @pytest.mark.parametrize(
     ("what", "named", "seen"),
     [
-        ("device", "the lock of the devices for 1 seconds", "in hang"),
-        ("loop", "no answer from the event loop for 1 seconds", "in hang"),
+        ("device", "the lock of the devices for 1 second", "in hang"),
+        ("loop", "no answer from the event loop for 1 second", "in hang"),
     ],
 )
 def test_a_vmm_that_hangs_is_killed_and_started_anew(watched: UnitVm, what: str, named: str, seen: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from vmservice.check.selftest import EXPECTED, run_test_vm
+from vmservice.check.selftest import EXPECTED, run_test_vm, shown
 from vmservice.config.core import VCPUS_MAX
 from vmservice.errors import HostError, VmmError
 from vmservice.kvm import abi
@@ -122,8 +122,8 @@ def _check_test_vm(kvm: Kvm) -> Check:
     except HostError as error:
         return Check("test VM", MISSING, str(error), "this KVM runs no guest code; look at the host's kernel log")
     if output != EXPECTED:
-        return Check("test VM", MISSING, f"it computed {output!r} instead of {EXPECTED!r}", "do not trust this host")
-    return Check("test VM", OK, f"a real-mode guest added 2 and 3 and wrote {output!r} to its serial port")
+        return Check("test VM", MISSING, f"it computed {shown(output)} instead of {shown(EXPECTED)}", "do not trust this host")
+    return Check("test VM", OK, f"a real-mode guest added 2 and 3 and wrote {shown(output)} to its serial port")
 
 
 def _check_devices() -> list[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from vmservice.errors import HostError
+from vmservice.errors import HostError, quoted
 from vmservice.kvm import abi, exits
 from vmservice.kvm.vcpu import INTERRUPTED
 from vmservice.kvm.vm import KvmVm
@@ -45,6 +45,11 @@ def run_test_vm(kvm: Kvm) -> bytes:
         vm.close()
 
 
+def shown(output: bytes) -> str:
+    """What the guest has written, as a person reads it."""
+    return quoted(output.decode("latin-1"))
+
+
 def _run(vm: KvmVm) -> bytes:
     vcpu = vm.create_vcpu(0)
     try:
@@ -63,6 +68,6 @@ def _run(vm: KvmVm) -> bytes:
                     output += vcpu.page[offset : offset + size * count]
             elif reason != INTERRUPTED:
                 raise HostError(f"the test guest failed: {exits.describe(reason, vcpu.page)}")
-        raise HostError(f"the test guest did not halt within {_MAX_EXITS} exits; it wrote {output!r}")
+        raise HostError(f"the test guest did not halt within {_MAX_EXITS} exits; it wrote {shown(output)}")
     finally:
         vcpu.close()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # What systemd calls the socket that it passes: `start-back-ends` has made it, for the unit's sandbox has no AF_VSOCK.
-PASSED_NAME = "vsock-notify"
+PASSED_NAME = "vsock/notify"
 
 _HOST_CID = 2  # VMADDR_CID_HOST
 _ANY = 0xFFFFFFFF  # VMADDR_CID_ANY, and VMADDR_PORT_ANY

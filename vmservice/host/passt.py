@@ -28,7 +28,7 @@ def find_passt(network: str) -> bool:
         fd = os.open(PASST, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         raise HostFacilityMissing(
-            f"the network {network} takes passt, and there is no {PASST}; Debian has it in the package passt"
+            f"the network {network} needs passt, and there is no {PASST}; Debian has it in the package passt"
         ) from None
     try:
         return _VHOST_USER in os.read(fd, min(os.fstat(fd).st_size, _PROGRAM_MAX_BYTES))
@@ -84,10 +84,10 @@ def _why(error: int, address: str, port: int) -> str:
         return f"the host has no address {address}"
     if error == errno.EACCES:
         return (
-            f"ports below {_lowest_port()} are not for every account: forward a higher one, "
-            "or lower net.ipv4.ip_unprivileged_port_start"
+            f"this account may not listen at ports below {_lowest_port()}; forward a higher one, "
+            "or lower the sysctl net.ipv4.ip_unprivileged_port_start"
         )
-    return f"it cannot be listened at: {os.strerror(error)}"
+    return f"passt cannot listen there: {os.strerror(error)}"
 
 
 def _lowest_port() -> str:

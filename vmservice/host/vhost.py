@@ -103,12 +103,12 @@ def open_device(kind: str, wanted_by: str) -> int:
     except OSError as error:
         number = error.errno or 0
         if number in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-            text = f"{wanted_by} takes {path}, which this host does not have ({os.strerror(number)}); {_ADVICE[kind]}"
+            text = f"{wanted_by} needs {path}, which this host does not have ({os.strerror(number)}); {_ADVICE[kind]}"
             raise HostFacilityMissing(text, number) from error
         if number in (errno.EACCES, errno.EPERM):
-            text = f"{wanted_by} takes {path}, which this account may not open ({os.strerror(number)})"
+            text = f"{wanted_by} needs {path}, which this account may not open ({os.strerror(number)})"
             raise NotPermitted(f"{text}; its group may, which is kvm on most hosts", number) from error
-        raise HostError.from_os(f"{wanted_by} takes {path}, which cannot be opened", error) from error
+        raise HostError.from_os(f"{wanted_by} needs {path}, which cannot be opened", error) from error
 
 
 class Vhost:

@@ -74,11 +74,9 @@ class Host:
         """Whoever connects to a console that nobody serves would wait for ever. What has a slash in its name is none: systemd
         has kept it from a start before, when the configuration had a use for it."""
         while self._passed:
-            from vmservice.host.guest_listener import PASSED_NAME
-
             name, fd = self._passed.pop()
             os.close(fd)
-            if "/" not in name and name != PASSED_NAME:
+            if "/" not in name:
                 self.log.warning(
                     f'systemd passed a socket called {quoted(name)}, and no console of that name has mode = "socket"'
                 )

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from vmservice.errors import VmmError
+from vmservice.errors import VmmError, seconds
 from vmservice.vm.state import LastExit, State
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class GracefulStop:
         elif self._timeout_sec == 0:
             self._force("shutdown_timeout is 0")
         else:
-            self._log.info(f"{self._ASKED}; it has {self._timeout_sec} seconds")
+            self._log.info(f"{self._ASKED}; it has {seconds(self._timeout_sec)}")
             self._task = asyncio.get_running_loop().create_task(self._wait())
             self._task.add_done_callback(_show_bug)
 
@@ -89,7 +89,7 @@ class GracefulStop:
             waiting = f"{self._DOING}: waiting for the guest to power off ({elapsed:.0f} of {self._timeout_sec} s)"
             self._report("; ".join(clause for clause in (waiting, self._guest_status()) if clause))
             await asyncio.sleep(min(_REPORT_PERIOD_SEC, self._timeout_sec - elapsed))
-        self._force(f"the guest did not power off within {self._timeout_sec} seconds")
+        self._force(f"the guest did not power off within {seconds(self._timeout_sec)}")
 
     def _press(self) -> None:
         try:

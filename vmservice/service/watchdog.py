@@ -11,6 +11,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from vmservice.errors import seconds
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -87,7 +89,7 @@ class Watchdog:
             return
         self.trouble = trouble
         if trouble:
-            lasting = f"for {self._period_sec:.3g} seconds; if that lasts, the service manager's watchdog ends the VM"
+            lasting = f"for {seconds(round(self._period_sec, 2))}; if that lasts, the service manager's watchdog ends the VM"
             self._log.error(f"{trouble} {lasting}")
             self._notifier.status(trouble)
             self._dump(f"as there is {trouble}")

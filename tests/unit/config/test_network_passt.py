@@ -99,7 +99,7 @@ def test_a_host_without_passt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (lan,) = load(file, SECTION)
     monkeypatch.setattr(passt, "PASST", str(tmp_path / "passt"))
     with pytest.raises(
-        ConfigError, match=f"^{file}: the network network0 takes passt, and there is no {tmp_path}/passt; Debian"
+        ConfigError, match=f"^{file}: the network network0 needs passt, and there is no {tmp_path}/passt; Debian"
     ):
         network.check_files(lan, str(file))
     (tmp_path / "passt").write_bytes(b"an old one")

@@ -102,7 +102,7 @@ def test_the_socket_that_systemd_passes_is_taken() -> None:
 @pytest.mark.parametrize("kind", ["no socket", "another family"])
 def test_something_else_that_is_passed(kind: str) -> None:
     fd = os.open("/dev/null", os.O_RDONLY) if kind == "no socket" else socket.socket(socket.AF_UNIX).detach()
-    words = "Socket operation on non-socket" if kind == "no socket" else "called vsock-notify that is no listening vsock"
+    words = "Socket operation on non-socket" if kind == "no socket" else "called vsock/notify that is no listening vsock"
     with pytest.raises(HostError, match=words):
         open_listener(fd)
     if kind == "no socket":

@@ -19,7 +19,7 @@ KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 def test_a_passt_that_serves_vhost_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "passt"
     monkeypatch.setattr(passt, "PASST", str(program))
-    with pytest.raises(HostFacilityMissing, match=f"the network lan takes passt, and there is no {program}; Debian has it in"):
+    with pytest.raises(HostFacilityMissing, match=f"the network lan needs passt, and there is no {program}; Debian has it in"):
         passt.find_passt("lan")
     program.write_bytes(b"\x7fELF\0foreground\0socket\0")
     assert not passt.find_passt("lan")
@@ -60,8 +60,11 @@ def test_an_address_of_another_host() -> None:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.EACCES, "ports below [0-9]+ are not for every account: forward a higher one, or lower net.ipv4.ip_unpriv"),
-        (errno.ENOBUFS, f"it cannot be listened at: {os.strerror(errno.ENOBUFS)}"),
+        (
+            errno.EACCES,
+            "this account may not listen at ports below [0-9]+; forward a higher one, or lower the sysctl net.ipv4.ip_unpriv",
+        ),
+        (errno.ENOBUFS, f"passt cannot listen there: {os.strerror(errno.ENOBUFS)}"),
     ],
 )
 def test_what_else_is_in_the_way(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:

@@ -201,16 +201,16 @@ def set_up(device: vhost.Vhost, kernel: VhostKernel, memory: GuestMemory) -> Vho
         (
             errno.ENOENT,
             HostFacilityMissing,
-            "[vsock] takes /dev/vhost-vsock, which this host does not have (No such file or directory); `modprobe vhost_vsock`"
+            "[vsock] needs /dev/vhost-vsock, which this host does not have (No such file or directory); `modprobe vhost_vsock`"
             " loads its module, and a line in /etc/modules-load.d does at each start of the host",
         ),
         (
             errno.EACCES,
             NotPermitted,
-            "[vsock] takes /dev/vhost-vsock, which this account may not open (Permission denied);"
+            "[vsock] needs /dev/vhost-vsock, which this account may not open (Permission denied);"
             " its group may, which is kvm on most hosts",
         ),
-        (errno.EMFILE, HostError, "[vsock] takes /dev/vhost-vsock, which cannot be opened: Too many open files (errno 24)"),
+        (errno.EMFILE, HostError, "[vsock] needs /dev/vhost-vsock, which cannot be opened: Too many open files (errno 24)"),
     ],
 )
 def test_a_device_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, number: int, kind: type[HostError], said: str) -> None:

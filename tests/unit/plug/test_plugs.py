@@ -165,7 +165,7 @@ def test_what_systemd_passed_goes_to_the_console_of_that_name_or_is_closed(tmp_p
     for number, listener in enumerate(listeners):
         listener.bind(str(tmp_path / str(number)))
         listener.listen()
-    names = ("agent", "hvc", "serial", "tun/lan", "vsock-notify")
+    names = ("agent", "hvc", "serial", "tun/lan", "vsock/notify")
     passed = [(name, os.dup(listener.fileno())) for name, listener in zip(names, listeners, strict=True)]
     (tmp_path / "demo.toml").write_text(
         '[firmware]\npath = "bios"\n[serial]\nmode = "socket"\n[console]\nmode = "null"\n[[port]]\nname = "agent"\n'

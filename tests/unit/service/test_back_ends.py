@@ -221,8 +221,8 @@ def test_where_the_guest_says_that_it_is_ready_systemd_keeps_a_vsock_for_the_vm(
     monkeypatch.setattr("vmservice.host.guest_listener.make_socket", lambda: _socket.socket(fileno=kept.detach()))
     back_ends._pass_listener()
     assert manager.received == [
-        ("FDSTOREREMOVE=1\nFDNAME=vsock-notify", False),
-        ("FDSTORE=1\nFDPOLL=0\nFDNAME=vsock-notify", True),
+        ("FDSTOREREMOVE=1\nFDNAME=vsock/notify", False),
+        ("FDSTORE=1\nFDPOLL=0\nFDNAME=vsock/notify", True),
         ("BARRIER=1", True),
     ], "it waits until everything has been read"
 

@@ -146,7 +146,7 @@ def test_a_host_without_passt(unit: Unit, tmp_path: Path, capsys: pytest.Capture
     unit.configure(NETWORK)
     (tmp_path / "passt").unlink()
     assert cli.main(["passt-daemon", "web:lan"]) == 69
-    assert "the network lan takes passt, and there is no" in capsys.readouterr().err
+    assert "the network lan needs passt, and there is no" in capsys.readouterr().err
     assert unit.vm.recv(1) == b""
 
 

@@ -142,7 +142,7 @@ def test_a_guest_that_does_not_answer_is_forced() -> None:
     bench = Bench().bring_to(State.RUNNING)
     stopped = stop(bench, timeout_sec=1, answer="")
     assert (bench.vm.last_exit, bench.vm.was_forced) == (LastExit.ERROR, True)
-    assert stopped.told.lines[-1] == "forced to stop: the guest did not power off within 1 seconds"
+    assert stopped.told.lines[-1] == "forced to stop: the guest did not power off within 1 second"
 
 
 def test_a_button_that_cannot_be_pressed_does_not_keep_the_stop_from_its_end() -> None:
