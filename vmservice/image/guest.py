@@ -7,18 +7,20 @@ import posixpath
 import re
 from dataclasses import dataclass
 
-from vmservice.errors import ConfigError, HostError, HostFacilityMissing
+from vmservice.errors import ConfigError, HostError, HostFacilityMissing, VmmError
 from vmservice.image import file_systems, grub
 from vmservice.image.boot_entry import BootEntry, Files, read_entries, read_grub_environment, version_key
+from vmservice.image.dissected import PROGRAM, Dissected
 from vmservice.image.ext4 import Ext4
 from vmservice.image.fat import Fat
 from vmservice.image.partitions import BOOT, ESP, ROOT_X86_64, Partition, read_partitions
-from vmservice.image.tools import Image
+from vmservice.image.tools import Image, is_there
 
 _OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 _SYSTEMD_FOLDERS = ("/usr/lib/systemd", "/usr/lib/x86_64-linux-gnu/systemd", "/usr/lib64/systemd", "/lib/systemd")
 _SHARED = re.compile(r"libsystemd-shared-(\d+)")
 _GRUB = ("grub/grub.cfg", "grub2/grub.cfg", "EFI/debian/grub.cfg", "EFI/BOOT/grub.cfg")
+_MODULES = "/usr/lib/modules"
 _KERNEL = re.compile(r"^(?:vmlinuz|bzImage|linux)(?:-(.+))?$")
 _INITRDS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}", "initramfs-{}", "initrd-{}.img")
 # Consoles are the VM's own; the boot loader's word is for itself.
@@ -63,21 +65,24 @@ def take(guest: Guest, path: str, output: int) -> None:
 
 
 def look_into(image: Image) -> Guest:
-    """ConfigError or HostFacilityMissing where nothing can be started from there, and why."""
+    """ConfigError, HostError or HostFacilityMissing where nothing can be started from there, and why."""
     try:
         partitions = read_partitions(image.fd, image.size_bytes)
     except ConfigError as error:
         raise ConfigError(f"{image.path}: {error}") from None
-    root, files = _find_root(image, partitions)
-    release = _os_release(files)
+    root, files, refusal = _find_root(image, partitions)
+    release = {} if files is None else _os_release(files)
     places = _places(image, partitions, root, files)
-    entry, place, source = _find_entry(places, image.path)
+    try:
+        entry, place, source = _find_entry(places, image.path)
+    except ConfigError as error:
+        raise refusal or error from None
     kernel, place = _kernel_of(entry, place, places, image.path)
     initrd = _path_of(entry.initrd, place) if entry.initrd else ""
     if initrd and place.files.size(initrd) is None:
         raise ConfigError(f"{image.path}: {source} names the initramfs {entry.initrd}, which is not there")
     return Guest(
-        pretty_name=release.get("PRETTY_NAME", release.get("NAME", "Linux")),
+        pretty_name=release.get("PRETTY_NAME", release.get("NAME", entry.title if files is None else "Linux")),
         os_id=release.get("ID", ""),
         entry=entry,
         source=source,
@@ -86,27 +91,45 @@ def look_into(image: Image) -> Guest:
         initrd=initrd,
         cmdline=_cmdline(entry, _root_word(image, root, bool(initrd))),
         root=root,
-        systemd=_systemd_version(files),
-        has_cloud_init=files.size("/usr/bin/cloud-init") is not None,
-        has_sshd=files.size("/usr/sbin/sshd") is not None,
+        systemd=0 if files is None else _systemd_version(files),
+        # Of a root that cannot be read: cloud images have both.
+        has_cloud_init=files is None or files.size("/usr/bin/cloud-init") is not None,
+        has_sshd=files is None or files.size("/usr/sbin/sshd") is not None,
     )
 
 
-def _find_root(image: Image, partitions: list[Partition]) -> tuple[Partition | None, Files]:
-    """The partition that says so, or the first that has an os-release."""
+def _find_root(image: Image, partitions: list[Partition]) -> tuple[Partition | None, Files | None, VmmError | None]:
+    """(partition, its files). Of the partitions the one that says so, or the first that has an os-release.
+
+    Where there is a root that cannot be read, it is without files, and why; its kernel may lie in a partition of its own.
+    """
     if not partitions:
-        return None, _open_root(image, 0)
+        return None, _open_root(image, 0), None
     kinds = {one.number: file_systems.kind_at(image.fd, one.offset) for one in partitions}
     # The largest first: systems with two halves for updates have their like in both.
     candidates = sorted(partitions, key=lambda one: (one.kind != ROOT_X86_64, -one.size_bytes))
     for one in candidates:
         if kinds[one.number] == "ext4" and _os_release(files := Ext4(image, one.offset)):
-            return one, files
+            return one, files, None
     for one in candidates:
-        if kinds[one.number] in ("xfs", "btrfs", "luks", "lvm", "squashfs", "erofs"):
-            raise _unreadable(image.path, kinds[one.number], f"partition {one.number}")
+        kind, what = kinds[one.number], f"partition {one.number}"
+        if kind in ("luks", "lvm"):
+            raise _unreadable(image.path, kind, what)
+        if kind in ("xfs", "btrfs", "squashfs", "erofs"):
+            return one, *_dissect(image, kind, what)
     shown = ", ".join(f"{one.number} ({kinds[one.number] or 'unknown'})" for one in partitions)
     raise ConfigError(f"{image.path}: no partition has a Linux system with /etc/os-release; it has the partitions {shown}")
+
+
+def _dissect(image: Image, kind: str, what: str) -> tuple[Files | None, VmmError | None]:
+    """The files, where systemd-dissect is there and can; else why not."""
+    if not is_there(PROGRAM):
+        return None, _unreadable(image.path, kind, what)
+    try:
+        files = Dissected(image)
+    except VmmError as error:
+        return None, HostFacilityMissing(f"{_unreadable(image.path, kind, what)}. {error}")
+    return (files, None) if _os_release(files) else (None, _unreadable(image.path, kind, what))
 
 
 def _open_root(image: Image, offset: int) -> Files:
@@ -122,17 +145,20 @@ def _open_root(image: Image, offset: int) -> Files:
     raise ConfigError(f"{image.path} has neither a partition table nor a file system that is known; expected a disk with Linux")
 
 
-def _unreadable(path: str, kind: str, what: str) -> Exception:
+def _unreadable(path: str, kind: str, what: str) -> VmmError:
     if kind in ("luks", "lvm"):
         return ConfigError(
             f"{path}: {what} is {kind}, which is not looked into; write the configuration by hand, with [kernel] and root="
         )
     if kind == "iso9660":
         return ConfigError(f"{path} is a medium that installs a system, not a disk that has one")
-    return HostFacilityMissing(f"{path}: {what} is {kind}; kernels can only be taken out of ext4")
+    return HostFacilityMissing(
+        f"{path}: {what} is {kind}, and kernels are taken out of ext4, or by root with systemd-dissect (systemd 253 and later)"
+        " out of what the host's kernel can mount"
+    )
 
 
-def _places(image: Image, partitions: list[Partition], root: Partition | None, files: Files) -> list[_Place]:
+def _places(image: Image, partitions: list[Partition], root: Partition | None, files: Files | None) -> list[_Place]:
     """Where a boot loader's files may be: a partition for them, and the root's /boot."""
     found = []
     for one in partitions:
@@ -145,7 +171,11 @@ def _places(image: Image, partitions: list[Partition], root: Partition | None, f
                 found.append(_Place(other, "/", f"partition {one.number}"))
         elif kind == "vfat" and one.kind in (ESP, BOOT, None):
             found.append(_Place(Fat(image, one.offset), "/", f"partition {one.number}"))
-    return [*found, _Place(files, "/boot/", "/boot")]
+    if files is not None:
+        found.append(_Place(files, "/boot/", "/boot"))
+        if files.kind == Dissected.kind:
+            found.append(_Place(files, "/efi/", "/efi"))
+    return found
 
 
 def _find_entry(places: list[_Place], path: str) -> tuple[BootEntry, _Place, str]:
@@ -166,6 +196,10 @@ def _find_entry(places: list[_Place], path: str) -> tuple[BootEntry, _Place, str
         newest = _newest(place)
         if newest is not None:
             return newest.printable(), place, f"{place.name}: the newest kernel"
+    for place in places:
+        modules = _newest_of_modules(place.files)
+        if modules is not None:
+            return modules.printable(), _Place(place.files, "/", "/"), f"{_MODULES}: the newest kernel"
     raise ConfigError(f"{path}: its system has no kernel in /boot; an image for a container has none. Install one in it first")
 
 
@@ -186,7 +220,22 @@ def _newest(place: _Place) -> BootEntry | None:
     version, kernel = max(kernels, key=lambda one: version_key(one[0]))
     candidates = [pattern.format(version) for pattern in _INITRDS] if version else ["initrd.img", "initrd"]
     initrd = next((name for name in candidates if name in names), "")
-    return BootEntry(kernel, f"/{kernel}", f"/{initrd}" if initrd else "", "ro")
+    return BootEntry(kernel, f"/{kernel}", f"/{initrd}" if initrd else "", _options_without_loader(place.files))
+
+
+def _newest_of_modules(files: Files) -> BootEntry | None:
+    """Where a distribution's package has put it, before anything has copied it to /boot: of mkosi's folders, for one."""
+    versions = [name for name in files.names(_MODULES) if files.size(f"{_MODULES}/{name}/vmlinuz") is not None]
+    if not versions:
+        return None
+    version = max(versions, key=version_key)
+    return BootEntry(version, f"{_MODULES}/{version}/vmlinuz", "", _options_without_loader(files))
+
+
+def _options_without_loader(files: Files) -> str:
+    """systemd mounts the root anew, to write to it, only if fstab has it."""
+    lines = [line.split() for line in (files.text("/etc/fstab") or "").splitlines() if not line.lstrip().startswith("#")]
+    return "ro" if any(len(fields) > 1 and fields[1] == "/" for fields in lines) else "rw"
 
 
 def _kernel_of(entry: BootEntry, place: _Place, places: list[_Place], path: str) -> tuple[str, _Place]:

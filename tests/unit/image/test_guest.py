@@ -24,9 +24,11 @@ from support.disk_images import (
     fat,
     gpt,
     system,
+    write_tree,
 )
 
 from vmservice.errors import ConfigError, VmmError
+from vmservice.image import tools
 from vmservice.image.guest import Guest, look_into, take
 from vmservice.image.tools import Image
 
@@ -80,7 +82,69 @@ def test_a_system_without_a_boot_loader_starts_the_newest_kernel(tmp_path: Path)
     guest, kernel, initrd = looked_into(disk(tmp_path, files))
     assert (kernel, initrd) == (KERNEL, INITRD)
     assert (guest.kernel, guest.initrd) == ("/boot/vmlinuz-6.12", "/boot/initrd.img-6.12")
+    assert guest.cmdline == f"console=ttyS0 {PARTUUID} rw", "nothing would mount it anew"
+    guest, _, _ = looked_into(disk(tmp_path / "b", files | {"/etc/fstab": "# /\nUUID=1 / ext4 defaults 0 1\n"}))
     assert guest.cmdline == f"console=ttyS0 {PARTUUID} ro"
+
+
+def test_a_kernel_that_nothing_has_copied_to_boot(tmp_path: Path) -> None:
+    modules = {f"/usr/lib/modules/{version}/vmlinuz": KERNEL + version.encode() for version in ("6.9", "6.10")}
+    guest, kernel, _ = looked_into(disk(tmp_path, {"/usr/lib/os-release": "ID=x\n", **modules, "/usr/lib/modules/7/dep": ""}))
+    assert (kernel, guest.initrd) == (KERNEL + b"6.10", "")
+    assert guest.source == "/usr/lib/modules: the newest kernel"
+
+
+DISSECT = """\
+#!/bin/sh
+# Stands for systemd-dissect, of an image whose files are in a folder.
+cd "{tree}"
+case "$1" in
+--list) find . -mindepth 1 ;;
+--copy-from) exec cat "./$3" ;;
+esac
+"""
+
+
+def xfs_disk(folder: Path, *parts: Part) -> Path:
+    return gpt(folder / "disk", [*parts, Part(ROOT, b"XFSB", 4 * MIB)])
+
+
+@pytest.fixture
+def dissect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program in a folder of its own, which comes first."""
+    program = tmp_path / "bin/systemd-dissect"
+    program.parent.mkdir()
+    monkeypatch.setattr(tools, "_PATH", f"{program.parent}:{tools._PATH}")
+    monkeypatch.setitem(tools._ENVIRONMENT, "PATH", tools._PATH)
+    return program
+
+
+def test_xfs_by_systemd_dissect(tmp_path: Path, dissect: Path) -> None:
+    dissect.write_text(DISSECT.format(tree=write_tree(tmp_path / "tree", system())))
+    dissect.chmod(0o755)
+    guest, kernel, initrd = looked_into(xfs_disk(tmp_path))
+    assert (kernel, initrd) == (KERNEL, INITRD)
+    assert (guest.pretty_name, guest.systemd, guest.has_sshd) == ("Debian GNU/Linux 13 (trixie)", 257, True)
+    assert (guest.has_cloud_init, guest.cmdline) == (False, f"console=ttyS0 {PARTUUID} ro quiet")
+
+
+def test_systemd_dissect_that_cannot(tmp_path: Path, dissect: Path) -> None:
+    dissect.write_text("#!/bin/sh\necho 'Failed to mount image: Operation not permitted' >&2\nexit 1\n")
+    dissect.chmod(0o755)
+    assert "cannot be read by systemd-dissect: Failed to mount image: Operation not perm" in refusal(xfs_disk(tmp_path))
+
+
+def test_a_root_that_cannot_be_read_with_a_boot_partition_that_can(tmp_path: Path, dissect: Path) -> None:
+    """As Fedora's cloud images: btrfs, and /boot in ext4. What is not known of the root is taken to be as there."""
+    dissect.write_text("#!/bin/sh\nexit 1\n")
+    dissect.chmod(0o755)
+    files: dict[str, bytes | str] = {"/loader/entries/id-6.8.conf": FEDORA, "/vmlinuz-6.8": KERNEL}
+    files["/initramfs-6.8.img"] = INITRD
+    boot = files_of(tmp_path, 1, files)
+    guest, kernel, initrd = looked_into(xfs_disk(tmp_path, Part(BOOT, boot, len(boot), uuid.UUID(int=7))))
+    assert (kernel, initrd) == (KERNEL, INITRD)
+    assert guest.cmdline == f"console=ttyS0 {PARTUUID} ro rhgb"
+    assert (guest.pretty_name, guest.systemd, guest.has_cloud_init, guest.has_sshd) == ("Fedora", 0, True, True)
 
 
 def test_boot_as_a_partition_of_its_own(tmp_path: Path) -> None:
@@ -135,7 +199,7 @@ def test_the_root_is_known_by_its_type_or_by_its_os_release(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("magic", "place", "words"),
     [
-        (b"XFSB", 0, "partition 1 is xfs; kernels can only be taken out of ext4"),
+        (b"XFSB", 0, "partition 1 is xfs, and kernels are taken out of ext4, or by root with systemd-dissect"),
         (b"_BHRfS_M", 0x10040, "partition 1 is btrfs"),
         (b"LUKS\xba\xbe", 0, "partition 1 is luks, which is not looked into; write the configuration by hand"),
         (b"", 0, "no partition has a Linux system with /etc/os-release; it has the partitions 1 (unknown)"),
