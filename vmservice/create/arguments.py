@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = ("create", "delete", "update-kernel", "edit")
 
 _DEFAULT_MEMORY = "1G"
+_MIB = 1 << 20
 _USER_HELP = {"user": "a VM of your own, for systemctl --user"}
 
 
@@ -36,12 +37,14 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
     create = add(
         "create",
-        "make a VM of a disk image",
+        "make a VM of a disk image, or of the files of a system",
         "The image is copied, its kernel is taken out of it, and a configuration is written. Interrupted, it leaves nothing.",
     )
-    create.add_argument("--image", metavar="FILE", required=True, help="a disk with Linux on it: raw or qcow2")
+    source = create.add_mutually_exclusive_group(required=True)
+    source.add_argument("--image", metavar="FILE", help="a disk with Linux on it: raw or qcow2")
+    source.add_argument("--from-root", metavar="TREE|TAR", help="the files of a system, as mmdebstrap and mkosi write them")
     create.add_argument(
-        "--size", metavar="SIZE", help="make the disk as large as that, such as 20G; the image's size unless given"
+        "--size", metavar="SIZE", help="make the disk as large as that, such as 20G; the image's size, or 4G, unless given"
     )
     create.add_argument("--cpus", metavar="N", type=int, help="how many vCPUs it starts with; 1 unless given")
     create.add_argument("--memory", metavar="SIZE", default=_DEFAULT_MEMORY, help=f"{_DEFAULT_MEMORY} unless given")
@@ -91,14 +94,15 @@ def _create(place: Place, options: argparse.Namespace) -> int:
     from vmservice.create.ways import read_network
 
     size = size_of("--size", options.size) if options.size is not None else 0
-    if size % 4096:
-        raise UsageError(f"--size {options.size} is no multiple of 4096 bytes")
+    if size % _MIB:
+        raise UsageError(f"--size {options.size} is no multiple of 1M")
     if size_of("--memory", options.memory) < MEMORY_MIN_BYTES:
         raise UsageError(f"--memory {options.memory} is too little for any guest; expected a size such as 512M")
     if options.cpus is not None and not 1 <= options.cpus <= VCPUS_MAX:
         raise UsageError(f"no VM can have {options.cpus} vCPUs; 1 to {VCPUS_MAX} are possible")
     asked = Options(
         image=options.image,
+        root=options.from_root,
         size_bytes=size,
         shape=Shape(options.cpus, options.memory),
         network=read_network(options.network, user=options.user),

@@ -48,6 +48,15 @@ class Source:
     size_bytes: int
     stored_bytes: int
 
+    @property
+    def least_bytes(self) -> int:
+        """A disk of fewer would lack a part of it."""
+        return self.size_bytes
+
+    def fill(self, disk: int, wanted_bytes: int) -> None:
+        """Make the empty file `disk` a disk of `size_bytes`. What is wanted beyond that is for who knows what is in it."""
+        copy(self, disk)
+
     def close(self) -> None:
         os.close(self.fd)
 

@@ -7,11 +7,13 @@ import errno
 import functools
 import os
 from dataclasses import dataclass
+from typing import Protocol
 
 from vmservice.check.configuration import check_config
 from vmservice.config.load import load_config
 from vmservice.create import copy, places
 from vmservice.create.configuration import USER_DATA_TEXT, Shape, configuration
+from vmservice.create.from_root import open_root
 from vmservice.create.keys import find_key
 from vmservice.create.places import Made, Place
 from vmservice.create.progress import human
@@ -27,11 +29,26 @@ from vmservice.image.tools import Image
 _USER_DATA_MAX_BYTES = 1 << 20
 
 
+class Source(Protocol):
+    """Where a disk comes from: an image that is copied (`copy.py`), or the files of a root (`from_root.py`)."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def least_bytes(self) -> int: ...
+
+    def fill(self, disk: int, wanted_bytes: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; `size_bytes` is 0 and the paths are None where nothing was said."""
+    """What was asked for; `size_bytes` is 0 and paths are None where nothing was said. Either `image` or `root` is there."""
 
-    image: str
+    image: str | None
+    root: str | None
     size_bytes: int
     shape: Shape
     network: Network
@@ -55,11 +72,11 @@ def create(place: Place, options: Options) -> Created:
     keys, key_path = find_key(options.ssh_key)
     user_data = _read_user_data(options.user_data)
     _check_free(place)
-    source = copy.open_source(options.image)
+    source: Source = open_root(options.root) if options.root is not None else copy.open_source(str(options.image))
     scratch = Scratch(place)
     try:
-        if 0 < options.size_bytes < source.size_bytes:
-            size = human(source.size_bytes)
+        if 0 < options.size_bytes < source.least_bytes:
+            size = human(source.least_bytes)
             raise UsageError(f"--size {human(options.size_bytes)} is less than the image, which is a disk of {size}")
         with Undo() as undo:
             undo.add(scratch.remove)
@@ -80,19 +97,18 @@ def create(place: Place, options: Options) -> Created:
         source.close()
 
 
-def _take_image(
-    scratch: Scratch, made: Made, source: copy.Source, wanted_bytes: int, place: Place
-) -> tuple[Guest, int, list[str]]:
+def _take_image(scratch: Scratch, made: Made, source: Source, wanted_bytes: int, place: Place) -> tuple[Guest, int, list[str]]:
     """(what is in it, the disk's bytes, notes). The disk, and the kernel and initramfs out of it."""
     found: list[tuple[Guest, int, list[str]]] = []
 
     def fill(disk: int) -> None:
-        copy.copy(source, disk)
-        guest = look_into(Image(disk, source.path, source.size_bytes, place.account))
+        source.fill(disk, wanted_bytes)
+        size_bytes = os.fstat(disk).st_size
+        guest = look_into(Image(disk, source.path, size_bytes, place.account))
         for name, path in ((places.KERNEL, guest.kernel), (places.INITRAMFS, guest.initrd)):
             if path:
                 scratch.write(name, functools.partial(take, guest, path), made)
-        notes = _grow(disk, source.size_bytes, wanted_bytes, guest)
+        notes = _grow(disk, size_bytes, wanted_bytes, guest)
         found.append((guest, os.fstat(disk).st_size, notes))
 
     scratch.write(places.DISK, fill, made)
@@ -130,6 +146,8 @@ def _grow(disk: int, old_bytes: int, wanted_bytes: int, guest: Guest) -> list[st
 
 def _notes(guest: Guest, ways: Ways, keys: str, user_data: str | None) -> list[str]:
     notes = []
+    if not guest.initrd:
+        notes.append("there is no initramfs: the kernel must have virtio_pci, virtio_blk and the root's file system built in")
     if not keys:
         notes.append("no SSH key was found, so nobody is let in by one: ssh-keygen makes one, --ssh-key FILE names one")
     elif not ways.has_credentials and not ways.has_cloud_init:

@@ -23,13 +23,18 @@ class Ext4:
     def __init__(self, image: Image, offset: int) -> None:
         self._image = image
         self._offset = offset
+        # What has been asked for already: each question takes a process, and an image does not change.
+        self._found: dict[str, tuple[str, int] | None] = {}
+        self._texts: dict[str, str] = {}
 
     def text(self, path: str) -> str | None:
         """None where there is no such file."""
         found = self._find(path)
         if found is None or found[1] > _TEXT_MAX_BYTES:
             return None
-        return self._ask(f'cat "{found[0]}"').decode(errors="replace")
+        if path not in self._texts:
+            self._texts[path] = self._ask(f'cat "{found[0]}"').decode(errors="replace")
+        return self._texts[path]
 
     def size(self, path: str) -> int | None:
         """Bytes of a file; None where there is no such one."""
@@ -55,6 +60,11 @@ class Ext4:
 
     def _find(self, path: str) -> tuple[str, int] | None:
         """(path without a link at its end, bytes)."""
+        if path not in self._found:
+            self._found[path] = self._follow(path)
+        return self._found[path]
+
+    def _follow(self, path: str) -> tuple[str, int] | None:
         for _ in range(_LINKS_MAX):
             if not _is_plain(path):
                 return None

@@ -21,8 +21,14 @@ ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _HEADER = struct.Struct("<8sIII4xQQQQ16sQIII")
 _SIGNATURE = b"EFI PART"
 _ENTRY = struct.Struct("<16s16sQQQ72s")
+_ENTRY_LAST_OFFSET = 40
 _ENTRIES_MAX = 1024
 _ENTRY_BYTES_MAX = 4096
+
+_REVISION = 0x10000
+_NEW_ENTRIES = 128
+# Where partitions begin, as every tool has it.
+_FIRST_BYTE = 1 << 20
 
 # boot flag, type at 4, first sector and length at 8.
 _MBR_ENTRY = struct.Struct("<4xB3xII")
@@ -74,6 +80,38 @@ def grow_last(fd: int, old_bytes: int, partition: Partition) -> bool:
     return True
 
 
+def write_root_partition(fd: int) -> Partition:
+    """Give a disk without anything a GPT with one partition, for a root of x86-64. Its size is a multiple of 1 MiB."""
+    size_bytes = os.fstat(fd).st_size
+    data_bytes = _NEW_ENTRIES * _ENTRY.size
+    first, last = _FIRST_BYTE // SECTOR_BYTES, _last_usable(size_bytes, data_bytes)
+    partuuid = uuid.uuid4()
+    entry = _ENTRY.pack(ROOT_X86_64.bytes_le, partuuid.bytes_le, first, last, 0, "root".encode("utf-16-le"))
+    sectors = _protected_sectors(size_bytes)
+    os.pwrite(fd, struct.pack("<446xB3sB3sII48x2s", 0, b"\0\2\0", _PROTECTIVE, b"\xff\xff\xff", 1, sectors, _MBR_MAGIC), 0)
+    shape = _Shape(_REVISION, uuid.uuid4().bytes_le, first, 2, _NEW_ENTRIES, _ENTRY.size)
+    _write_gpt(fd, size_bytes, shape, entry.ljust(data_bytes, b"\0"))
+    return Partition(1, _FIRST_BYTE, (last + 1 - first) * SECTOR_BYTES, str(partuuid), ROOT_X86_64)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the two headers of a GPT have in common; sectors but for `entry_bytes`."""
+
+    revision: int
+    disk: bytes
+    first: int
+    table: int
+    entries: int
+    entry_bytes: int
+
+    def header(self, own: int, other: int, last: int, table: int, data: bytes) -> bytes:
+        """One sector, of the copy that is at `own`."""
+        fields = (own, other, self.first, last, self.disk, table, self.entries, self.entry_bytes, zlib.crc32(data))
+        checksum = zlib.crc32(_HEADER.pack(_SIGNATURE, self.revision, _HEADER.size, 0, *fields))
+        return _HEADER.pack(_SIGNATURE, self.revision, _HEADER.size, checksum, *fields).ljust(SECTOR_BYTES, b"\0")
+
+
 class _Gpt:
     """The header behind the first sector, and its table; ConfigError where their checksums are wrong."""
 
@@ -98,13 +136,6 @@ class _Gpt:
         header[16:20] = bytes(4)
         return zlib.crc32(header)
 
-    def header(self, own: int, other: int, table: int, last: int, data: bytes | bytearray) -> bytes:
-        """One sector: this header, in another place."""
-        fields = (self.disk, table, self.entries, self.entry_bytes, zlib.crc32(data))
-        packed = _HEADER.pack(_SIGNATURE, self.revision, _HEADER.size, 0, own, other, self.first, last, *fields)
-        checksum = zlib.crc32(packed)
-        return (packed[:16] + struct.pack("<I", checksum) + packed[20:]).ljust(SECTOR_BYTES, b"\0")
-
 
 def _read_gpt(fd: int) -> list[Partition]:
     gpt = _Gpt(fd)
@@ -121,19 +152,35 @@ def _read_gpt(fd: int) -> list[Partition]:
 def _grow_gpt(fd: int, size_bytes: int, partition: Partition | None) -> bool:
     """The backup of the table belongs at the disk's end."""
     gpt = _Gpt(fd)
-    table_sectors = -(-len(gpt.data) // SECTOR_BYTES)
-    end = size_bytes // SECTOR_BYTES - 1
-    last = end - table_sectors - 1
     data = bytearray(gpt.data)
     if partition is not None:
-        # The entry's last sector is at its byte 40.
-        struct.pack_into("<Q", data, (partition.number - 1) * gpt.entry_bytes + 40, last)
-    backup_at = (last + 1) * SECTOR_BYTES
-    os.pwrite(fd, bytes(data).ljust(table_sectors * SECTOR_BYTES, b"\0"), backup_at)
-    os.pwrite(fd, gpt.header(end, 1, last + 1, last, data), end * SECTOR_BYTES)
-    os.pwrite(fd, bytes(data), gpt.table * SECTOR_BYTES)
-    os.pwrite(fd, gpt.header(1, end, gpt.table, last, data), SECTOR_BYTES)
+        last = _last_usable(size_bytes, len(data))
+        struct.pack_into("<Q", data, (partition.number - 1) * gpt.entry_bytes + _ENTRY_LAST_OFFSET, last)
+    shape = _Shape(gpt.revision, gpt.disk, gpt.first, gpt.table, gpt.entries, gpt.entry_bytes)
+    _write_gpt(fd, size_bytes, shape, bytes(data))
+    if os.pread(fd, 5, _MBR_ENTRIES_OFFSET)[4] == _PROTECTIVE:
+        os.pwrite(fd, struct.pack("<I", _protected_sectors(size_bytes)), _MBR_ENTRIES_OFFSET + 12)
     return partition is not None
+
+
+def _write_gpt(fd: int, size_bytes: int, shape: _Shape, data: bytes) -> None:
+    """The table twice: behind the first sector, and at the end with its header behind it."""
+    end = size_bytes // SECTOR_BYTES - 1
+    last = _last_usable(size_bytes, len(data))
+    os.pwrite(fd, data.ljust((end - last - 1) * SECTOR_BYTES, b"\0"), (last + 1) * SECTOR_BYTES)
+    os.pwrite(fd, shape.header(end, 1, last, last + 1, data), end * SECTOR_BYTES)
+    os.pwrite(fd, data, shape.table * SECTOR_BYTES)
+    os.pwrite(fd, shape.header(1, end, last, shape.table, data), SECTOR_BYTES)
+
+
+def _protected_sectors(size_bytes: int) -> int:
+    """What the partition of type 0xee has: all that 32 bits can count, behind the first sector."""
+    return min(size_bytes // SECTOR_BYTES - 1, _MBR_LAST_SECTOR)
+
+
+def _last_usable(size_bytes: int, table_bytes: int) -> int:
+    """The last sector that may be a partition's."""
+    return size_bytes // SECTOR_BYTES - 2 - -(-table_bytes // SECTOR_BYTES)
 
 
 def _read_mbr(fd: int, first: bytes, primary: list[tuple[int, int, int]]) -> list[Partition]:

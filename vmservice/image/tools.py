@@ -12,6 +12,7 @@ from vmservice.errors import HostError, HostFacilityMissing
 _PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
 # Neither a pager, nor another language, nor what a person's settings say.
 _ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C", "DEBUGFS_PAGER": "__none__"}
+# A look; what may take as long as a disk does has no limit.
 _TIMEOUT_SEC = 300
 
 
@@ -44,7 +45,13 @@ class Image:
 
 
 def run(
-    line: list[str], package: str, *, output: int = subprocess.PIPE, account: Account | None = None, fd: int = -1
+    line: list[str],
+    package: str,
+    *,
+    output: int = subprocess.PIPE,
+    account: Account | None = None,
+    fd: int = -1,
+    timeout_sec: float | None = _TIMEOUT_SEC,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end. HostFacilityMissing where it is not installed."""
     try:
@@ -56,7 +63,7 @@ def run(
             check=False,
             env=_ENVIRONMENT,
             pass_fds=() if fd < 0 else (fd,),
-            timeout=_TIMEOUT_SEC,
+            timeout=timeout_sec,
             user=None if account is None else account.uid,
             group=None if account is None else account.gid,
             extra_groups=None if account is None else [],
@@ -64,7 +71,7 @@ def run(
     except FileNotFoundError:
         raise HostFacilityMissing(f"{line[0]} is not installed; Debian has it in {package}") from None
     except subprocess.TimeoutExpired:
-        raise HostError(f"{line[0]} did not come to an end within {_TIMEOUT_SEC} seconds") from None
+        raise HostError(f"{line[0]} did not come to an end within {timeout_sec:g} seconds") from None
     except OSError as error:
         raise HostError.from_os(f"cannot run {line[0]}", error) from error
 

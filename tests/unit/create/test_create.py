@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support.disk_images import INITRD, KERNEL, MIB, OWN, disk, system
+from support.disk_images import INITRD, KERNEL, MIB, OWN, disk, system, write_tree
 from unit.create.conftest import KEY, left
 
 from vmservice.cli import main
@@ -28,6 +29,7 @@ from vmservice.create.places import Place
 from vmservice.create.undo import Interrupted
 from vmservice.create.ways import Network
 from vmservice.errors import HostError
+from vmservice.image.ext4 import Ext4
 from vmservice.image.guest import look_into
 from vmservice.image.partitions import read_partitions
 from vmservice.image.tools import Account, Image
@@ -85,13 +87,73 @@ def test_a_qcow2_becomes_raw(home: Path, image: Path, tmp_path: Path) -> None:
     assert config.cpus.boot == 3
 
 
+TREE: dict[str, bytes | str] = {
+    "/usr/lib/os-release": "PRETTY_NAME='My own'\n",
+    "/boot/vmlinuz-6.1": KERNEL,
+    "/usr/share/file": b"x" * 5000,
+}
+
+
+def root_only() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root reads a tree as it is")
+
+
+def test_a_disk_of_the_files_of_a_root(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root_only()
+    tree = write_tree(tmp_path / "tree", TREE)
+    assert run("--from-root", str(tree), "--size", "64M") == 0
+    folder = home / "state/vmservice/web"
+    assert (folder / "vmlinuz").read_bytes() == KERNEL
+    assert not (folder / "initrd.img").exists()
+    assert (folder / "root.raw").stat().st_size == 64 * MIB
+    with (folder / "root.raw").open("rb") as file:
+        (root,) = read_partitions(file.fileno(), 64 * MIB)
+        files = Ext4(Image(file.fileno(), "disk", 64 * MIB), root.offset)
+        assert files.text("/usr/share/file") == "x" * 5000
+    config = load_config("web", str(home / "config/vmservice/web.toml"))
+    assert config.kernel is not None
+    assert config.kernel.cmdline == f"console=ttyS0 root=PARTUUID={root.partuuid} rw"
+    said = capsys.readouterr().out
+    assert "web is made: My own, a disk of 64 MiB" in said
+    assert "there is no initramfs: the kernel must have virtio_pci" in said
+
+
+def test_a_root_that_does_not_fit_leaves_nothing(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root_only()
+    tree = write_tree(tmp_path / "tree", TREE | {"/usr/large": os.urandom(9 * MIB)})
+    status, said = refused(capsys, "--from-root", str(tree), "--size", "8M")
+    assert (status, left(home)) == (71, [])
+    assert f"no disk of 8 MiB can be made of {tree}: " in said
+
+
+def test_a_tree_is_roots_to_read(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path / "tree", TREE)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert run("--from-root", str(tmp_path / "tree")) == 77
+    assert left(home) == []
+
+
+def test_a_tar_where_mke2fs_takes_one(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = write_tree(tmp_path / "tree", TREE)
+    with tarfile.open(tmp_path / "root.tar", "w") as tar:
+        tar.add(tree, arcname=".")
+    status = run("--from-root", str(tmp_path / "root.tar"), "--size", "64M")
+    said = capsys.readouterr()
+    if status == 69:
+        assert "takes mke2fs 1.47.1" in said.err
+        return
+    assert status == 0
+    assert (home / "state/vmservice/web/vmlinuz").read_bytes() == KERNEL
+
+
 def test_a_vm_of_the_system_is_the_accounts(home: Path, image: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
     os.chmod(image, 0o600)
     nobody = Account("nobody", 65534, 65534)
     place = Place("web", False, str(tmp_path / "etc/web.toml"), str(tmp_path / "lib/web"), nobody)
-    create(place, Options(str(image), 0, Shape(None, "64M"), Network("tap"), None, None))
+    create(place, Options(str(image), None, 0, Shape(None, "64M"), Network("tap"), None, None))
     folder = tmp_path / "lib/web"
     assert {path.stat().st_uid for path in (folder, *folder.iterdir())} == {65534}
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -170,14 +232,18 @@ def test_user_data_without_cloud_init_is_said(
         (("--image", "/dev/null"), 78, "--image: /dev/null is a character device"),
         (("--image", "IMAGE", "--size", "1M"), 64, "--size 1 MiB is less than the image, which is a disk of 9 MiB"),
         (("--image", "IMAGE", "--size", "20 G"), 64, "--size 20 G is no size; expected"),
-        (("--image", "IMAGE", "--size", "100001"), 64, "is no multiple of 4096 bytes"),
+        (("--image", "IMAGE", "--size", "100001"), 64, "--size 100001 is no multiple of 1M"),
+        (("--image", "IMAGE", "--from-root", "/"), 64, "argument --from-root: not allowed with argument --image"),
+        (("--from-root", "/nowhere"), 78, "--from-root: /nowhere cannot be read: No such file or directory"),
+        (("--from-root", "/dev/null"), 78, "--from-root: /dev/null is neither a folder nor a tar"),
+        (("--from-root", "/proc"), 78, "--from-root: /proc is no root of a system: it has no folder usr"),
         (("--image", "IMAGE", "--cpus", "0"), 64, "no VM can have 0 vCPUs"),
         (("--image", "IMAGE", "--memory", "1"), 64, "--memory 1 is too little"),
         (("--image", "IMAGE", "--network", "lan"), 64, "--network lan is none of passt, tap"),
         (("--image", "IMAGE", "--ssh-key", "/nowhere"), 78, "the SSH key /nowhere does not exist"),
         (("--image", "IMAGE", "--user-data", "/nowhere"), 78, "the user data /nowhere does not exist"),
         (("--image", "IMAGE", "--memory", "5000T"), 78, 'web.toml: memory.size is "5000T"'),
-        ((), 64, "the following arguments are required: --image"),
+        ((), 64, "one of the arguments --image --from-root is required"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -315,7 +381,7 @@ def test_interrupted_at_any_moment_it_leaves_nothing_or_all(home: Path, image: P
     monkeypatch.setattr("vmservice.create.create.look_into", lambda image: guest)
     monkeypatch.setattr("vmservice.create.create.take", lambda guest, path, output: os.write(output, KERNEL))
     place = places.place_of("web", user=True)
-    asked = Options(str(image), 0, Shape(None, "64M"), Network("none"), None, None)
+    asked = Options(str(image), None, 0, Shape(None, "64M"), Network("none"), None, None)
     moments = 0
     while interrupted(lambda: create(place, asked), moments + 1):
         moments += 1
@@ -373,7 +439,7 @@ def test_without_room_in_the_folder_of_configurations(home: Path, image: Path, m
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(HostError, match=r"cannot write .*No space left"):
         place = places.place_of("web", user=True)
-        create(place, Options(str(image), 0, Shape(None, "64M"), Network("none"), None, None))
+        create(place, Options(str(image), None, 0, Shape(None, "64M"), Network("none"), None, None))
     assert left(home) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.disk_images import DATA, MIB, ROOT, SECTOR, Part, gpt
 
 from vmservice.errors import ConfigError
-from vmservice.image.partitions import Partition, grow_last, read_partitions
+from vmservice.image.partitions import Partition, grow_last, read_partitions, write_root_partition
 
 ROOT_PART = Part(ROOT, b"root", 4 * MIB)
 DATA_PART = Part(DATA, b"data", 2 * MIB)
@@ -115,9 +115,20 @@ def test_a_gpt_grows_with_its_last_partition_and_its_backup(tmp_path: Path, open
     backup = os.pread(fd, 92, 64 * MIB - SECTOR)
     own, other, _, last = struct.unpack_from("<QQQQ", backup, 24)
     assert (backup[:8], own, other, last) == (b"EFI PART", 64 * 2048 - 1, 1, 64 * 2048 - 34)
+    assert struct.unpack_from("<I", os.pread(fd, 512, 0), 446 + 12)[0] == 64 * 2048 - 1
     # The backup alone says the same.
     os.pwrite(fd, os.pread(fd, 32 * SECTOR, 64 * MIB - 33 * SECTOR), 2 * SECTOR)
     assert found(fd) == [data, root]
+
+
+def test_a_new_table_is_one_that_is_read(tmp_path: Path, opened: list[int]) -> None:
+    (tmp_path / "disk").write_bytes(bytes(8 * MIB))
+    fd = open_disk(tmp_path / "disk", opened)
+    made = write_root_partition(fd)
+    assert found(fd) == [made]
+    assert (made.number, made.offset, made.kind) == (1, MIB, ROOT)
+    assert made.offset + made.size_bytes == 8 * MIB - 33 * SECTOR
+    assert os.pread(fd, 8, 8 * MIB - SECTOR) == b"EFI PART"
 
 
 def test_a_partition_with_another_behind_it_stays(tmp_path: Path, opened: list[int]) -> None:
