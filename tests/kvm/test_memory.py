@@ -144,7 +144,8 @@ def test_two_guests_share_what_they_have_in_common(payloads: Payloads, ksm: Path
         for guest in (one, other):
             guest.output.wait_for(BANNER)
             guest.memory.write(8 * MIB, content)
-        wait_until(lambda: merged() >= 2 * pages or None, "the pages were not merged")
+        # By a thread of the kernel's, of a lower priority, that looks at all processes' memory.
+        wait_until(lambda: merged() >= 2 * pages or None, "the pages were not merged", 90)
         assert int((ksm / "pages_sharing").read_text()) >= pages
         assert is_shared(one) and is_shared(other)
         one.memory.write(8 * MIB, b"changed")

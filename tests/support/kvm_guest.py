@@ -194,9 +194,9 @@ def vcpu_threads() -> list[str]:
     return sorted(name for name in names if name.startswith("vcpu"))
 
 
-def wait_until(look: Callable[[], T | None], otherwise: str) -> T:
+def wait_until(look: Callable[[], T | None], otherwise: str, timeout_sec: float = TIMEOUT_SEC) -> T:
     """The first thing that `look` returns other than None."""
-    deadline = time.monotonic() + TIMEOUT_SEC
+    deadline = time.monotonic() + timeout_sec
     while time.monotonic() < deadline:
         found = look()
         if found is not None:
