@@ -88,6 +88,7 @@ def create(place: Place, options: Options) -> Created:
             if ways.has_cloud_init:
                 text = USER_DATA_TEXT if user_data is None else user_data
                 scratch.write(places.USER_DATA, lambda fd: write_all(fd, text.encode()), made)
+            made.files += [places.MANIFEST, places.TOLD]
             scratch.write(places.MANIFEST, lambda fd: write_all(fd, made.text().encode()), made)
             text_of_file = configuration(place, guest, ways, options.shape, image=source.path, keys=keys)
             _put_in_place(place, scratch, undo, text_of_file)
@@ -108,6 +109,7 @@ def _take_image(scratch: Scratch, made: Made, source: Source, wanted_bytes: int,
         for name, path in ((places.KERNEL, guest.kernel), (places.INITRAMFS, guest.initrd)):
             if path:
                 scratch.write(name, functools.partial(take, guest, path), made)
+        made.kernel = guest.kernel
         notes = _grow(disk, size_bytes, wanted_bytes, guest)
         found.append((guest, os.fstat(disk).st_size, notes))
 

@@ -28,7 +28,7 @@ def delete(place: Place, ask: Callable[[str], bool]) -> Deleted | None:
 
     ConfigError where nothing is there that `create` made; HostFacilityMissing while the VM runs.
     """
-    made = places.read_made(place)
+    made = places.read_made(place.folder)
     if made is None:
         if not os.path.lexists(place.configuration):
             raise ConfigError(f"there is no VM {place.name}: {place.configuration} does not exist")

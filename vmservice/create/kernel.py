@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from vmservice.config.load import Config, load_config
 from vmservice.create import places
-from vmservice.create.places import Place
-from vmservice.create.scratch import new_file
+from vmservice.create.places import Made, Place
+from vmservice.create.scratch import new_file, write_all
 from vmservice.create.undo import Undo
 from vmservice.errors import ConfigError, HostError
 from vmservice.image.guest import Guest, look_into, take
@@ -24,6 +24,7 @@ def update_kernel(place: Place) -> tuple[Guest, list[str]]:
     Both files are replaced, or none. ConfigError where the VM is not one that `create` has made.
     """
     config = load_config(place.name, place.configuration)
+    made = _made(place)
     paths = _paths(place, config)
     lock = places.hold(place, "update the kernel of")
     try:
@@ -33,7 +34,8 @@ def update_kernel(place: Place) -> tuple[Guest, list[str]]:
                 change = "has an initramfs now: add" if guest.initrd else "has no initramfs any more: remove"
                 line = f'initramfs = "{place.folder}/{places.INITRAMFS}"'
                 raise ConfigError(f"{place.configuration}: the system of the disk {change} {line} in [kernel], then try again")
-            _replace(folder, guest, paths, place)
+            made.kernel = guest.kernel
+            _replace(folder, guest, made, paths, place)
     finally:
         os.close(lock)
     notes = []
@@ -44,11 +46,15 @@ def update_kernel(place: Place) -> tuple[Guest, list[str]]:
     return guest, notes
 
 
-def _paths(place: Place, config: Config) -> list[str]:
-    """The names of the files that are to be replaced."""
-    made = places.read_made(place)
+def _made(place: Place) -> Made:
+    made = places.read_made(place.folder)
     if made is None:
         raise ConfigError(f"{place.name} was not made by `vmservice create`; its kernel is what {place.configuration} says")
+    return made
+
+
+def _paths(place: Place, config: Config) -> list[str]:
+    """The names of the files that are to be replaced."""
     kernel = config.kernel
     if kernel is None:
         raise ConfigError(f"{place.configuration}: there is no [kernel]; a firmware finds the kernel on the disk by itself")
@@ -89,8 +95,10 @@ def _open_disk(folder: int, place: Place) -> Iterator[Image]:
         os.close(fd)
 
 
-def _replace(folder: int, guest: Guest, names: list[str], place: Place) -> None:
+def _replace(folder: int, guest: Guest, made: Made, kernels: list[str], place: Place) -> None:
+    """The list of what was made names the kernel, too."""
     sources = {places.KERNEL: guest.kernel, places.INITRAMFS: guest.initrd}
+    names = [*kernels, places.MANIFEST]
     try:
         with Undo() as undo:
             for name in names:
@@ -100,7 +108,10 @@ def _replace(folder: int, guest: Guest, names: list[str], place: Place) -> None:
                 undo.add(lambda draft=draft: os.unlink(draft, dir_fd=folder))  # type: ignore[misc]
                 fd = new_file(folder, draft, place)
                 try:
-                    take(guest, sources[name], fd)
+                    if name == places.MANIFEST:
+                        write_all(fd, made.text().encode())
+                    else:
+                        take(guest, sources[name], fd)
                 finally:
                     os.close(fd)
             for name in names:

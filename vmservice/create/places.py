@@ -22,6 +22,8 @@ KERNEL = "vmlinuz"
 INITRAMFS = "initrd.img"
 USER_DATA = "user-data"
 MANIFEST = "created.json"
+# The kernel of the disk that the journal has been told of: `newer.py`.
+TOLD = "kernel.told"
 
 _MANIFEST_MAX_BYTES = 1 << 16
 _SYSTEMCTL_SEC = 20
@@ -71,32 +73,34 @@ def _account(name: str) -> Account:
 
 @dataclass
 class Made:
-    """What `create` has made in the state directory: plain names of files. `image` is where the disk came from."""
+    """What `create` has made in the state directory: plain names of files. `image` is where the disk came from, `kernel` where
+    in it the VM's kernel was."""
 
     image: str
     files: list[str] = field(default_factory=list)
+    kernel: str = ""
 
     def text(self) -> str:
-        return json.dumps({"version": 1, "image": self.image, "files": self.files}, indent=2) + "\n"
+        return json.dumps({"version": 1, "image": self.image, "kernel": self.kernel, "files": self.files}, indent=2) + "\n"
 
 
-def read_made(place: Place) -> Made | None:
+def read_made(folder: str) -> Made | None:
     """None where the VM was not made by `create`. The file is the account's, so nothing in it is taken for more than a name."""
     try:
-        fd = os.open(f"{place.folder}/{MANIFEST}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(f"{folder}/{MANIFEST}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise HostError.from_os(f"cannot read {place.folder}/{MANIFEST}", error) from error
+        raise HostError.from_os(f"cannot read {folder}/{MANIFEST}", error) from error
     with open(fd, "rb") as file:
         data = file.read(_MANIFEST_MAX_BYTES)
     try:
         read = json.loads(data)
         files = [str(name) for name in read["files"]]
-        image = str(read["image"])
+        image, kernel = str(read["image"]), str(read.get("kernel", ""))
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{place.folder}/{MANIFEST} is not what `vmservice create` wrote") from None
-    return Made(image, [name for name in files if _is_file_name(name)])
+        raise ConfigError(f"{folder}/{MANIFEST} is not what `vmservice create` wrote") from None
+    return Made(image, [name for name in files if _is_file_name(name)], kernel)
 
 
 def _is_file_name(name: str) -> bool:

@@ -55,11 +55,12 @@ class Scratch:
         os.rename(self._path, self._place.folder)
 
     def write(self, name: str, fill: Callable[[int], None], made: Made) -> None:
-        """Make a file, and have it filled. HostError where the host cannot."""
+        """Make a file, have it filled, and add it to what was made. HostError where the host cannot."""
         try:
             fd = new_file(self._fd, name, self._place)
             try:
-                made.files.append(name)
+                if name not in made.files:
+                    made.files.append(name)
                 fill(fd)
             finally:
                 os.close(fd)

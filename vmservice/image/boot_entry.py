@@ -13,6 +13,11 @@ from typing import Protocol
 
 ENTRIES = "loader/entries"
 
+# An image may be made to keep its reader busy.
+_ENTRIES_MAX = 200
+_TEXT_MAX_LENGTH = 1 << 16
+_VALUE_MAX_LENGTH = 1 << 12
+
 
 class Files(Protocol):
     """A file system of an image; paths are absolute in it."""
@@ -50,7 +55,7 @@ def _printable(text: str) -> str:
 def read_entries(files: Files, folder: str, variables: Callable[[], dict[str, str]]) -> list[BootEntry]:
     """The entries below `folder`, `/` or `/boot`, the default one first. `variables` are grub's, for Fedora."""
     found: list[tuple[str, dict[str, str]]] = []
-    for name in files.names(f"{folder}{ENTRIES}"):
+    for name in files.names(f"{folder}{ENTRIES}")[-_ENTRIES_MAX:]:
         text = files.text(f"{folder}{ENTRIES}/{name}") if name.endswith(".conf") else None
         keys = _read_keys(text or "")
         if "linux" in keys:
@@ -108,11 +113,14 @@ def _entry(name: str, keys: dict[str, str], variables: Callable[[], dict[str, st
 def substitute(text: str, variables: dict[str, str]) -> str:
     """The text with grub's variables in place; one that is not known is empty."""
     for _ in range(4):
-        replaced = re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda found: variables.get(found[1] or found[2], ""), text)
+        text = text[:_TEXT_MAX_LENGTH]
+        replaced = re.sub(
+            r"\$(?:\{(\w+)\}|(\w+))", lambda found: variables.get(found[1] or found[2], "")[:_VALUE_MAX_LENGTH], text
+        )
         if replaced == text:
             break
         text = replaced
-    return " ".join(text.split())
+    return " ".join(text[:_TEXT_MAX_LENGTH].split())
 
 
 def read_grub_environment(text: str) -> dict[str, str]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from vmservice.image.boot_entry import BootEntry, substitute
 
 # A word of the script: in single quotes, in double ones, or bare, with no blank between the parts.
-_WORD = re.compile(r"""((?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\;{}#]|\$\{\w+\}|(?<=\S)\#)+)|([;{}\n])|(\#[^\n]*)""")
+_WORD = re.compile(
+    r"""((?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|\$\{\w+\}|[^\s'"\\;{}#]|(?<=\S)\#)+)|([;{}\n])|(\#[^\n]*)""", re.DOTALL
+)
 _PART = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.)|([^'"\\]+)""")
 _LINUX = ("linux", "linux16", "linuxefi")
 _INITRD = ("initrd", "initrd16", "initrdefi")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from vmservice.cli import main
 from vmservice.create import places
 from vmservice.host import run_lock
 
+CHECKOUT = Path(__file__).parents[3]
 GRUB_13 = GRUB_CFG.replace("6.12", "6.13").replace("quiet", "debug")
 UPGRADED = system() | {"/boot/grub/grub.cfg": GRUB_13, "/boot/vmlinuz-6.13": KERNEL + b"new", "/boot/initrd.img-6.13": b"new"}
 MADE = [f"state/vmservice/web/{name}" for name in ("created.json", "initrd.img", "root.raw", "vmlinuz")]
@@ -128,6 +131,43 @@ def test_a_new_kernel_is_taken_out(home: Path, web: Path, tmp_path: Path, capsys
     assert "web.toml keeps its kernel.cmdline; of grub.cfg of /boot: Debian GNU/Linux it would be now" in said.err
     assert "ro debug" in said.err
     assert sorted(os.listdir(web)) == ["created.json", "initrd.img", "root.raw", "vmlinuz"]
+
+
+def end(web: Path) -> str:
+    """What the unit's last script tells the journal, as the VM's end has it run."""
+    (web / "bin").mkdir(exist_ok=True)
+    program = web / "bin/vmservice"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vmservice "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        [CHECKOUT / "units/why-ended", "web"],
+        env={**os.environ, "STATE_DIRECTORY": str(web), "PATH": f"{web}/bin:{os.environ['PATH']}"},
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    program.unlink()
+    (web / "bin").rmdir()
+    return done.stderr
+
+
+def test_a_new_kernel_in_the_guest_is_said_once(home: Path, web: Path, tmp_path: Path) -> None:
+    assert end(web) == ""
+    disk(tmp_path / "upgraded", UPGRADED).rename(web / "root.raw")
+    assert end(web) == (
+        "<5>the guest of web would start with /boot/vmlinuz-6.13 now, and is started with /boot/vmlinuz-6.12, which was taken"
+        " out of its disk before; vmservice update-kernel --user web takes the other one\n"
+    )
+    assert end(web) == ""
+    assert main(["update-kernel", "--user", "web"]) == 0
+    (web / "kernel.told").unlink()
+    assert end(web) == "", "it is the VM's now"
+    (web / "root.raw").write_bytes(b"")
+    assert end(web) == "", "what cannot be read is no news of the VM's end"
+    assert main(["delete", "--user", "web", "--yes"]) == 0
+    assert left(home) == []
 
 
 @pytest.mark.parametrize(
@@ -266,9 +306,10 @@ def test_without_an_editor(home: Path, web: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_made_list_is_as_it_was_written(web: Path) -> None:
-    made = places.read_made(places.place_of("web", user=True))
+    made = places.read_made(str(web))
     assert made is not None
-    assert sorted(made.files) == sorted(os.listdir(web))
+    assert sorted(made.files) == sorted([*os.listdir(web), "kernel.told"])
+    assert made.kernel == "/boot/vmlinuz-6.12"
     (web / "created.json").write_text("[]")
     with pytest.raises(Exception, match="is not what `vmservice create` wrote"):
-        places.read_made(places.place_of("web", user=True))
+        places.read_made(str(web))

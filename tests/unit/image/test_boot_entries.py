@@ -167,6 +167,18 @@ def test_of_two_branches_the_first_is_taken() -> None:
     assert read_menu(UBUNTU, {}) == [BootEntry("Ubuntu", "/vmlinuz-6.8", "/initrd.img-6.8", "root=PARTUUID=1 ro")]
 
 
+def test_braces_of_variables_are_none_of_the_menus() -> None:
+    text = "menuentry x {\n if [ ${a} = y ]; then true; fi\n linux ${root}/boot/k${v} a=${b}c\n}\nset v=1\n"
+    assert read_menu(text, {"b": "B"}) == [BootEntry("x", "/boot/k1", "", "a=Bc")]
+
+
+def test_variables_that_would_be_without_end_are_cut() -> None:
+    text = "menuentry x {\n linux /k $a\n}\n" + "".join(
+        f"set {one}='{f'${other} ' * 1000}'\n" for one, other in ("ab", "bc", "ca")
+    )
+    assert len(read_menu(text, {})[0].options) < 1 << 20
+
+
 @pytest.mark.parametrize("text", ["", "blscfg\n", "menuentry 'x' {\n}\n", "}}}", "menuentry {", "'unclosed", "set default"])
 def test_what_starts_no_linux_is_no_entry(text: str) -> None:
     assert read_menu(text, {}) == []
