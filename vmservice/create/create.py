@@ -83,7 +83,8 @@ def create(place: Place, options: Options) -> Created:
             scratch.make()
             made = Made(source.path)
             guest, disk_bytes, notes = _take_image(scratch, made, source, options.size_bytes, place)
-            ways = ways_to(guest, options.network, has_key=bool(keys), folder=os.path.dirname(place.configuration))
+            folder = os.path.dirname(place.configuration)
+            ways = ways_to(guest, options.network, has_key=bool(keys), folder=folder, user=place.user)
             notes += _notes(guest, ways, keys, user_data)
             if ways.has_cloud_init:
                 text = USER_DATA_TEXT if user_data is None else user_data

@@ -68,9 +68,11 @@ def read_network(text: str | None, *, user: bool) -> Network:
     return Network(found[2], found[3])
 
 
-def ways_to(guest: Guest, network: Network, *, has_key: bool, folder: str) -> Ways:
+def ways_to(guest: Guest, network: Network, *, has_key: bool, folder: str, user: bool) -> Ways:
     """`folder` has the other VMs' configurations: their forwarded ports are not free."""
-    has_vsock = guest.systemd >= _SYSTEMD_VSOCK_SSH and os.path.exists(_VHOST_VSOCK)
+    # The account of the system's VMs is in the group that may open it.
+    can_open = os.access(_VHOST_VSOCK, os.R_OK | os.W_OK) if user else os.path.exists(_VHOST_VSOCK)
+    has_vsock = guest.systemd >= _SYSTEMD_VSOCK_SSH and can_open
     by_vsock = has_vsock and guest.has_sshd and (os.access(_SSH_PROXY, os.X_OK) or is_there("socat"))
     has_credentials = has_key and guest.systemd >= _SYSTEMD_CREDENTIALS
     return Ways(

@@ -245,28 +245,37 @@ def modern_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_systemd_is_reached_by_vsock_and_says_that_it_is_ready(modern_host: None, tmp_path: Path) -> None:
-    found = ways_to(guest(257), Network("passt"), has_key=True, folder=str(tmp_path))
+    found = ways_to(guest(257), Network("passt"), has_key=True, folder=str(tmp_path), user=False)
     assert found == Ways(Network("passt"), True, True, 0, True, False, "root")
 
 
 def test_an_older_one_by_a_port_of_the_host_that_no_other_vm_has(modern_host: None, tmp_path: Path) -> None:
     for number in range(2222, 2225):
         (tmp_path / f"{number}.toml").write_text(f'forward = ["127.0.0.1:{number}:22/tcp"]\n')
-    found = ways_to(guest(252), Network("passt"), has_key=True, folder=str(tmp_path))
+    found = ways_to(guest(252), Network("passt"), has_key=True, folder=str(tmp_path), user=False)
     assert (found.has_vsock, found.ready_by_guest, found.has_credentials, found.login) == (False, False, True, "root")
     assert found.forward >= 2225
 
 
 def test_a_guest_that_knows_no_credentials_is_told_by_cloud_init(modern_host: None, tmp_path: Path) -> None:
-    found = ways_to(guest(247, cloud_init=True), Network("passt"), has_key=True, folder=str(tmp_path))
+    found = ways_to(guest(247, cloud_init=True), Network("passt"), has_key=True, folder=str(tmp_path), user=False)
     assert (found.has_credentials, found.has_cloud_init, found.login) == (False, True, "debian")
 
 
 def test_a_host_without_vsocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "_VHOST_VSOCK", str(tmp_path / "nowhere"))
-    found = ways_to(guest(257), Network("passt"), has_key=True, folder=str(tmp_path))
+    found = ways_to(guest(257), Network("passt"), has_key=True, folder=str(tmp_path), user=False)
     assert (found.has_vsock, found.forward > 0) == (False, True)
-    assert ways_to(guest(257), Network("tap"), has_key=True, folder=str(tmp_path)).forward == 0
+    assert ways_to(guest(257), Network("tap"), has_key=True, folder=str(tmp_path), user=False).forward == 0
+
+
+def test_a_user_has_vsocks_only_where_they_may_open_the_device(
+    modern_host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("vsock"))
+    for user, has_vsock in ((True, False), (False, True)):
+        found = ways_to(guest(257), Network("passt"), has_key=True, folder=str(tmp_path), user=user)
+        assert (found.has_vsock, found.forward == 0) == (has_vsock, has_vsock)
 
 
 MODES = [Network("passt"), Network("tap"), Network("tap", "vt-web"), Network("bridge", "br0"), Network("none")]
