@@ -11,7 +11,7 @@ from vmservice.client.arguments import add_common_options
 from vmservice.config.core import MEMORY_MIN_BYTES, VCPUS_MAX
 from vmservice.config.names import check_name
 from vmservice.config.reader import UNITS
-from vmservice.errors import UsageError
+from vmservice.errors import UsageError, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ def _delete(place: Place, options: argparse.Namespace) -> int:
         say("nothing is removed")
         return 1
     if deleted.kept:
-        say(f"{place.folder} stays, for it has what create did not make: {', '.join(deleted.kept[:5])}")
+        say(
+            f"{place.folder} stays, for it has what create did not make: {', '.join(quoted(name) for name in deleted.kept[:5])}"
+        )
     if deleted.is_enabled:
         say(f"its unit is still enabled: {place.systemctl('disable')}")
     return os.EX_OK

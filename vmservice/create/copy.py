@@ -6,12 +6,14 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import subprocess
 from dataclasses import dataclass
 
 from vmservice.create.progress import Progress, human
 from vmservice.errors import ConfigError, HostError, HostFacilityMissing
 from vmservice.host import image_lock, storage
+from vmservice.image.tools import Account, last_line
 
 _FICLONE = 0x40049409  # <linux/fs.h>
 _CHUNK_BYTES = 32 << 20
@@ -53,9 +55,9 @@ class Source:
         """A disk of fewer would lack a part of it."""
         return self.size_bytes
 
-    def fill(self, disk: int, wanted_bytes: int) -> None:
+    def fill(self, disk: int, wanted_bytes: int, account: Account | None) -> None:
         """Make the empty file `disk` a disk of `size_bytes`. What is wanted beyond that is for who knows what is in it."""
-        copy(self, disk)
+        copy(self, disk, account)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -88,8 +90,11 @@ def open_source(path: str) -> Source:
         raise
 
 
-def copy(source: Source, target: int) -> None:
-    """All of it, to the empty file `target`, with the progress on standard error. HostError where that fails."""
+def copy(source: Source, target: int, account: Account | None = None) -> None:
+    """All of it, to the empty file `target`, with the progress on standard error. HostError where that fails.
+
+    `account` is whose the target is; None: ours.
+    """
     room = os.fstatvfs(target)
     free = room.f_bavail * room.f_frsize
     progress = Progress("convert" if source.is_qcow2 else "copy", source.stored_bytes)
@@ -101,7 +106,7 @@ def copy(source: Source, target: int) -> None:
         if source.stored_bytes > free:
             raise HostError(f"there is no room: the image takes {human(source.stored_bytes)}, and {human(free)} are free")
         if source.is_qcow2:
-            _convert(source, target, progress)
+            _convert(source, target, progress, account)
         else:
             _copy_extents(source, target, progress)
         progress.end()
@@ -173,8 +178,11 @@ def _copy_extents(source: Source, target: int, progress: Progress) -> None:
             progress.at(done)
 
 
-def _convert(source: Source, target: int, progress: Progress) -> None:
-    """By qemu-img, which says how far it is: "    (12.34/100%)"."""
+def _convert(source: Source, target: int, progress: Progress, account: Account | None) -> None:
+    """By qemu-img, which says how far it is: "    (12.34/100%)". As the account, where all may read the image: it may be made
+    to deceive its reader."""
+    if account is not None and not os.fstat(source.fd).st_mode & stat.S_IROTH:
+        account = None
     names = [f"/proc/self/fd/{fd}" for fd in (source.fd, target)]
     line = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", "raw", "-n", "--target-is-zero", *names]
     try:
@@ -184,6 +192,9 @@ def _convert(source: Source, target: int, progress: Progress) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(source.fd, target),
+            user=None if account is None else account.uid,
+            group=None if account is None else account.gid,
+            extra_groups=None if account is None else [],
         )
     except FileNotFoundError:
         raise HostFacilityMissing(
@@ -196,10 +207,9 @@ def _convert(source: Source, target: int, progress: Progress) -> None:
                 shares = re.findall(rb"\(\s*([\d.]+)/100%\)", part)
                 if shares:
                     progress.at(int(float(shares[-1]) / 100 * source.stored_bytes))
-            said = process.stderr.read().decode(errors="replace")
+            said = process.stderr.read()
         except BaseException:
             process.kill()
             raise
     if process.returncode != 0:
-        reason = said.strip().splitlines()[-1] if said.strip() else f"it ends with {process.returncode}"
-        raise HostError(f"{source.path} cannot be converted: {reason[:300]}")
+        raise HostError(f"{source.path} cannot be converted: {last_line(said)}")

@@ -20,11 +20,11 @@ from vmservice.create.progress import human
 from vmservice.create.scratch import Scratch, write_all
 from vmservice.create.undo import Undo
 from vmservice.create.ways import Network, Ways, ways_to
-from vmservice.errors import ConfigError, HostError, UsageError
+from vmservice.errors import ConfigError, HostError, UsageError, quoted
 from vmservice.host.files import RegularFile
 from vmservice.image.guest import Guest, look_into, take
 from vmservice.image.partitions import grow_last
-from vmservice.image.tools import Image
+from vmservice.image.tools import Account, Image
 
 _USER_DATA_MAX_BYTES = 1 << 20
 
@@ -38,7 +38,7 @@ class Source(Protocol):
     @property
     def least_bytes(self) -> int: ...
 
-    def fill(self, disk: int, wanted_bytes: int) -> None: ...
+    def fill(self, disk: int, wanted_bytes: int, account: Account | None) -> None: ...
 
     def close(self) -> None: ...
 
@@ -104,7 +104,7 @@ def _take_image(scratch: Scratch, made: Made, source: Source, wanted_bytes: int,
     found: list[tuple[Guest, int, list[str]]] = []
 
     def fill(disk: int) -> None:
-        source.fill(disk, wanted_bytes)
+        source.fill(disk, wanted_bytes, place.account)
         size_bytes = os.fstat(disk).st_size
         guest = look_into(Image(disk, source.path, size_bytes, place.account))
         for name, path in ((places.KERNEL, guest.kernel), (places.INITRAMFS, guest.initrd)):
@@ -129,7 +129,8 @@ def _check_free(place: Place) -> None:
     except OSError as error:
         raise HostError.from_os(f"cannot look into {place.folder}", error) from error
     if names or os.path.islink(place.folder):
-        raise ConfigError(f"{place.folder} has files of an earlier VM, such as {min(names, default='.')}; move them away first")
+        what = f"files of an earlier VM, such as {quoted(min(names))}" if names else "a link in its place"
+        raise ConfigError(f"{place.folder} has {what}; move that away first")
 
 
 def _grow(disk: int, old_bytes: int, wanted_bytes: int, guest: Guest) -> list[str]:

@@ -31,7 +31,7 @@ class Root:
     stored_bytes: int
     least_bytes: int = 0
 
-    def fill(self, disk: int, wanted_bytes: int) -> None:
+    def fill(self, disk: int, wanted_bytes: int, account: tools.Account | None) -> None:
         """Make the empty file `disk` a disk with one partition, ext4, that has them. HostError where mke2fs cannot."""
         size = wanted_bytes or max(_DEFAULT_BYTES, 2 * self.stored_bytes)
         print(f"fill a disk of {human(size)} with {self.path}", file=sys.stderr, flush=True)
@@ -41,9 +41,7 @@ class Root:
         line += [f"/proc/self/fd/{disk}", f"{partition.size_bytes >> 10}k"]
         done = tools.run(line, PACKAGE, fd=disk, timeout_sec=None)
         if done.returncode != 0:
-            lines = [one for one in done.stderr.decode(errors="replace").splitlines() if one.strip()]
-            reason = "".join(letter for letter in lines[-1] if letter.isprintable())[:300] if lines else "mke2fs says nothing"
-            raise HostError(f"no disk of {human(size)} can be made of {self.path}: {reason}")
+            raise HostError(f"no disk of {human(size)} can be made of {self.path}: {tools.last_line(done.stderr)}")
 
     def close(self) -> None:
         """Nothing is open."""

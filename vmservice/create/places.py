@@ -104,7 +104,7 @@ def read_made(folder: str) -> Made | None:
 
 
 def _is_file_name(name: str) -> bool:
-    return "/" not in name and "\0" not in name and name not in ("", ".", "..") and len(name) <= 4 * NAME_MAX_LENGTH
+    return "/" not in name and name.isprintable() and name not in ("", ".", "..") and len(name) <= 4 * NAME_MAX_LENGTH
 
 
 def hold(place: Place, verb: str) -> int:

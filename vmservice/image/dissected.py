@@ -9,7 +9,7 @@ import os
 import subprocess
 
 from vmservice.errors import ConfigError, HostError
-from vmservice.image.tools import Image, run
+from vmservice.image.tools import Image, last_line, run
 
 PROGRAM = "systemd-dissect"
 PACKAGE = "systemd-container"
@@ -29,8 +29,7 @@ class Dissected:
         self._sizes: dict[str, int | None] = {}
         done = self._run("--list", image.name)
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise HostError(f"{image.path} cannot be read by {PROGRAM}: {said[-1][:200] if said else 'it says nothing'}")
+            raise HostError(f"{image.path} cannot be read by {PROGRAM}: {last_line(done.stderr)}")
         for line in done.stdout.decode(errors="replace").splitlines():
             folder, _, name = line.removeprefix("./").strip("/").rpartition("/")
             self._folders.setdefault(f"/{folder}", []).append(name)

@@ -76,6 +76,12 @@ def run(
         raise HostError.from_os(f"cannot run {line[0]}", error) from error
 
 
+def last_line(said: bytes) -> str:
+    """The last words of a program, as a sentence can hold them: what it quotes of an image may be anything."""
+    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+    return "".join(letter for letter in lines[-1] if letter.isprintable())[:300] if lines else "it says nothing"
+
+
 def is_there(program: str) -> bool:
     """Whether it is installed."""
     import shutil

@@ -76,18 +76,24 @@ def test_delete_leaves_what_others_made(home: Path, web: Path, capsys: pytest.Ca
     (web / "folder").mkdir()
     assert main(["delete", "--user", "web", "--yes"]) == 0
     assert left(home) == ["state/vmservice/web/data.img"]
-    assert "stays, for it has what create did not make: data.img, folder" in capsys.readouterr().err
+    assert 'stays, for it has what create did not make: "data.img", "folder"' in capsys.readouterr().err
 
 
-def test_delete_takes_nothing_in_the_list_for_more_than_a_name(home: Path, web: Path) -> None:
+def test_delete_takes_nothing_in_the_list_for_more_than_a_name(
+    home: Path, web: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The list is in the VM's own folder, and it may be root who deletes."""
     (home / "mine").write_text("mine")
-    (web / "created.json").write_text('{"image": "x", "files": ["../../../mine", "/etc/passwd", "..", "", "root.raw"]}')
+    (web / "created.json").write_text(
+        '{"image": "x", "files": ["../../../mine", "/etc/passwd", "..", "", "a\\u001b[31m", "root.raw"]}'
+    )
+    (web / "a\x1b[31m").touch()
     (web / "vmlinuz").unlink()
     (web / "vmlinuz").symlink_to(home / "mine")
     assert main(["delete", "--user", "web", "--yes"]) == 0
     assert (home / "mine").read_text() == "mine"
-    assert sorted(os.listdir(web)) == ["created.json", "initrd.img", "vmlinuz"]
+    assert sorted(os.listdir(web)) == ["a\x1b[31m", "created.json", "initrd.img", "vmlinuz"]
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_delete_of_what_create_did_not_make(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -286,6 +288,26 @@ def test_a_backing_file_is_not_followed(home: Path, tmp_path: Path, capsys: pyte
     assert "has a part of its data in another file" in said
 
 
+@pytest.mark.parametrize(("mode", "uid"), [(0o644, 65534), (0o600, 0)])
+def test_qemu_img_is_the_vms_account_where_that_may_read_the_image(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, uid: int
+) -> None:
+    root_only()
+    qcow2 = tmp_path / "x"
+    qcow2.write_bytes(b"QFI\xfb\0\0\0\2" + bytes(16) + MIB.to_bytes(8, "big") + bytes(1000))
+    qcow2.chmod(mode)
+    tools = Path(tempfile.mkdtemp())
+    tools.chmod(0o755)
+    fake = tools / "qemu-img"
+    fake.write_text('#!/bin/sh\nid -u >&2\nfor file; do :; done\nexec 3<> "$file" && exit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    place = Place("web", False, str(tmp_path / "etc/web.toml"), str(tmp_path / "lib/web"), Account("nobody", 65534, 65534))
+    with pytest.raises(HostError, match=f"cannot be converted: {uid}$"):
+        create(place, Options(str(qcow2), None, 0, Shape(None, "64M"), Network("tap"), None, None))
+    shutil.rmtree(tools)
+
+
 def test_a_vm_that_is_there_stays(home: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = home / "config/vmservice/web.toml"
     config.parent.mkdir()
@@ -298,7 +320,7 @@ def test_a_vm_that_is_there_stays(home: Path, image: Path, capsys: pytest.Captur
     (home / "state/vmservice/web/mine").write_text("mine")
     status, said = refused(capsys, "--image", str(image))
     assert (status, left(home)) == (78, ["state/vmservice/web/mine"])
-    assert "has files of an earlier VM, such as mine" in said
+    assert 'has files of an earlier VM, such as "mine"; move that away' in said
 
 
 def test_two_at_once(home: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
