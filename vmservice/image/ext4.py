@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import subprocess
+from collections.abc import Iterable
 
 from vmservice.errors import ConfigError, HostError
 from vmservice.image.tools import Image
@@ -23,18 +24,29 @@ class Ext4:
     def __init__(self, image: Image, offset: int) -> None:
         self._image = image
         self._offset = offset
-        # What has been asked for already: each question takes a process, and an image does not change.
-        self._found: dict[str, tuple[str, int] | None] = {}
-        self._texts: dict[str, str] = {}
+        # By request. Each takes a process, and an image does not change.
+        self._answers: dict[str, bytes] = {}
+
+    def look_ahead(self, files: Iterable[str], folders: Iterable[str]) -> None:
+        """Ask for many at once, by one process, that may be asked for one by one later. They need not be there."""
+        requests = [*(_stat(path) for path in files), *(_list(path) for path in folders)]
+        said = self._run(["-f", "-"], subprocess.PIPE, "".join(f"{one}\n" for one in requests).encode())
+        # Each request is repeated, and what it gives follows; of what is not there, nothing.
+        rest = said.stdout
+        for number, request in enumerate(requests):
+            _, mark, behind = rest.partition(b"debugfs: " + request.encode() + b"\n")
+            following = b"debugfs: " + requests[number + 1].encode() + b"\n" if number + 1 < len(requests) else b""
+            if not mark or (following and following not in behind):
+                return
+            self._answers[request] = behind.partition(following)[0] if following else behind
+            rest = behind
 
     def text(self, path: str) -> str | None:
         """None where there is no such file."""
         found = self._find(path)
         if found is None or found[1] > _TEXT_MAX_BYTES:
             return None
-        if path not in self._texts:
-            self._texts[path] = self._ask(f'cat "{found[0]}"').decode(errors="replace")
-        return self._texts[path]
+        return self._ask(f'cat "{found[0]}"').decode(errors="replace")
 
     def size(self, path: str) -> int | None:
         """Bytes of a file; None where there is no such one."""
@@ -46,7 +58,7 @@ class Ext4:
         if not _is_plain(path):
             return []
         # /INODE/MODE/UID/GID/NAME/SIZE/
-        lines = (line.split("/") for line in self._ask(f'ls -p "{path}"').decode(errors="replace").splitlines())
+        lines = (line.split("/") for line in self._ask(_list(path)).decode(errors="replace").splitlines())
         return sorted(fields[5] for fields in lines if len(fields) > 6 and fields[5] not in (".", ".."))
 
     def copy(self, path: str, output: int) -> None:
@@ -54,21 +66,16 @@ class Ext4:
         found = self._find(path)
         if found is None:
             raise ConfigError(f"{self._image.path} has no file {path}")
-        done = self._run(f'cat "{found[0]}"', output)
+        done = self._run(["-R", f'cat "{found[0]}"'], output)
         if done.returncode != 0 or b": " in done.stderr.partition(b"\n")[2]:
             raise HostError(f"{path} cannot be read out of {self._image.path}: {_reason(done.stderr)}")
 
     def _find(self, path: str) -> tuple[str, int] | None:
         """(path without a link at its end, bytes)."""
-        if path not in self._found:
-            self._found[path] = self._follow(path)
-        return self._found[path]
-
-    def _follow(self, path: str) -> tuple[str, int] | None:
         for _ in range(_LINKS_MAX):
             if not _is_plain(path):
                 return None
-            said = self._ask(f'stat "{path}"').decode(errors="replace")
+            said = self._ask(_stat(path)).decode(errors="replace")
             if "Type: regular" in said:
                 return path, int(said.partition("Size: ")[2].split()[0])
             if "Type: symlink" not in said:
@@ -81,13 +88,24 @@ class Ext4:
         return None
 
     def _ask(self, request: str) -> bytes:
-        done = self._run(request, subprocess.PIPE)
+        if request in self._answers:
+            return self._answers[request]
+        done = self._run(["-R", request], subprocess.PIPE)
         if done.returncode != 0 or b"while trying to open" in done.stderr:
             raise HostError(f"{self._image.path} cannot be read by debugfs: {_reason(done.stderr)}")
+        self._answers[request] = done.stdout
         return done.stdout
 
-    def _run(self, request: str, output: int) -> subprocess.CompletedProcess[bytes]:
-        return self._image.run(["debugfs", "-R", request, f"{self._image.name}?offset={self._offset}"], PACKAGE, output)
+    def _run(self, words: list[str], output: int, requests: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        return self._image.run(["debugfs", *words, f"{self._image.name}?offset={self._offset}"], PACKAGE, output, requests)
+
+
+def _stat(path: str) -> str:
+    return f'stat "{path}"'
+
+
+def _list(path: str) -> str:
+    return f'ls -p "{path}"'
 
 
 def _is_plain(path: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vmservice.errors import ConfigError, HostError, HostFacilityMissing, VmmError
 from vmservice.image import file_systems, grub
-from vmservice.image.boot_entry import BootEntry, Files, read_entries, read_grub_environment, version_key
+from vmservice.image.boot_entry import ENTRIES, BootEntry, Files, read_entries, read_grub_environment, version_key
 from vmservice.image.dissected import PROGRAM, Dissected
 from vmservice.image.ext4 import Ext4
 from vmservice.image.fat import Fat
@@ -20,6 +20,9 @@ _OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 _SYSTEMD_FOLDERS = ("/usr/lib/systemd", "/usr/lib/x86_64-linux-gnu/systemd", "/usr/lib64/systemd", "/lib/systemd")
 _SHARED = re.compile(r"libsystemd-shared-(\d+)")
 _GRUB = ("grub/grub.cfg", "grub2/grub.cfg", "EFI/debian/grub.cfg", "EFI/BOOT/grub.cfg")
+_GRUB_ENVIRONMENTS = ("grub2/grubenv", "grub/grubenv")
+_CLOUD_INIT = "/usr/bin/cloud-init"
+_SSHD = "/usr/sbin/sshd"
 _MODULES = "/usr/lib/modules"
 _KERNEL = re.compile(r"^(?:vmlinuz|bzImage|linux)(?:-(.+))?$")
 _INITRDS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}", "initramfs-{}", "initrd-{}.img")
@@ -93,8 +96,8 @@ def look_into(image: Image) -> Guest:
         root=root,
         systemd=0 if files is None else _systemd_version(files),
         # Of a root that cannot be read: cloud images have both.
-        has_cloud_init=files is None or files.size("/usr/bin/cloud-init") is not None,
-        has_sshd=files is None or files.size("/usr/sbin/sshd") is not None,
+        has_cloud_init=files is None or files.size(_CLOUD_INIT) is not None,
+        has_sshd=files is None or files.size(_SSHD) is not None,
     )
 
 
@@ -109,7 +112,7 @@ def _find_root(image: Image, partitions: list[Partition]) -> tuple[Partition | N
     # The largest first: systems with two halves for updates have their like in both.
     candidates = sorted(partitions, key=lambda one: (one.kind != ROOT_X86_64, -one.size_bytes))
     for one in candidates:
-        if kinds[one.number] == "ext4" and _os_release(files := Ext4(image, one.offset)):
+        if kinds[one.number] == "ext4" and _os_release(files := _open_ext4(image, one.offset)):
             return one, files, None
     for one in candidates:
         kind, what = kinds[one.number], f"partition {one.number}"
@@ -119,6 +122,15 @@ def _find_root(image: Image, partitions: list[Partition]) -> tuple[Partition | N
             return one, *_dissect(image, kind, what)
     shown = ", ".join(f"{one.number} ({kinds[one.number] or 'unknown'})" for one in partitions)
     raise ConfigError(f"{image.path}: no partition has a Linux system with /etc/os-release; it has the partitions {shown}")
+
+
+def _open_ext4(image: Image, offset: int) -> Ext4:
+    """A file system that may be a root, with what will be asked of one known already."""
+    files = Ext4(image, offset)
+    loaders = [f"/boot/{name}" for name in ("loader/loader.conf", *_GRUB, *_GRUB_ENVIRONMENTS)]
+    folders = ["/boot/", f"/boot/{ENTRIES}", _MODULES, *_SYSTEMD_FOLDERS]
+    files.look_ahead([*_OS_RELEASE, *loaders, _CLOUD_INIT, _SSHD, "/etc/fstab"], folders)
+    return files
 
 
 def _dissect(image: Image, kind: str, what: str) -> tuple[Files | None, VmmError | None]:
@@ -136,7 +148,7 @@ def _open_root(image: Image, offset: int) -> Files:
     """The file system of an image without partitions."""
     kind = file_systems.kind_at(image.fd, offset)
     if kind == "ext4":
-        files = Ext4(image, offset)
+        files = _open_ext4(image, offset)
         if _os_release(files):
             return files
         raise ConfigError(f"{image.path} has no partition table, and its file system has no /etc/os-release")
@@ -204,7 +216,7 @@ def _find_entry(places: list[_Place], path: str) -> tuple[BootEntry, _Place, str
 
 
 def _grub_environment(place: _Place) -> dict[str, str]:
-    for name in ("grub2/grubenv", "grub/grubenv"):
+    for name in _GRUB_ENVIRONMENTS:
         text = place.files.text(f"{place.folder}{name}")
         if text:
             return read_grub_environment(text)

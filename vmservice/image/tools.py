@@ -34,9 +34,12 @@ class Image:
     size_bytes: int
     account: Account | None = None
 
-    def run(self, line: list[str], package: str, output: int = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
-        """Run a program to its end, whatever that is. `package` is the one of Debian that has it. `self.name` is the image."""
-        return run(line, package, output=output, account=self.account, fd=self.fd)
+    def run(
+        self, line: list[str], package: str, output: int = subprocess.PIPE, typed: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end, whatever that is. `package` is the one of Debian that has it. `self.name` is the image.
+        `typed` is its standard input."""
+        return run(line, package, output=output, account=self.account, fd=self.fd, typed=typed)
 
     @property
     def name(self) -> str:
@@ -51,13 +54,15 @@ def run(
     output: int = subprocess.PIPE,
     account: Account | None = None,
     fd: int = -1,
+    typed: bytes | None = None,
     timeout_sec: float | None = _TIMEOUT_SEC,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end. HostFacilityMissing where it is not installed."""
     try:
         return subprocess.run(
             line,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if typed is None else None,
+            input=typed,
             stdout=output,
             stderr=subprocess.PIPE,
             check=False,

@@ -81,6 +81,15 @@ def test_text_and_folders(linked: Ext4) -> None:
     assert linked.names("/nowhere") == linked.names("/etc/text") == linked.names('/"') == []
 
 
+def test_what_was_looked_at_ahead_is_not_asked_for_again(linked: Ext4, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked.look_ahead(["/boot/kernel", "/nowhere", "/link", "/round"], ["/boot", "/nowhere"])
+    monkeypatch.setattr("vmservice.image.tools.run", None)
+    assert (linked.size("/boot/kernel"), linked.size("/nowhere"), linked.size("/link")) == (len(DATA), None, len(DATA))
+    assert linked.size("/round") is None
+    assert linked.names("/boot") == ["absolute", "empty", "kernel"]
+    assert linked.names("/nowhere") == []
+
+
 def test_what_is_no_ext4_is_said_in_debugfs_words(open_image: Open) -> None:
     with pytest.raises(HostError, match=r"cannot be read by debugfs: .*Bad magic number"):
         Ext4(open_image(bytes(MIB)), MIB).names("/")
