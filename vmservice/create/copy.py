@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vmservice.create.progress import Progress, human
 from vmservice.errors import ConfigError, HostError, HostFacilityMissing
 from vmservice.host import image_lock, storage
+from vmservice.image.guest import find_partitions
 from vmservice.image.tools import Account, last_line
 
 _FICLONE = 0x40049409  # <linux/fs.h>
@@ -78,9 +79,9 @@ def open_source(path: str) -> Source:
         if is_qcow2:
             stored, size = size, _size_of_qcow2(head, path)
         else:
+            # Before it is copied, which may take minutes.
+            find_partitions(fd, size, path)
             stored = sum(end - start for start, end in _extents(fd, size))
-        if size < 512:
-            raise ConfigError(f"--image: {path} has {size} bytes, which is no disk")
         return Source(path, fd, is_qcow2, size, stored)
     except OSError as error:
         os.close(fd)

@@ -67,12 +67,23 @@ def take(guest: Guest, path: str, output: int) -> None:
         raise HostError(f"only {there} of {expected} bytes of {path} could be taken out of the image")
 
 
+def find_partitions(fd: int, size_bytes: int, path: str) -> list[Partition]:
+    """Those of an image; none where a file system begins with it. ConfigError where it is no disk at all."""
+    kind = file_systems.kind_at(fd, 0)
+    if kind == "iso9660":  # it may have a partition table besides, to be started from anywhere
+        raise ConfigError(f"{path} is a medium that installs a system, not a disk that has one")
+    try:
+        partitions = read_partitions(fd, size_bytes)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not partitions and not kind:
+        raise ConfigError(f"{path} has neither a partition table nor a file system that is known; expected a disk with Linux")
+    return partitions
+
+
 def look_into(image: Image) -> Guest:
     """ConfigError, HostError or HostFacilityMissing where nothing can be started from there, and why."""
-    try:
-        partitions = read_partitions(image.fd, image.size_bytes)
-    except ConfigError as error:
-        raise ConfigError(f"{image.path}: {error}") from None
+    partitions = find_partitions(image.fd, image.size_bytes, image.path)
     root, files, refusal = _find_root(image, partitions)
     release = {} if files is None else _os_release(files)
     places = _places(image, partitions, root, files)
@@ -152,9 +163,7 @@ def _open_root(image: Image, offset: int) -> Files:
         if _os_release(files):
             return files
         raise ConfigError(f"{image.path} has no partition table, and its file system has no /etc/os-release")
-    if kind:
-        raise _unreadable(image.path, kind, "what it holds")
-    raise ConfigError(f"{image.path} has neither a partition table nor a file system that is known; expected a disk with Linux")
+    raise _unreadable(image.path, kind, "what it holds")
 
 
 def _unreadable(path: str, kind: str, what: str) -> VmmError:
@@ -162,8 +171,6 @@ def _unreadable(path: str, kind: str, what: str) -> VmmError:
         return ConfigError(
             f"{path}: {what} is {kind}, which is not looked into; write the configuration by hand, with [kernel] and root="
         )
-    if kind == "iso9660":
-        return ConfigError(f"{path} is a medium that installs a system, not a disk that has one")
     return HostFacilityMissing(
         f"{path}: {what} is {kind}, and kernels are taken out of ext4, or by root with systemd-dissect (systemd 253 and later)"
         " out of what the host's kernel can mount"

@@ -269,9 +269,10 @@ def test_what_is_refused_leaves_nothing(
         (b"", "neither a partition table nor a file system"),
     ],
 )
-def test_files_that_are_no_disk(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], head: bytes, words: str
+def test_files_that_are_no_disk_are_not_even_copied(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], head: bytes, words: str
 ) -> None:
+    monkeypatch.setattr("vmservice.create.copy.copy", None)
     (tmp_path / "x").write_bytes(head + bytes(2 * MIB))
     status, said = refused(capsys, "--image", str(tmp_path / "x"))
     assert (status, left(home)) == (78, [])

@@ -215,6 +215,11 @@ def test_a_disk_with_nothing(tmp_path: Path) -> None:
     assert "neither a partition table nor a file system" in refusal(tmp_path / "disk")
     (tmp_path / "iso").write_bytes(bytes(0x8001) + b"CD001" + bytes(4096))
     assert "is a medium that installs a system" in refusal(tmp_path / "iso")
+    hybrid = gpt(tmp_path / "hybrid", [Part(ESP, fat(16, {}), 8 * MIB)])
+    with hybrid.open("r+b") as file:
+        file.seek(0x8001)
+        file.write(b"CD001")
+    assert "is a medium that installs a system" in refusal(hybrid)
 
 
 @pytest.mark.parametrize(
