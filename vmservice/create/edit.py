@@ -12,7 +12,7 @@ from vmservice.client.systemctl import run_systemctl
 from vmservice.config.load import load_config
 from vmservice.create import places
 from vmservice.create.places import Place
-from vmservice.create.undo import Undo
+from vmservice.create.undo import Undo, unmoved_by_ctrl_c
 from vmservice.errors import ConfigError, HostError, HostFacilityMissing
 
 _EDITORS = ("editor", "nano", "vim", "vi")
@@ -76,7 +76,8 @@ def _run_editor(path: str) -> None:
     chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     for line in [shlex.split(chosen)] if chosen else [[name] for name in _EDITORS]:
         try:
-            status = subprocess.run([*line, path], check=False).returncode
+            with unmoved_by_ctrl_c():
+                status = subprocess.run([*line, path], check=False).returncode
         except FileNotFoundError:
             continue
         except OSError as error:

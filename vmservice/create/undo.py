@@ -62,3 +62,14 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before:
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def unmoved_by_ctrl_c() -> Iterator[None]:
+    """While another program has the terminal, to which Ctrl-C is a key: it is a signal to us all the same."""
+    # A handler, and not SIG_IGN, which the program would inherit.
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -270,6 +270,22 @@ def test_edit_that_comes_to_nothing(
     assert os.listdir(config.parent) == ["web.toml"]
 
 
+def test_ctrl_c_is_a_key_of_the_editor(home: Path, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = home / "config/vmservice/web.toml"
+    editor(tmp_path, monkeypatch, 'kill -INT $PPID; sed -i s/64M/72M/ "$1"')
+    assert main(["edit", "--user", "web"]) == 0
+    assert 'size = "72M"' in config.read_text()
+
+
+def test_edit_that_is_ended_changes_nothing(home: Path, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = home / "config/vmservice/web.toml"
+    before = config.read_bytes()
+    editor(tmp_path, monkeypatch, 'sed -i s/64M/72M/ "$1"; kill -TERM $PPID; exec sleep 60')
+    assert main(["edit", "--user", "web"]) == 130
+    assert config.read_bytes() == before
+    assert os.listdir(config.parent) == ["web.toml"]
+
+
 def test_edit_offers_a_reload(
     home: Path, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
