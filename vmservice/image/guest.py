@@ -38,7 +38,6 @@ class Guest:
 
     pretty_name: str
     os_id: str  # ID of os-release
-    entry: BootEntry
     source: str  # where the entry comes from, for people
     files: Files  # with the entry's kernel
     kernel: str  # paths there
@@ -98,7 +97,6 @@ def look_into(image: Image) -> Guest:
     return Guest(
         pretty_name=release.get("PRETTY_NAME", release.get("NAME", entry.title if files is None else "Linux")),
         os_id=release.get("ID", ""),
-        entry=entry,
         source=source,
         files=place.files,
         kernel=kernel,

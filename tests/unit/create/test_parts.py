@@ -17,7 +17,6 @@ from vmservice.create.places import Place
 from vmservice.create.progress import Progress, human
 from vmservice.create.ways import Network, Ways, read_network, ways_to
 from vmservice.errors import ConfigError, HostError, HostFacilityMissing, UsageError
-from vmservice.image.boot_entry import BootEntry
 from vmservice.image.guest import Guest
 
 MIB = 1 << 20
@@ -222,11 +221,9 @@ def test_the_network_that_needs_least_is_the_default(monkeypatch: pytest.MonkeyP
 
 
 def guest(systemd: int, *, cloud_init: bool = False, initrd: str = "/i") -> Guest:
-    entry = BootEntry("Linux", "/k", initrd, "ro")
     return Guest(
         pretty_name="Debian",
         os_id="debian",
-        entry=entry,
         source="/boot: Linux",
         files=None,  # type: ignore[arg-type]
         kernel="/k",
