@@ -2,8 +2,10 @@
 # The guest's /init: says that it is there, beats once a second, and powers off when its power button is pressed.
 # vmtest=NAME on the kernel's command line makes it do something else in between.
 
+say() { echo "vmservice guest: $*"; }
+
 # The first thing is the line that start-up is measured by.
-echo "vmservice guest: /init reached"
+say "/init reached"
 
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
@@ -11,7 +13,7 @@ echo "vmservice guest: /init reached"
 /bin/busybox --install -s /bin
 export PATH=/bin
 
-echo "vmservice guest: Linux $(uname -r), $(nproc) CPUs, $(awk '/MemTotal/ { print $2 }' /proc/meminfo) KiB"
+say "Linux $(uname -r), $(nproc) CPUs, $(awk '/MemTotal/ { print $2 }' /proc/meminfo) KiB"
 
 for word in $(cat /proc/cmdline); do
     case "$word" in
@@ -26,20 +28,20 @@ case "$vmtest" in
     tables)
         for table in /sys/firmware/acpi/tables/[A-Z]*; do
             [ -f "$table" ] || continue
-            echo "vmservice guest: table ${table##*/} $(base64 "$table" | tr -d '\n')"
+            say "table ${table##*/} $(base64 "$table" | tr -d '\n')"
         done
-        echo "vmservice guest: tables end"
+        say "tables end"
         poweroff -f
         ;;
     topology)
         for processor in /sys/devices/system/cpu/cpu[0-9]*; do
             cd "$processor/topology"
             caches=$(cat ../cache/index*/shared_cpu_list 2> /dev/null | tr '\n' ' ')
-            echo "vmservice guest: ${processor##*/} package $(cat physical_package_id) core $(cat core_id)" \
+            say "${processor##*/} package $(cat physical_package_id) core $(cat core_id)" \
                 "threads $(cat thread_siblings_list) cores $(cat core_siblings_list) caches $caches"
         done
         dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
-        echo "vmservice guest: topology end"
+        say "topology end"
         poweroff -f
         ;;
     busy)
@@ -53,6 +55,11 @@ for module in /modules/*.ko; do
     insmod "$module"
 done
 
+# What a test has laid beside this file does the rest.
+if [ -f /test.sh ]; then
+    . /test.sh
+fi
+
 # A key event is 24 bytes (struct input_event): type 1 (EV_KEY) at 16, code 116 (KEY_POWER) at 18, value 1 at 20, little-endian.
 watch_button() {
     while :; do
@@ -60,7 +67,7 @@ watch_button() {
         case "$event" in
             "") return ;;
             *0100740001000000)
-                echo "vmservice guest: power button"
+                say "power button"
                 poweroff -f
                 ;;
         esac
@@ -68,33 +75,33 @@ watch_button() {
 }
 # What the guest makes of its virtio devices, and all that its kernel found worth a warning.
 if [ "$vmtest" = virtio ]; then
-    echo "vmservice guest: on the virtio-console" > /dev/hvc0
+    say "on the virtio-console" > /dev/hvc0
     for device in /sys/bus/virtio/devices/*; do
-        echo "vmservice guest: $(basename "$(readlink "$device/driver")") at $(basename "$(dirname "$(readlink -f "$device")")")"
+        say "$(basename "$(readlink "$device/driver")") at $(basename "$(dirname "$(readlink -f "$device")")")"
     done
-    echo "vmservice guest: $(head -c 64 /dev/hwrng | wc -c) bytes from $(cat /sys/class/misc/hw_random/rng_current)"
+    say "$(head -c 64 /dev/hwrng | wc -c) bytes from $(cat /sys/class/misc/hw_random/rng_current)"
     sleep 2
-    echo "vmservice guest: $(awk '/MemFree/ { print $2 }' /proc/meminfo) KiB free with the balloon"
+    say "$(awk '/MemFree/ { print $2 }' /proc/meminfo) KiB free with the balloon"
     dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
     [ -x /usr/bin/lspci ] && /usr/bin/lspci -vv 2>&1 | sed 's/^/vmservice guest: lspci: /'
-    echo "vmservice guest: virtio end"
+    say "virtio end"
 fi
 
 # Persistent memory with a file system: the first is read and written past the page cache, the second is read-only.
 if [ "$vmtest" = pmem ]; then
     mkdir /data /image
-    echo "vmservice guest: pmem0 has $(cat /sys/block/pmem0/size), pmem1 $(cat /sys/block/pmem1/size) sectors"
+    say "pmem0 has $(cat /sys/block/pmem0/size), pmem1 $(cat /sys/block/pmem1/size) sectors"
     mount -t ext4 -o dax /dev/pmem0 /data
     mount -t ext4 -o ro,dax /dev/pmem1 /image
     sed -n 's/^\/dev\/pmem/vmservice guest: mounted pmem/p' /proc/mounts
-    echo "vmservice guest: found $(cat /data/greeting /image/greeting | tr '\n' ' ')"
+    say "found $(cat /data/greeting /image/greeting | tr '\n' ' ')"
     seq 100000 > /data/numbers && sync
     umount /data /image
     echo "written by the guest" > /dev/pmem1
     sync
-    echo "vmservice guest: on pmem1 $(head -n 1 /dev/pmem1)"
+    say "on pmem1 $(head -n 1 /dev/pmem1)"
     dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
-    echo "vmservice guest: pmem end"
+    say "pmem end"
 fi
 
 # Sockets of the host are served, and asked for, until the power button is pressed.
@@ -109,10 +116,10 @@ if [ "$vmtest" = flush ]; then
     mkdir /data
     if mount -t ext4 /dev/vda /data; then
         number=$(cat /data/[0-9]* 2> /dev/null | awk 'length != 511 || $1 != NR - 1 { exit } { whole = NR } END { print whole + 0 }')
-        echo "vmservice guest: whole records: $number"
+        say "whole records: $number"
         while printf '%511d\n' "$number" |
             dd of="/data/$(printf %06d $((number / 64)))" bs=512 seek=$((number % 64)) conv=notrunc,fsync 2> /dev/null; do
-            echo "vmservice guest: flushed $number"
+            say "flushed $number"
             number=$((number + 1))
         done &
     fi
@@ -121,14 +128,14 @@ fi
 # A panic when there is a driver to tell of it.
 if [ "$vmtest" = panicked ]; then
     dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
-    echo "vmservice guest: panics"
+    say "panics"
     echo c > /proc/sysrq-trigger
 fi
 
 # The first boot feeds its watchdog for longer than the timeout and then leaves it; the second one tells what it finds.
 if [ "$vmtest" = watchdog ]; then
     found=$(cat /sys/class/watchdog/watchdog0/bootstatus)
-    echo "vmservice guest: $(cat /sys/class/watchdog/watchdog0/identity) bootstatus $found"
+    say "$(cat /sys/class/watchdog/watchdog0/identity) bootstatus $found"
     rmmod wdat_wdt
     insmod /modules/*wdat_wdt.ko timeout=4
     exec 3> /dev/watchdog0
@@ -137,13 +144,13 @@ if [ "$vmtest" = watchdog ]; then
             sleep 1
             echo >&3
         done
-        echo "vmservice guest: fed, timeout $(cat /sys/class/watchdog/watchdog0/timeout)"
+        say "fed, timeout $(cat /sys/class/watchdog/watchdog0/timeout)"
     else
         dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
         printf V >&3
         exec 3>&-
         sleep 5
-        echo "vmservice guest: watchdog $(cat /sys/class/watchdog/watchdog0/state)"
+        say "watchdog $(cat /sys/class/watchdog/watchdog0/state)"
     fi
 fi
 
@@ -151,19 +158,19 @@ fi
 if [ "$vmtest" = clock ]; then
     source=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
     while sleep 1; do
-        echo "vmservice guest: $source $(date +%s), RTC $(cat /sys/class/rtc/rtc0/since_epoch)"
+        say "$source $(date +%s), RTC $(cat /sys/class/rtc/rtc0/since_epoch)"
     done &
 fi
 
 # A console of its own at /dev/hvc0: it tells how large it is whenever that changes, and repeats what is typed at it.
 if [ "$vmtest" = console ]; then
     while read -r typed; do
-        echo "vmservice guest: typed at hvc0: $typed"
+        say "typed at hvc0: $typed"
         echo "you typed $typed" > /dev/hvc0
     done < /dev/hvc0 &
     while sleep 0.2; do
         size=$(stty size < /dev/hvc0)
-        [ "$size" = "$told" ] || echo "vmservice guest: hvc0 has $size"
+        [ "$size" = "$told" ] || say "hvc0 has $size"
         told=$size
     done &
 fi
@@ -171,7 +178,7 @@ fi
 for device in /dev/input/event*; do
     [ -c "$device" ] && watch_button "$device" &
 done
-echo "vmservice guest: ready, $(ls /dev/input 2> /dev/null | grep -c event) buttons"
+say "ready, $(ls /dev/input 2> /dev/null | grep -c event) buttons"
 
 # Lines typed on the console are commands.
 while read -r line; do
@@ -190,11 +197,11 @@ beat=0
 processors=$(nproc)
 while :; do
     beat=$((beat + 1))
-    echo "vmservice guest: beat $beat"
+    say "beat $beat"
     use_all_processors
     if [ "$(nproc)" != "$processors" ]; then
         processors=$(nproc)
-        echo "vmservice guest: nproc is now $processors"
+        say "nproc is now $processors"
     fi
     sleep 1
 done

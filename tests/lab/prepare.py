@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
-from lab.guest import guest_images
+from lab.cpio import CpioArchive
+from lab.guest import bookworm_kernel, guest_images
 from lab.host import LabHost
-from lab.root_tree import RELEASES
+from lab.kernel import KernelPackage
+from lab.root_tree import RELEASES, root_tree
 from support.package import INSTALLED_FROM, debian_package
+from support.unit_vm import UnitVm
 
 _SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -29,6 +33,20 @@ def payload() -> dict[str, Path]:
 def install(host: LabHost) -> None:
     """Installs the package as an operator would."""
     host.run(f"apt-get install -y -qq {INSTALLED_FROM}", timeout=180, check=True)
+
+
+def guest_with_script(vm: UnitVm, release: str, script: str, *modules: str) -> str:
+    """An initramfs of the guest of `release`, whose /init loads `modules` too and then runs `script`; the path in the host."""
+    kernel = KernelPackage(root_tree() if release == RELEASES[0] else bookworm_kernel())
+    archive = CpioArchive()
+    for index, (name, data) in enumerate(kernel.modules(*modules)):
+        archive.add_file(f"modules/90-{index}-{name}", data)  # behind those of the guest
+    archive.add_file("test.sh", script.encode(), 0o644)
+    place = f"/srv/{vm.name}.initramfs"
+    with tempfile.NamedTemporaryFile() as file:
+        archive.write(Path(file.name))
+        vm.host.run(f"(cat /lab/{release}.initramfs; cat) > {place}", stdin=file.read(), check=True)
+    return place
 
 
 def guest_config(

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from lab.cpio import CpioArchive
-from lab.guest import bookworm_kernel
 from lab.guest_checks import BOOT_TIMEOUT_SEC
 from lab.host import LabHost
-from lab.kernel import KernelPackage
-from lab.prepare import guest_config
-from lab.root_tree import RELEASES, root_tree
+from lab.prepare import guest_config, guest_with_script
+from lab.root_tree import RELEASES
 from support.unit_vm import UnitVm
 
 BRIDGE_ADDRESS, BRIDGED_GUEST = "10.98.0.1", "10.98.0.2"
@@ -34,17 +30,7 @@ timeout 20 sh -c 'until ss -lt | grep --quiet 8000; do sleep 0.1; done'
 """
 _NO_HOST = "systemctl stop net-server systemd-networkd.socket systemd-networkd; ip link del br-lab; rm -rf /srv/net"
 
-_INIT = b"""\
-#!/bin/busybox sh
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox --install -s /bin
-export PATH=/bin
-for module in /modules/*.ko; do
-    insmod "$module"
-done
-say() { echo "vmservice guest: $*"; }
+_SCRIPT = """\
 cat > /lease <<'END'
 #!/bin/sh
 [ "$1" = bound ] || exit 0
@@ -105,18 +91,6 @@ def served(lab: LabHost) -> Iterator[str]:
     lab.run(_NO_HOST)
 
 
-def initramfs(vm: UnitVm, release: str, scratch: Path) -> str:
-    archive = CpioArchive()
-    kernel = root_tree() if release == RELEASES[0] else bookworm_kernel()
-    for index, (name, data) in enumerate(KernelPackage(kernel).modules("virtio_net", "af_packet")):
-        archive.add_file(f"modules/90-{index}-{name}", data)
-    archive.add_file("init", _INIT, 0o755)
-    archive.write(scratch / release)
-    place = f"/srv/{vm.name}.initramfs"
-    vm.host.run(f"(cat /lab/{release}.initramfs; cat) > {place}", stdin=(scratch / release).read_bytes(), check=True)
-    return place
-
-
 def network(vm: UnitVm) -> dict[str, object]:
     """What the bus says of its network."""
     ((_, _, details),) = (device for device in vm.get("Devices") if device[0] == "network")
@@ -137,7 +111,7 @@ def wait_fetched(host: LabHost, unit: str, more: int) -> str:
     return said
 
 
-def test_networks_of_real_guests(guests: dict[str, UnitVm], served: str, tmp_path: Path) -> None:
+def test_networks_of_real_guests(guests: dict[str, UnitVm], served: str) -> None:
     host = next(iter(guests.values())).host
     assert isinstance(host, LabHost)
     by_vhost = RELEASES[0]
@@ -152,7 +126,7 @@ def test_networks_of_real_guests(guests: dict[str, UnitVm], served: str, tmp_pat
             vm.configure(
                 guest_config(
                     release=release,
-                    initramfs=initramfs(vm, release, tmp_path),
+                    initramfs=guest_with_script(vm, release, _SCRIPT, "virtio_net", "af_packet"),
                     cmdline=f"console=ttyS0 quiet{static}",
                     cpus=2,
                     more=f'[[network]]\nname = "lan"\n{bridge}[virtio]\ntransport = "{transports[release]}"\n',

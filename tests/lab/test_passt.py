@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from lab.cpio import CpioArchive
 from lab.guest_checks import BOOT_TIMEOUT_SEC
 from lab.host import LabHost
-from lab.kernel import KernelPackage
-from lab.prepare import guest_config
-from lab.root_tree import root_tree
+from lab.prepare import guest_config, guest_with_script
 from support.unit_vm import UnitVm
 
 # The world outside is a network namespace of the lab's host, at the other end of a cable; the host itself has nothing listening
@@ -38,17 +34,7 @@ timeout 20 sh -c 'until ip netns exec outside ss -ltn | grep --quiet :8000; do s
 """
 _NO_OUTSIDE = "systemctl stop outside; ip netns delete outside; ip link delete uplink; rm -rf /srv/outside"
 
-_INIT = b"""\
-#!/bin/busybox sh
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox --install -s /bin
-export PATH=/bin
-for module in /modules/*.ko; do
-    insmod "$module"
-done
-say() { echo "vmservice guest: $*"; }
+_SCRIPT = """\
 cat > /lease <<'END'
 #!/bin/sh
 [ "$1" = bound ] || exit 0
@@ -89,15 +75,9 @@ def outside(lab: LabHost) -> Iterator[str]:
     lab.run(_NO_OUTSIDE)
 
 
-def test_a_real_linux_uses_it_and_outlives_its_passt(vm: UnitVm, outside: str, tmp_path: Path) -> None:
+def test_a_real_linux_uses_it_and_outlives_its_passt(vm: UnitVm, outside: str) -> None:
     host = vm.host
-    archive = CpioArchive()
-    for index, (name, data) in enumerate(KernelPackage(root_tree()).modules("virtio_net", "af_packet")):
-        archive.add_file(f"modules/90-{index}-{name}", data)
-    archive.add_file("init", _INIT, 0o755)
-    archive.write(tmp_path / "more")
-    initramfs = f"/srv/{vm.name}.initramfs"
-    host.run(f"(cat /lab/trixie.initramfs; cat) > {initramfs}", stdin=(tmp_path / "more").read_bytes(), check=True)
+    initramfs = guest_with_script(vm, "trixie", _SCRIPT, "virtio_net", "af_packet")
     network = '[[network]]\nname = "lan"\nmode = "passt"\nmac = "02:00:00:00:00:07"\nforward = ["8080:80/tcp"]\n'
     vm.configure(guest_config(initramfs=initramfs, more=network))
     vm.start()

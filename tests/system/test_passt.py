@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.back_end_units import BackEndUnits
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
@@ -20,31 +21,15 @@ EXPOSURE_MAX = 2.2
 _SUPPORT = Path(__file__).parents[1] / "support"
 
 
-class PasstVm:
+class PasstVm(BackEndUnits):
     """The VM `vm` with a network called `lan`, whose units are `service` and `socket`."""
 
     def __init__(self, vm: UnitVm) -> None:
-        self.vm = vm
-        self.host = vm.host
-        self.service, self.socket = (f"vm-passt@{vm.name}:lan.{suffix}" for suffix in ("service", "socket"))
+        super().__init__(vm, "passt", "lan")
         self.configure()
 
     def configure(self, keys: str = 'forward = ["8080:80/tcp", "5300-5301:53-54/udp"]\n') -> None:
         self.vm.configure(firmware_config() + f'[[network]]\nname = "lan"\nmode = "passt"\n{keys}')
-
-    def state(self, unit: str) -> str:
-        return self.host.run(f"systemctl show --property=ActiveState --value {unit}", check=True).stdout.strip()
-
-    def wait(self, unit: str, state: str) -> None:
-        command = f"until [ $(systemctl show --property=ActiveState --value {unit}) = {state} ]; do sleep 0.1; done"
-        waited = self.host.run(f"timeout 20 sh -c '{command}'")
-        assert waited.returncode == 0, self.host.run(f"systemctl status {unit}; journalctl -n 50").stdout
-
-    def pid(self) -> int:
-        return int(self.host.run(f"systemctl show --property=MainPID --value {self.service}", check=True).stdout)
-
-    def said(self) -> str:
-        return self.host.run(f"journalctl --sync; journalctl --no-pager --output=cat --unit={self.service}", check=True).stdout
 
     def refused(self) -> str:
         """What the journal says of a start that fails; behind it what passt's unit says."""

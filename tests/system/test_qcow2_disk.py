@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from support.back_end_units import BackEndUnits
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import NoSuchLine, UnitVm, firmware_config
@@ -15,15 +16,13 @@ pytestmark = every_release
 EXPOSURE_MAX = 0.2
 
 
-class DiskVm:
+class DiskVm(BackEndUnits):
     """The VM `vm` with a disk called `root`, whose units are `service` and `socket`."""
 
     def __init__(self, vm: UnitVm, image: str = "") -> None:
-        self.vm = vm
-        self.host = vm.host
+        super().__init__(vm, "disk", "root")
         self.folder = f"/var/lib/vmservice/{vm.name}"
         self.image = image or f"{self.folder}/disk.qcow2"
-        self.service, self.socket = (f"vm-disk@{vm.name}:root.{suffix}" for suffix in ("service", "socket"))
         self.host.run(
             f"install -d -o vmservice -m 700 {self.folder} && qemu-img create -q -f qcow2 '{self.image}' 64M"
             f" && chown vmservice: '{self.image}'",
@@ -34,20 +33,6 @@ class DiskVm:
     def configure(self, keys: str = "") -> None:
         disk = f'[[disk]]\nname = "root"\nformat = "qcow2"\npath = "{self.image}"\n{keys}'
         self.vm.configure(firmware_config() + disk)
-
-    def state(self, unit: str) -> str:
-        return self.host.run(f"systemctl show --property=ActiveState --value {unit}", check=True).stdout.strip()
-
-    def wait(self, unit: str, state: str) -> None:
-        command = f"until [ $(systemctl show --property=ActiveState --value {unit}) = {state} ]; do sleep 0.1; done"
-        waited = self.host.run(f"timeout 20 sh -c '{command}'")
-        assert waited.returncode == 0, self.host.run(f"systemctl status {unit}; journalctl -n 50").stdout
-
-    def pid(self) -> int:
-        return int(self.host.run(f"systemctl show --property=MainPID --value {self.service}", check=True).stdout)
-
-    def said(self) -> str:
-        return self.host.run(f"journalctl --no-pager --output=cat --unit={self.service}", check=True).stdout
 
     def remove(self) -> None:
         self.vm.remove()
