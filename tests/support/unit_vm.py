@@ -137,7 +137,7 @@ class UnitVm:
     def _systemctl(self, verb: str, timeout: float) -> None:
         done = self.host.run(f"systemctl {verb} {self.unit}", timeout=timeout)
         if done.returncode != 0:
-            log = self.host.run(f"journalctl --no-pager --lines=40 --unit={self.unit}").stdout
+            log = self.host.run(f"journalctl --no-pager --lines=60 --unit={self.unit} --unit='vm-*@{self.name}:*'").stdout
             raise AssertionError(f"systemctl {verb} {self.unit}: exit status {done.returncode}\n{done.stderr}{log}")
 
     def _busctl(self, verb: str, *arguments: str) -> Outcome:
