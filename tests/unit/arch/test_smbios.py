@@ -54,12 +54,21 @@ def test_without_a_serial_number_there_is_no_string_of_it() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 600])
 def test_strings_beyond_what_one_structure_counts_come_in_the_next_in_order(count: int) -> None:
-    strings = [f"string {number}".encode() for number in range(count)]
+    strings = [b"%d" % number for number in range(1000, 1000 + count)]
     structures = walk(make(*strings))
     assert [one.kind for one in structures] == [0, 1, *[11] * -(-count // 255), 127]
     assert [string for one in structures if one.kind == 11 for string in one.strings] == strings
     assert all(one.formatted[4] == len(one.strings) for one in structures if one.kind == 11)
     assert len({one.handle for one in structures}) == len(structures)
+
+
+def test_no_structure_is_longer_than_systemd_before_256_reads_unless_a_string_is() -> None:
+    """And what is too long comes behind all that is not."""
+    strings = [bytes((65 + number,)) * length for number, length in enumerate((5000, 10, 4088, 3000, 1000, 4089, 80, 2000))]
+    structures = [one for one in walk(make(*strings)) if one.kind == 11]
+    sizes = [len(one.formatted) + sum(len(string) + 1 for string in one.strings) + 1 for one in structures]
+    assert [len(string) for one in structures for string in one.strings] == [10, 80, 1000, 2000, 3000, 4088, 4089, 5000]
+    assert sizes == [5 + 11 + 81 + 1001 + 2001 + 1, 3007, 4095, 4096, 5007]
 
 
 @pytest.mark.parametrize("string", [b"", b"a\0b"])
@@ -133,8 +142,8 @@ def test_dmidecode_reads_them_without_a_remark(tmp_path: Path) -> None:
         "Serial Number: S-1",
         f"UUID: {UUID}",
         "Wake-up Type: Power Switch",
-        "String 1: io.systemd.credential.binary:a=MQ==",
-        "String 2: two",
+        "String 1: two",
+        "String 2: io.systemd.credential.binary:a=MQ==",
         "End Of Table",
     ):
         assert line in done.stdout, line

@@ -36,6 +36,8 @@ _WAKE_UP_POWER_SWITCH = 6
 
 # A structure counts its strings in a byte.
 _MOST_STRINGS = 255
+# systemd before 256 reads less than a page of a structure, and none behind one that is longer: import_credentials_smbios().
+_OLD_SYSTEMD_MAX_BYTES = 4095
 _FIRST_OEM_HANDLE = 0xB00
 _END_HANDLE = 0x7F00
 
@@ -58,11 +60,23 @@ def tables(*, uuid: bytes, serial: str, version: str, oem_strings: Sequence[byte
     `uuid` are the 16 bytes in the order in which people write them. No string is empty or has a NUL; an empty `serial` is none.
     """
     structures = [_bios(version), _system(uuid, serial, version)]
-    for start in range(0, len(oem_strings), _MOST_STRINGS):
-        strings = oem_strings[start : start + _MOST_STRINGS]
-        handle = _FIRST_OEM_HANDLE + start // _MOST_STRINGS
-        structures.append(_structure(_TYPE_OEM_STRINGS, handle, _OEM_STRINGS.pack(len(strings)), strings))
+    for number, strings in enumerate(_pages(oem_strings)):
+        structures.append(_oem_strings(_FIRST_OEM_HANDLE + number, strings))
     return b"".join((*structures, _structure(_TYPE_END, _END_HANDLE, b"", ())))
+
+
+def _pages(strings: Sequence[bytes]) -> list[list[bytes]]:
+    """The strings of each structure, the shortest first: what an old systemd can read comes before what it cannot."""
+    pages: list[list[bytes]] = []
+    room = 0
+    for string in sorted(strings, key=len):
+        size = len(string) + 1
+        if not pages or size > room or len(pages[-1]) == _MOST_STRINGS:
+            pages.append([])
+            room = _OLD_SYSTEMD_MAX_BYTES - _HEADER.size - _OEM_STRINGS.size - 1
+        pages[-1].append(string)
+        room -= size
+    return pages
 
 
 def check_room(size_bytes: int, oem_strings: Sequence[bytes]) -> None:
@@ -107,6 +121,10 @@ def _system(uuid: bytes, serial: str, version: str) -> bytes:
     body = _SYSTEM.pack(1, 2, 3, 4 if serial else 0, mixed, _WAKE_UP_POWER_SWITCH, 0, 0)
     strings = [VENDOR.encode(), PRODUCT.encode(), version.encode()]
     return _structure(_TYPE_SYSTEM, 1, body, [*strings, serial.encode()] if serial else strings)
+
+
+def _oem_strings(handle: int, strings: Sequence[bytes]) -> bytes:
+    return _structure(_TYPE_OEM_STRINGS, handle, _OEM_STRINGS.pack(len(strings)), strings)
 
 
 def _structure(kind: int, handle: int, body: bytes, strings: Sequence[bytes]) -> bytes:
