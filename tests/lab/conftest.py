@@ -1,8 +1,7 @@
 """One nested host for all tests of the lab, with the package installed.
 
 A host that dies under a test is not the test's fault: it is started once more, that test runs again, and the summary says so. A
-guest that dies or falls silent is a failure, and its report has all that the host can tell of it; unless that proves that the
-emulator has put the host's registers into the guest's place: such a host is as good as dead.
+guest that dies or falls silent is a failure, and its report has all that the host can tell of it; `excuses.py` has the rest.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from pathlib import Path
 
 import pytest
 from lab.channel import HostDied
-from lab.host import LabHost, nested_kvm
+from lab.excuses import Excuses
+from lab.host import LabHost
 from lab.prepare import guest_config, install, payload
 from lab.root_tree import RELEASES
-from support.guest_evidence import MIXED_UP
-from support.unit_vm import NoSuchLine, UnitVm
+from support.unit_vm import UnitVm
 
 _NUMBERS = itertools.count(1)
-_DEATHS = pytest.StashKey[list[str]]()
+_EXCUSES = Excuses()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,7 +56,7 @@ def vm(request: pytest.FixtureRequest, lab: LabHost) -> Iterator[UnitVm]:
     try:
         vm.configure(guest_config())
     except HostDied as death:
-        _revive(request.node, lab, death)
+        _revive(request.node, lab, str(death))
         vm.configure(guest_config())
     yield vm
     with contextlib.suppress(HostDied):
@@ -81,33 +80,34 @@ def nothing_left_behind() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test of the lab, and once more if the host died under it."""
+    """Runs a test of the lab, and once more, on a new host, if the host was to blame."""
     lab = pyfuncitem.funcargs.get("lab") or getattr(pyfuncitem.funcargs.get("vm"), "host", None)
     if not isinstance(lab, LabHost):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    resets = _EXCUSES.resets(lab)
     try:
         pyfuncitem.obj(**arguments)
-    except (HostDied, NoSuchLine) as failure:
-        if isinstance(failure, NoSuchLine) and (nested_kvm() or MIXED_UP not in str(failure)):
+    except Exception as failure:
+        excuse = _EXCUSES.excuse(failure, lab, resets)
+        if excuse is None:
             raise
-        _revive(pyfuncitem, lab, failure)
+        _revive(pyfuncitem, lab, excuse)
         if isinstance(vm := arguments.get("vm"), UnitVm):
             vm.configure(guest_config())
         pyfuncitem.obj(**arguments)
     return True
 
 
-def _revive(item: pytest.Item, lab: LabHost, death: HostDied | NoSuchLine) -> None:
-    item.config.stash.setdefault(_DEATHS, []).append(f"{item.nodeid}: {death}\n{lab.last_words()}")
+def _revive(item: pytest.Item, lab: LabHost, excuse: str) -> None:
+    _EXCUSES.said.append(f"{item.nodeid}: {excuse}\n{lab.last_words()}")
     lab.stop()
     lab.start(payload())
     install(lab)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    deaths = config.stash.get(_DEATHS, [])
-    if deaths:
-        terminalreporter.section("the lab's host died, or mixed itself up with a guest, and was started anew", yellow=True)
-        for death in deaths:
-            terminalreporter.line(death)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _EXCUSES.said:
+        terminalreporter.section("the lab's host died, or spoiled a guest, and was started anew", yellow=True)
+        for excuse in _EXCUSES.said:
+            terminalreporter.line(excuse)
