@@ -18,7 +18,9 @@ class Host:
     def __init__(self) -> None:
         self.resets: list[str] = []
 
-    def run(self, command: str) -> Completed:
+    def run(self, command: str, *, timeout: float = 60) -> Completed:
+        if "shutdowns.py tell" in command:
+            return Completed(command, 0, "triple fault: rip 0x1", "", False)
         assert "journalctl" in command
         return Completed(command, 0, "\n".join(self.resets), "", False)
 
@@ -50,7 +52,7 @@ def test_guests_that_were_reset_are_excused_twice() -> None:
         before = found.resets(host)
         host.resets.append(RESET)
         excuse = found.excuse(AssertionError("silence"), host, before)
-        assert (excuse is not None) is (number <= 2)
+        assert ("triple fault: rip 0x1" in (excuse or "")) is (number <= 2)
 
 
 def test_where_kvm_nests_only_a_host_that_died_is_excused(monkeypatch: pytest.MonkeyPatch) -> None:
