@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.disks import DISCARD, FLUSH, OK, WRITE_ZEROES, Disk, header, run, section, segment
+from support.disks import DISCARD, FLUSH, IOERR, OK, WRITE_ZEROES, Disk, header, run, section, segment
 
 from vmservice.errors import ConfigError
 from vmservice.host.storage import Image, check_image
@@ -59,3 +59,34 @@ def test_one_that_the_host_uses_is_refused(device: Path, tmp_path: Path) -> None
     image = Image(str(device), "disk root", writable=True)
     check_image(str(device), "disk root", writable=True)  # of the VM that has claimed it
     image.close()
+
+
+@pytest.mark.parametrize("is_direct", [False, True], ids=["writeback", "direct"])
+def test_a_file_system_that_the_host_makes_read_only_under_it(device: Path, tmp_path: Path, is_direct: bool) -> None:
+    """As ext4 does at an error of its own. The guest is told of each write, reads on, and what was flushed is kept."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    run("mkfs.ext4", "-q", "-F", str(device))
+    run("mount", str(device), str(folder))
+    try:
+        image = folder / "disk.raw"
+        image.write_bytes(bytes(MIB))
+        disk = Disk(section(image, is_direct=is_direct))
+        try:
+            disk.start()
+            assert disk.write(0, b"kept".ljust(4096, b".")) == OK
+            assert disk.ask([header(FLUSH)], [1]) == OK
+            run("mount", "-o", "remount,abort", str(folder))
+            assert [disk.write(8, b"lost" * 1024) for _ in range(3)] == [IOERR] * 3
+            assert disk.read(0, 4096) == b"kept".ljust(4096, b".") + OK
+            assert len(disk.slot.warnings) == 1, "one a minute"
+            assert "Read-only file system" in disk.slot.warnings[0]
+            disk.plug.pause()
+            disk.plug.resume()
+        finally:
+            disk.close()
+        run("umount", str(folder))
+        run("mount", str(device), str(folder))
+        assert image.read_bytes() == b"kept".ljust(4096, b".") + bytes(MIB - 4096)
+    finally:
+        run("umount", str(folder))
