@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 
 from lab.channel import HostDied
+from lab.debian_networks import IN_BRIDGE, OWN_TAP, check_client, check_networks, host_networks, start_client, start_peer
 from lab.disk_guest import DiskGuest, copy_roots, disk_table
 from lab.gpt import FIRST_BYTE
 from lab.guest_checks import unexplained_warnings
@@ -61,28 +62,33 @@ def check_qcow2(guest: DiskGuest) -> None:
 def test_a_debian_from_boot_to_power_off(guests: dict[str, UnitVm]) -> None:
     """Debian 13 from qcow2 with its own initramfs and four vCPUs, Debian 12 from a block device with one.
 
-    Both have credentials, and the first says itself when it is ready.
+    Both have credentials and networks, and the first says itself when it is ready.
     """
     cpus = {"trixie": 4, "bookworm": 1}
-    with debians(guests) as booted:
+    with debians(guests) as booted, host_networks(booted["trixie"].host):
         for release, guest in booted.items():
             root = over_qcow2(guest) if release == "trixie" else as_block_device(guest)
             data = disk_table("data", guest.add_disk("data", "64M"))
             initramfs = "initrd" if release == "trixie" else "quick"
-            told = credentials(guest)
+            more = IN_BRIDGE + credentials(guest)
             ready = ""
             if release == "trixie":
-                told += f'"ssh.authorized_keys.root" = "{ssh_key(guest)}"\n[vsock]\n'
+                more += f'"ssh.authorized_keys.root" = "{ssh_key(guest)}"\n[vsock]\n' + OWN_TAP
                 ready = 'ready = "guest"'
-            guest.configure(root + data + told, cpus=cpus[release], initramfs=initramfs, service=ready)
+            guest.configure(root + data + more, cpus=cpus[release], initramfs=initramfs, service=ready)
             guest.host.run(f"systemctl start --no-block {guest.vm.unit}", check=True)
+        start_client(booted["trixie"].vm)
+        start_peer(booted["bookworm"].vm)
         for release, guest in booted.items():
             assert unexplained_warnings(guest.wait_up()) == []
             _use(guest, cpus[release])
             check_identity(guest)
             if release == "trixie":
                 check_readiness(guest.vm)
+                check_client(guest.vm)
                 check_ssh(guest.vm)
+        check_networks(booted)
+        for release, guest in booted.items():
             guest.vm.stop()
             assert guest.vm.show("Result") == "success"
             assert "forced" not in guest.vm.journal()
