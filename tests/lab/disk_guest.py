@@ -14,7 +14,7 @@ from support.unit_vm import UnitVm
 
 # A systemd that boots, emulated twice, on a host whose other processor does the same.
 BOOT_TIMEOUT_SEC = 240
-_COMMAND_TIMEOUT_SEC = 120
+_COMMAND_TIMEOUT_SEC = 300
 
 
 class DiskGuest:
