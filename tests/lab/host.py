@@ -1,7 +1,7 @@
-"""The lab's host: a Debian 13 in QEMU 10 with a /dev/kvm of its own, emulated in software unless this machine's KVM can nest.
+"""The lab's host: a Debian 13 in QEMU with a /dev/kvm of its own, emulated in software unless this machine's KVM can nest.
 
-QEMU runs out of the root tree, in a mount namespace of its own, so any machine has the same one. Nothing is written but the run
-folder: the disks are snapshots that are gone with the process, but for one that a test may keep.
+QEMU runs out of a tree of its own (emulator.py), in a mount namespace, so any machine has the same one. Nothing is written but
+the run folder: the disks are snapshots that are gone with the process, but for one that a test may keep.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lab.channel import Channel, CommandFailed, Completed, HostDied
+from lab.emulator import emulator_tree
 from lab.images import guest_disks, host_disk, host_initramfs, payload_disk
 from lab.kernel import KernelPackage
 from lab.root_tree import root_tree
@@ -25,12 +26,13 @@ _MEMORY_MIB = 3072
 # Emulated on two busy cores it takes ten to thirty seconds.
 _BOOT_TIMEOUT_SEC = 180.0
 
-# Laid over the root tree in the namespace: the run folder, twice (QEMU's snapshot goes to /var/tmp), and the images.
+# Laid over the emulator's tree in the namespace: the run folder, twice (QEMU's snapshot goes to /var/tmp), images, the kernel.
 _ENTER = """\
 set -e
 mount --bind {run} {root}/mnt
 mount --bind {run} {root}/var/tmp
 mount --bind {images} {root}/media
+mount --bind {boot} {root}/boot
 mount --rbind /dev {root}/dev
 mount -t proc proc {root}/proc
 exec chroot {root} {command}
@@ -125,7 +127,8 @@ class LabHost:
             (self._directory / "kept").hardlink_to(self._kept)
         script = _ENTER.format(
             run=shlex.quote(str(self._directory)),
-            root=shlex.quote(str(root_tree())),
+            root=shlex.quote(str(emulator_tree())),
+            boot=shlex.quote(str(root_tree() / "boot")),
             images=shlex.quote(str(disk.parent)),
             command=shlex.join(_qemu(disk.name, disks.name, ramdisk.name, kept=self._kept is not None)),
         )

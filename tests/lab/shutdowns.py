@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 TRACING = Path("/sys/kernel/tracing")
+# A buffer of its own, which whoever traces something else does not clear.
+OWN = TRACING / "instances/shutdowns"
 EVENT = "vmservice_lab/shutdown"
 WORDS = 64
 SHOWN = {"rip": ("regs", 16), "rsp": ("regs", 4), "cr0": ("cr0", 0), "cr2": ("cr2", 0), "cr3": ("cr3", 0), "cr4": ("cr4", 0)}
@@ -70,11 +72,12 @@ def arm() -> None:
     if not (TRACING / "kprobe_events").exists():
         subprocess.run(["mount", "-t", "tracefs", "none", TRACING], check=True)
     (TRACING / "kprobe_events").write_text(f"p:{EVENT} kvm_amd:shutdown_interception vcpu=+0(%di):x64[{WORDS}]")
-    (TRACING / "events" / EVENT / "enable").write_text("1")
+    OWN.mkdir(exist_ok=True)
+    (OWN / "events" / EVENT / "enable").write_text("1")
 
 
 def tell() -> None:
-    lines = [line for line in (TRACING / "trace").read_text().splitlines() if " shutdown: " in line]
+    lines = [line for line in (OWN / "trace").read_text().splitlines() if " shutdown: " in line]
     if not lines:
         print("no triple fault noted")
         return
