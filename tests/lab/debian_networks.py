@@ -94,7 +94,7 @@ def check_networks(guests: dict[str, DiskGuest]) -> None:
         shown = guest.type(
             f"busybox ping -c 2 -w 20 {there} > /dev/null",
             f"busybox ping -c 2 -w 20 {_PREFIX}.1 > /dev/null",
-            f"busybox wget -q -T 20 -O - http://{_PEER}/greeting",
+            f"exec 3<> /dev/tcp/{_PEER}/80; printf 'GET /greeting HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3",
         )
         assert "\nby QEMU\n" in shown, shown
     newer.type("systemctl start ssh.socket")
