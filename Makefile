@@ -1,7 +1,7 @@
 # make demo    the main job, shown in a nested host: a VM started, paused, resumed and stopped as a service
 # make check   the linters and the fast tests, in a few minutes and without containers or a nested host
 # make test    every test and linter there is
-# make bench   start-up, memory and exits beside QEMU
+# make bench   start-up, memory, exits, disks and networks beside QEMU
 # make deb     dist/vmservice_VERSION_all.deb
 # make lab     builds what demo, test and bench keep in the cache ($VMSERVICE_CACHE, or ~/.cache/vmservice)
 #

@@ -1,4 +1,4 @@
-"""Start-up, memory, exits, verbs, consoles, disks beside QEMU (for a bare VM exit, a loop in C): runs in turn, medians, ratios.
+"""Start-up, memory, exits, verbs, consoles, disks, networks beside QEMU (a VM exit: a loop in C): in turn, medians, ratios.
 
     bench.py [--runs N] [--only queue|native|lab [SUBJECT…]]
 
@@ -40,12 +40,15 @@ HERE = Path(__file__).parent
 INSTALL = f"apt-get install -y {INSTALLED_FROM} >/dev/null 2>&1"
 
 IN_CONTAINER = ("native.py", "machines.py", "serial_rate.py", "idle_vms.py", "rows.py", "bus_call.py", "qmp.py")
-IN_LAB = ("guest.py", "disks.py", "resize.py", "linux_console.py", "rows.py", "bus_call.py", "qmp.py")
-BENCH_MODULES = ("button", "processor", "virtio_pci", "virtio_mmio", "virtio_console")
+IN_LAB = (
+    *("guest.py", "disks.py", "qcow2.py", "networks.py", "guest_link.py", "started.py"),
+    *("resize.py", "linux_console.py", "rows.py", "bus_call.py", "qmp.py"),
+)
+BENCH_MODULES = ("button", "processor", "virtio_pci", "virtio_mmio", "virtio_console", "virtio_net")
 
 QUEUE_SUBJECTS = ("disk",)
 NATIVE_SUBJECTS = ("start", "exit", "pause", "serial", "idle")
-LAB_SUBJECTS = ("start", "resize", "console", "disks")
+LAB_SUBJECTS = ("start", "resize", "console", "disks", "qcow2", "networks")
 SUBJECT_TIMEOUT_SEC = 1800
 
 # Measures a subject, of which `figures` are told.

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # /init of the bench's guest. bench=resize on the kernel's command line: uses each processor that comes and tells how many there
-# are. bench=console: writes to both consoles, and tells on ttyS0 when it begins and ends.
+# are. bench=console: writes to both consoles, and tells on ttyS0 when it begins and ends. bench=network with
+# link=OWN,GATEWAY,HOST,PORT: connects to that host again and again, and does there what a line tells it (guest_link.py).
 
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
@@ -44,9 +45,30 @@ console() {
     echo "bench guest: ttyS0 end"
 }
 
+network() {
+    cat > /job << 'END'
+#!/bin/sh
+read -r job
+case "$job" in
+    send) exec dd if=/dev/zero bs=64k 2> /dev/null ;;
+    take) exec dd of=/dev/null bs=64k 2> /dev/null ;;
+    echo) exec cat ;;
+esac
+END
+    chmod +x /job
+    ip address add "$1/24" dev eth0
+    ip link set eth0 up
+    ip route add default via "$2"
+    while :; do
+        nc "$3" "$4" -e /job
+        sleep 0.05
+    done
+}
+
 case "$(cat /proc/cmdline)" in
     *bench=resize*) resize 2> /dev/null ;;
     *bench=console*) console ;;
+    *bench=network*) network $(sed 's/.*link=\([^ ]*\).*/\1/; s/,/ /g' /proc/cmdline) ;;
 esac
 while :; do
     sleep 60

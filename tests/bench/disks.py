@@ -1,19 +1,19 @@
 """Runs in the lab's host: fio in a Debian guest on a raw disk, and that guest's boot, beside QEMU's microvm and q35.
 
 The guest is the same for all: the root disk of Debian 13, a disk to measure, and one that holds the script. What a side needs
-of the host's processors is counted outside the guest: user and system time of its process less the time of its guest.
+of the host's processors is counted outside the guest (started.py).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from bench.rows import BenchError, fail, note
+from bench.started import Command, Started, host_cpu_sec
 
 LAB, DISKS = Path("/lab"), Path("/disks")
 PLACE = Path("/var/lib/vmservice/fio")
@@ -44,11 +44,11 @@ _FIO = (
 )
 
 
-def script() -> bytes:
-    """What the guest runs. fio itself tells when a job begins and is over, for its own start would count for more; it sends
-    what such a command prints into a file."""
+def script(jobs: Iterable[str]) -> bytes:
+    """What the guest runs, given fio's options for each job. fio itself tells when a job begins and is over, for its own start
+    would count for more; it sends what such a command prints into a file."""
     lines = [f"cd /tmp; {_FIO} --rw=write --bs=1m --runtime=30 --time_based=0 > /dev/null"]
-    for number, options in enumerate(JOBS.values()):
+    for number, options in enumerate(jobs):
         marks = " ".join(
             f"--exec_{when}='echo fio {said} {number} | tee /dev/console'"
             for when, said in (("prerun", "begins"), ("postrun", "is over"))
@@ -66,28 +66,34 @@ def _images() -> list[str]:
     return ["-kernel", f"{DISKS}/trixie.vmlinuz", "-initrd", f"{DISKS}/trixie.quick", "-append", _cmdline()]
 
 
-def ours() -> list[str]:
+def configure(measured: str = "raw") -> None:
+    """The VM `fio`; `measured` is the format of that disk."""
     disks = "".join(
-        f'[[disk]]\nname = "{name}"\npath = "{PLACE}/{name}"\nformat = "raw"\nreadonly = {readonly}\n'
-        for name, readonly in (("root", "false"), ("measured", "false"), ("script", "true"))
+        f'[[disk]]\nname = "{name}"\npath = "{PLACE}/{name}"\nformat = "{form}"\nreadonly = {readonly}\n'
+        for name, form, readonly in (("root", "raw", "false"), ("measured", measured, "false"), ("script", "raw", "true"))
     )
     Path("/etc/vmservice/fio.toml").write_text(
         f'[kernel]\npath = "{DISKS}/trixie.vmlinuz"\ninitramfs = "{DISKS}/trixie.quick"\ncmdline = "{_cmdline()}"\n'
         f'[memory]\nsize = "384M"\n[serial]\nmode = "file"\npath = "{CONSOLE}"\n{disks}'
     )
-    return ["/usr/bin/vmservice", "run", "fio", "--bus", "none"]
 
 
-def peer(machine: str, device: str) -> list[str]:
+def ours() -> Started:
+    configure()
+    return Command(["/usr/bin/vmservice", "run", "fio", "--bus", "none"])
+
+
+def peer(machine: str, device: str, measured: str = "raw") -> Started:
     plain = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     disks = []
-    for name, readonly in (("root", "off"), ("measured", "off"), ("script", "on")):
-        disks += ["-drive", f"file={PLACE}/{name},format=raw,if=none,id={name},discard=unmap,readonly={readonly}"]
+    for name, form, readonly in (("root", "raw", "off"), ("measured", measured, "off"), ("script", "raw", "on")):
+        disks += ["-drive", f"file={PLACE}/{name},format={form},if=none,id={name},discard=unmap,readonly={readonly}"]
         disks += ["-device", f"{device},drive={name},serial={name}"]
-    return [*plain, "-M", f"{machine},accel=kvm", "-cpu", "host", "-m", "384", *_images(), *disks, "-serial", f"file:{CONSOLE}"]
+    options = ["-cpu", "host", "-m", "384", *_images(), *disks, "-serial", f"file:{CONSOLE}"]
+    return Command([*plain, "-M", f"{machine},accel=kvm", *options])
 
 
-SIDES: dict[str, Callable[[], list[str]]] = {
+SIDES: Mapping[str, Callable[[], Started]] = {
     "vmservice": ours,
     "microvm": lambda: peer("microvm,rtc=on", "virtio-blk-device"),
     "q35": lambda: peer("q35", "virtio-blk-pci"),
@@ -97,14 +103,13 @@ SIDES: dict[str, Callable[[], list[str]]] = {
 class Run:
     """A guest of one side, from its start to its end."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, start: Callable[[], Started]) -> None:
         CONSOLE.unlink(missing_ok=True)
         self._begin = time.monotonic()
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._machine = start()
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._machine.end()
 
     def boot_sec(self) -> float:
         self._wait(re.escape(REACHED), BOOT_TIMEOUT_SEC)
@@ -113,9 +118,9 @@ class Run:
     def job(self, number: int) -> tuple[float, float, float]:
         """(MiB/s, requests/s, seconds of the host's processors for each GiB) of job `number`."""
         self._wait(rf"fio begins {number}\b", JOB_TIMEOUT_SEC)
-        before = self._host_cpu_sec()
+        before = host_cpu_sec(self._machine.pids)
         self._wait(rf"fio is over {number}\b", JOB_TIMEOUT_SEC)
-        spent = self._host_cpu_sec() - before
+        spent = host_cpu_sec(self._machine.pids) - before
         told = self._wait(rf"fio told of {number} (3;.*)\n", JOB_TIMEOUT_SEC)[1].split(";")
         kib, requests = (sum(int(told[field]) for field in fields) for fields in ((5, 46), (7, 48)))
         rate = sum(int(told[field]) for field in (6, 47))
@@ -127,50 +132,51 @@ class Run:
             text = CONSOLE.read_text(errors="replace") if CONSOLE.exists() else ""
             if found := re.search(pattern, text):
                 return found
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"no {pattern!r}: status {self._process.poll()}, {text[-400:]!r}")
+            if (status := self._machine.status()) or time.monotonic() > deadline:
+                raise BenchError(f"no {pattern!r}: {status or 'it took too long'}, {text[-400:]!r}")
             time.sleep(0.02)
 
-    def _host_cpu_sec(self) -> float:
-        """proc_pid_stat(5): utime and stime (14, 15) less guest_time (43), of all threads."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12]) - int(fields[40])) / os.sysconf("SC_CLK_TCK")
 
-
-def prepare() -> None:
+def prepare(jobs: Iterable[str]) -> None:
     subprocess.run(["install", "-d", PLACE], check=True)
     subprocess.run(["cp", "--sparse=always", f"{DISKS}/trixie.raw", f"{PLACE}/root"], check=True)
-    (PLACE / "script").write_bytes(script())
-    with (PLACE / "measured").open("wb") as file:
-        file.truncate(MEASURED_MIB << 20)
+    (PLACE / "script").write_bytes(script(jobs))
+    (PLACE / "measured").unlink(missing_ok=True)
 
 
 def measure(runs: int) -> None:
-    prepare()
+    prepare(JOBS.values())
+    with (PLACE / "measured").open("wb") as file:
+        file.truncate(MEASURED_MIB << 20)
     for _ in range(max(2, runs // 2)):
-        for side, command in SIDES.items():
+        for side, start in SIDES.items():
             try:
-                _measure_one(side, command())
+                _measure_one(side, start)
             except Exception as error:  # the other sides may do
                 fail(f"fio under {side}", error)
 
 
-def _measure_one(side: str, command: list[str]) -> None:
+def _measure_one(side: str, start: Callable[[], Started]) -> None:
     def tell(row: str, figure: float) -> None:
         """Ours stands in both comparisons."""
         for machine in ("microvm", "q35") if side == "vmservice" else (side,):
             note(f"beside {machine}: {row}", "vmservice" if side == "vmservice" else "peer", figure)
 
-    run = Run(command)
+    run = Run(start)
     try:
         tell("Debian's root disk to multi-user.target, s", run.boot_sec())
-        for number, job in enumerate(JOBS):
-            mib, requests, cpu_sec = run.job(number)
-            if "4 KiB" in job:
-                tell(f"{job}, requests/s", requests)
-                tell(f"{job}, host CPU ms for 1,000", cpu_sec * 1e6 / 2**18)
-            else:
-                tell(f"{job}, MiB/s", mib)
-                tell(f"{job}, host CPU s for a GiB", cpu_sec)
+        tell_jobs(run, JOBS, tell)
     finally:
         run.close()
+
+
+def tell_jobs(run: Run, jobs: Iterable[str], tell: Callable[[str, float], None]) -> None:
+    """The rows of each job."""
+    for number, job in enumerate(jobs):
+        mib, requests, cpu_sec = run.job(number)
+        if "4 KiB" in job:
+            tell(f"{job}, requests/s", requests)
+            tell(f"{job}, host CPU ms for 1,000", cpu_sec * 1e6 / 2**18)
+        else:
+            tell(f"{job}, MiB/s", mib)
+            tell(f"{job}, host CPU s for a GiB", cpu_sec)

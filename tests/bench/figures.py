@@ -32,6 +32,15 @@ for _machine in ("microvm", "q35"):
         for _mode in ("read", "write"):
             RATIO_AIMS[f"beside {_machine}: sequential {_mode}, 128 KiB, depth {_depth}, MiB/s"] = 1.0
             RATIO_AIMS[f"beside {_machine}: random {_mode}, 4 KiB, depth {_depth}, requests/s"] = _small
+for _job in ("sequential read, 128 KiB", "sequential write, 128 KiB"):
+    RATIO_AIMS[f"qcow2: {_job}, depth 32, MiB/s"] = 1.05
+for _mode in ("read", "write"):
+    for _depth in (1, 32):
+        RATIO_AIMS[f"qcow2: random {_mode}, 4 KiB, depth {_depth}, requests/s"] = 1.05
+for _pair, _slower in (("vhost-net", 1.0), ("a tap alone", 1.25), ("passt", 1.0)):
+    for _way in ("guest to host", "host to guest"):
+        RATIO_AIMS[f"network, {_pair}: {_way}, MiB/s"] = _slower
+RATIO_AIMS["network, vhost-net: 64 bytes there and back, µs"] = 1.0
 # What our own figure may be at most, whatever the peer's is.
 FIGURE_AIMS = {
     "100 idle VMs, % of a core": 2.0,

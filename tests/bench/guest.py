@@ -1,6 +1,6 @@
 """Runs in the lab's host: a Linux guest's start, memory beyond it, Resize, consoles, disks, ours and the peer's in turn.
 
-    guest.py RUNS [SUBJECT…]      of start, resize, console, disks; all of them without
+    guest.py RUNS [SUBJECT…]      of those at SUBJECTS; all of them without
 
 Prints what rows.py says. Expects the guest images in /lab and /disks. Standard library only.
 """
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import disks, linux_console, resize
+from bench import disks, linux_console, networks, qcow2, resize
 from bench.rows import BenchError, Subjects, fail, note, run_subjects
 
 LAB = Path("/lab")
@@ -88,7 +88,14 @@ def measure(runs: int) -> None:
             fail(row, error)
 
 
-SUBJECTS: Subjects = {"start": measure, "resize": resize.measure, "console": linux_console.measure, "disks": disks.measure}
+SUBJECTS: Subjects = {
+    "start": measure,
+    "resize": resize.measure,
+    "console": linux_console.measure,
+    "disks": disks.measure,
+    "qcow2": qcow2.measure,
+    "networks": networks.measure,
+}
 
 
 if __name__ == "__main__":
