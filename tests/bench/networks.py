@@ -158,15 +158,21 @@ def _measure_pair(pair: str, runs: int) -> None:
             stack.callback(machine.end)
             _wait_up(side, machine, ends[side].link)
             check_vhost(machine, wanted=pair == "vhost-net")
-            hold(machine)
+            _hold(machine)
         for run in range(runs + 1):
             for side, machine in machines.items():
                 go_on(machine)
                 time.sleep(SETTLE_SEC)
                 figures = list(_figures(machine, ends[side].link))
-                hold(machine)
+                _hold(machine)
                 for row, figure in figures if run else ():  # the first time much happens for the first time
                     note(f"network, {pair}: {row}", side, figure)
+
+
+def _hold(machine: Started) -> None:
+    """passt connects to the host before its guest has heard of it, and gives that up where the guest is not heard from."""
+    time.sleep(SETTLE_SEC)
+    hold(machine)
 
 
 def _figures(machine: Started, link: GuestLink) -> Iterator[tuple[str, float]]:
