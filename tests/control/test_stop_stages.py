@@ -98,6 +98,33 @@ def test_sigterm_while_the_vm_reboots(
         process.close()
 
 
+# The guest resets before the task that presses its button has begun.
+RESET_AT_STOP = """\
+from vmservice.service.stop import GracefulStop
+from vmservice.vm.events import EventKind, GuestEvent
+former = GracefulStop.start
+def start(self):
+    former(self)
+    self._vm.on_guest_event(GuestEvent(self._vm._holder.machine, EventKind.RESET))
+GracefulStop.start = start
+"""
+
+
+def test_a_guest_that_resets_as_it_is_to_be_asked_is_not_asked(
+    bus: PrivateBus, config: Path, manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_seam(tmp_path, monkeypatch, RESET_AT_STOP)
+    process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
+    try:
+        manager.wait_for("READY", "1")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+        assert "the VM is shut down (reset)" in process.messages
+        assert "power button" not in process.messages
+    finally:
+        process.close()
+
+
 def test_a_manager_that_never_reads(bus: PrivateBus, config: Path, manager: Manager) -> None:
     """Its socket is full of others' messages before the VM starts: one warning, and the VM runs and stops all the same."""
     manager.fill()

@@ -156,9 +156,7 @@ class Service:
             console.on_visit = None
         for keyboard in self._keyboards.values():
             keyboard.close()
-        for waiting in (self._stop, self._reboot):
-            if waiting is not None:
-                waiting.cancel()
+        self._ask_no_more()
         if self._guest is not None:
             self._guest.close()
         if self._watchdog is not None:
@@ -175,11 +173,17 @@ class Service:
         if self._next_timer is not None:
             self._next_timer.cancel()
 
+    def _ask_no_more(self) -> None:
+        for waiting in (self._stop, self._reboot):
+            if waiting is not None:
+                waiting.cancel()
+
     def _finish(self, status: int, why: str = "") -> None:
         """End the process with `status`; `why` is a sentence, by default what became of the guest. The first call counts."""
         if self._exit.done():
             return
         self._exit.set_result(status)
+        self._ask_no_more()
         if not why:
             why = self._vm.why_stopped if self._vm.state == State.SHUTDOWN else "the VM ends"
         self._vm.refuse_all(f"the VM's process is about to end: {why}")
