@@ -30,7 +30,7 @@ check:
 
 test: as-root
 	@packaging/need $(TEST_PACKAGES)
-	@$(PYTHON) tests/support/environment.py -m pytest -p tests.support.skips $(addprefix tests/,$(LEVELS)) $(PYTEST_OPTIONS)
+	@$(PYTHON) tests/support/run_levels.py $(LEVELS) -- $(PYTEST_OPTIONS)
 
 bench: as-root
 	@packaging/need $(TEST_PACKAGES)
