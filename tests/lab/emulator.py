@@ -13,23 +13,17 @@ from pathlib import Path
 
 from support.cache import cached, recipe_hash
 
-# QEMU needs a newer SeaBIOS, too; all else is as released.
+# As if what is in trixie-backports were in trixie: QEMU needs a newer SeaBIOS, too.
 _PREFERENCES = """\
 Package: *
 Pin: release n=trixie-backports
-Pin-Priority: 400
-
-Package: src:qemu src:seabios
-Pin: release n=trixie-backports
-Pin-Priority: 990
+Pin-Priority: 500
 """
-
-
 # The archive is the one that mmdebstrap takes.
 _SETUP = f"""\
 sed -n 's/ trixie main/ trixie-backports main/p' "$1/etc/apt/sources.list" > "$1/etc/apt/sources.list.d/backports.list"
 mkdir -p "$1/etc/apt/preferences.d"
-printf %s {shlex.quote(_PREFERENCES)} > "$1/etc/apt/preferences.d/qemu"
+printf %s {shlex.quote(_PREFERENCES)} > "$1/etc/apt/preferences.d/qemu"\
 """
 
 
