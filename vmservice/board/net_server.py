@@ -11,14 +11,14 @@ import os
 import time
 
 from vmservice.devices.virtio.net import MRG_RXBUF
-from vmservice.devices.virtio.queue import SLICE_SEC
+from vmservice.devices.virtio.queue import SLICE_SEC, Room
 from vmservice.errors import GuestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vmservice.devices.virtio.queue import Chain, Queue
+    from vmservice.devices.virtio.queue import Queue
 
 HEADER_BYTES = 12
 # The longest that a tap has: header, Ethernet's own with a VLAN tag, and a packet that waits to be cut into segments.
@@ -68,9 +68,7 @@ class Pair:
         self._spill = memoryview(bytearray(FRAME_MAX_BYTES))
         self._kept = b""
         self._want = _SMALL_BYTES
-        self._ahead: list[Chain] = []  # taken, and not given back yet
-        self._views: list[memoryview] = []  # of all of those
-        self._room = 0  # bytes of all of those
+        self._ahead = Room()  # taken, and not given back yet
 
     def begin(self, features: int) -> None:
         """Serve a driver with those features. One that has chosen others than the last one may not take its frame."""
@@ -80,9 +78,9 @@ class Pair:
 
     def let_go(self, queue: Queue) -> None:
         """Leave what was taken ahead in the virtqueue: it is served no longer."""
-        for _ in self._ahead:
+        for _ in self._ahead.heads:
             queue.put_back()
-        self._ahead, self._views, self._room = [], [], 0
+        self._ahead = Room()
 
     # Out of the guest
 
@@ -125,7 +123,7 @@ class Pair:
                 if not self._deliver_kept(queue):
                     return STARVED
                 continue
-            views, room = self._views, self._room
+            views, room = self._ahead.views, self._ahead.size_bytes
             count = len(views)
             if count > _VIEWS_MAX:
                 count, views = _VIEWS_MAX, views[:_VIEWS_MAX]
@@ -149,16 +147,9 @@ class Pair:
         """
         if not self._merges:
             want_bytes = 1
-        while self._room < want_bytes:
-            chain = queue.pop()
-            if chain is None:
-                break
-            if chain.readable or chain.total_bytes < HEADER_BYTES:
-                raise GuestError(f"a buffer for frames has {chain.writable_bytes} bytes to write; a header has {HEADER_BYTES}")
-            self._ahead.append(chain)
-            self._views += [view for _, view in chain.writable]
-            self._room += chain.total_bytes
-        return bool(self._ahead)
+        if self._ahead.size_bytes < want_bytes:
+            queue.take_room(self._ahead, want_bytes, HEADER_BYTES)
+        return bool(self._ahead.heads)
 
     def _deliver(self, queue: Queue, length: int, count: int, room: int) -> None:
         """A frame that is in the first `count` views, of `room` bytes, and what had none there in the spill."""
@@ -167,22 +158,22 @@ class Pair:
             self.counters.received_dropped += 1
         elif length <= room:
             self._give_back(queue, length)
-        elif not self._merges and length > self._room:
+        elif not self._merges and length > self._ahead.size_bytes:
             self.counters.received_dropped += 1
-        elif self._make_ready(queue, length) and self._room >= length:
-            _scatter(self._spill[: length - room], self._views, room)
+        elif self._make_ready(queue, length) and self._ahead.size_bytes >= length:
+            _scatter(self._spill[: length - room], self._ahead.views, room)
             self._give_back(queue, length)
         else:
-            self._kept = b"".join((*self._views[:count], self._spill))[:length]
+            self._kept = b"".join((*self._ahead.views[:count], self._spill))[:length]
 
     def _deliver_kept(self, queue: Queue) -> bool:
         """The frame that had no room, if it has now."""
         frame = self._kept
         self._make_ready(queue, len(frame))
-        if self._room >= len(frame):
-            _scatter(frame, self._views)
+        if self._ahead.size_bytes >= len(frame):
+            _scatter(frame, self._ahead.views)
             self._give_back(queue, len(frame))
-        elif len(self._views) >= queue.state.size:
+        elif len(self._ahead.views) >= queue.state.size:
             self.counters.received_dropped += 1  # all that this driver has is not enough
         else:
             return False
@@ -191,20 +182,21 @@ class Pair:
 
     def _give_back(self, queue: Queue, length: int) -> None:
         """The buffers that a frame of so many bytes is in."""
-        count, views, left = 0, 0, length
-        while left > 0:
-            chain = self._ahead[count]
-            queue.add_used(chain.head, min(left, chain.total_bytes))
-            left -= chain.total_bytes
-            self._room -= chain.total_bytes
-            views += len(chain.writable)
-            count += 1
+        ahead = self._ahead
+        written, left = [], length
+        for size_bytes in ahead.sizes:
+            written.append(min(left, size_bytes))
+            left -= size_bytes
+            if left <= 0:
+                break
+        count = len(written)
+        queue.add_all_used(ahead.heads[:count], written)
         number = count.to_bytes(2, "little")
-        if len(self._views[0]) >= HEADER_BYTES:
-            self._views[0][_NUM_BUFFERS] = number
+        if len(ahead.views[0]) >= HEADER_BYTES:
+            ahead.views[0][_NUM_BUFFERS] = number
         else:
-            _scatter(number, self._views, _NUM_BUFFERS.start)
-        del self._ahead[:count], self._views[:views]
+            _scatter(number, ahead.views, _NUM_BUFFERS.start)
+        ahead.drop(count)
         self.counters.received += 1
         self.counters.received_bytes += length - HEADER_BYTES
 

@@ -240,7 +240,7 @@ def test_more_parts_than_the_kernel_takes_at_once(merging: Bench) -> None:
 @pytest.mark.parametrize(("readable", "writable"), [([b"x"], [2000]), ([], [11])])
 def test_what_is_no_buffer(merging: Bench, readable: list[bytes], writable: list[int]) -> None:
     merging.driver.add(readable, writable)
-    with pytest.raises(GuestError, match="a buffer for frames has"):
+    with pytest.raises(GuestError, match="a buffer to receive in has"):
         merging.receive()
 
 

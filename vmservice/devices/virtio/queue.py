@@ -17,7 +17,7 @@ from vmservice.errors import GuestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol
 
     class Dma(Protocol):
@@ -127,6 +127,32 @@ class Chain:
         return done
 
 
+class Room:
+    """Buffers that a driver receives in, taken ahead: of each chain in turn head, bytes, and how many of the `views` it has."""
+
+    __slots__ = ("counts", "heads", "size_bytes", "sizes", "views")
+
+    def __init__(self) -> None:
+        self.heads: list[int] = []
+        self.sizes: list[int] = []
+        self.counts: list[int] = []
+        self.views: list[memoryview] = []
+        self.size_bytes = 0  # of all
+
+    def add(self, head: int, size_bytes: int, views: list[memoryview]) -> None:
+        self.heads.append(head)
+        self.sizes.append(size_bytes)
+        self.counts.append(len(views))
+        self.views += views
+        self.size_bytes += size_bytes
+
+    def drop(self, count: int) -> None:
+        """The first `count` chains, which were given back."""
+        self.size_bytes -= sum(self.sizes[:count])
+        del self.views[: sum(self.counts[:count])]
+        del self.heads[:count], self.sizes[:count], self.counts[:count]
+
+
 def check_rings(state: QueueState, memory: Dma) -> None:
     """GuestError unless a virtqueue of this size can be at these addresses."""
     size = state.size
@@ -217,15 +243,51 @@ class Queue:
         """The next chain, complete and checked, or None. Where there is none the driver is asked to notify of the next one."""
         if not self.has_available():
             return None
+        self._waiting()
         state = self.state
         position = state.next_available
-        available = self._available
-        waiting = (available[_INDEX] - position) & 0xFFFF
-        if waiting > state.size:
-            raise GuestError(f"the available ring's index jumps by {waiting}, but the virtqueue has {state.size} entries")
-        chain = self._parse(available[_RING + (position & state.size - 1)])
+        chain = self._parse(self._available[_RING + (position & state.size - 1)])
         state.next_available = position + 1 & 0xFFFF
         return chain
+
+    def take_room(self, room: Room, wanted_bytes: int, least_bytes: int) -> None:
+        """Add chains to `room` until it has that many bytes, or there are no more.
+
+        Each has at least `least_bytes`, all to write. It is `pop` for many: a frame may take forty of them, nearly all of
+        one descriptor, which has the short way here.
+        """
+        state, available, descriptors, view = self.state, self._available, self._descriptors, self._memory.view
+        size = state.size
+        while room.size_bytes < wanted_bytes and self.has_available():
+            for _ in range(self._waiting()):
+                head = available[_RING + (state.next_available & size - 1)]
+                views = []
+                if head < size:
+                    gpa, size_bytes, flags, _ = _unpack_descriptor(descriptors, head * DESCRIPTOR_BYTES)
+                    if flags == _DESC_WRITE and size_bytes >= least_bytes:
+                        views = [view(gpa, size_bytes)]
+                if not views:
+                    size_bytes, views = self._parse_writable(head, least_bytes)
+                room.add(head, size_bytes, views)
+                state.next_available = state.next_available + 1 & 0xFFFF
+                if room.size_bytes >= wanted_bytes:
+                    return
+
+    def _parse_writable(self, head: int, least_bytes: int) -> tuple[int, list[memoryview]]:
+        chain = self._parse(head)
+        if chain.readable or chain.total_bytes < least_bytes:
+            size_bytes = chain.writable_bytes
+            raise GuestError(
+                f"a buffer to receive in has {size_bytes} bytes to write; expected {least_bytes} at least, all to write"
+            )
+        return chain.total_bytes, [view for _, view in chain.writable]
+
+    def _waiting(self) -> int:
+        """How many chains there are."""
+        waiting = (self._available[_INDEX] - self.state.next_available) & 0xFFFF
+        if waiting > self.state.size:
+            raise GuestError(f"the available ring's index jumps by {waiting}, but the virtqueue has {self.state.size} entries")
+        return waiting
 
     def has_available(self) -> bool:
         """Whether `pop` would find something; if not, the driver is asked to notify when that changes."""
@@ -297,6 +359,17 @@ class Queue:
         self._used_elements[element] = head
         self._used_elements[element + 1] = written_bytes
         state.next_used = state.next_used + 1 & 0xFFFF
+
+    def add_all_used(self, heads: Sequence[int], written: Sequence[int]) -> None:
+        """`add_used` for several, in that order."""
+        state, elements, mask = self.state, self._used_elements, self.state.size - 1
+        position = state.next_used
+        for head, written_bytes in zip(heads, written, strict=True):
+            element = 2 * (position & mask)
+            elements[element] = head
+            elements[element + 1] = written_bytes
+            position += 1
+        state.next_used = position & 0xFFFF
 
     def publish(self) -> bool:
         """Show the driver all that was given back; whether it wants an interrupt for it (virtio 1.2 §2.7.7, §2.7.10)."""

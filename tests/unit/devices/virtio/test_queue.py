@@ -9,7 +9,7 @@ from support.guest_ram import GIB, guest_ram
 from support.virtqueue import INDIRECT, NEXT, NO_INTERRUPT, WRITE, DriverQueue
 
 from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC, VERSION_1
-from vmservice.devices.virtio.queue import MAX_INDIRECT_CHAIN, Queue, QueueState, check_rings
+from vmservice.devices.virtio.queue import MAX_INDIRECT_CHAIN, Queue, QueueState, Room, check_rings
 from vmservice.errors import GuestError, OutOfGuestMemory
 from vmservice.memory.guest_memory import GuestMemory
 
@@ -57,6 +57,58 @@ def test_a_chain_comes_with_its_bytes_and_its_room(make: Make, indirect: bool) -
     assert queue.publish()
     assert driver.take_used() == [(head, 7, b"0123456")]
     assert queue.pop() is None
+
+
+@pytest.mark.parametrize("start", [0, 0xFFFE])
+def test_room_is_taken_of_chains_of_every_form(make: Make, start: int) -> None:
+    """As `pop` would take them, up to what was asked for, and no further; given back at once or put back."""
+    driver, queue = make(start=start)
+    heads = [driver.add(writable=[20]), driver.add(writable=[12, 30]), driver.add(writable=[16, 1], indirect=True)]
+    last = driver.add(writable=[50])
+    room = Room()
+    queue.take_room(room, 63, 12)
+    assert (room.heads, room.sizes, room.counts, room.size_bytes) == (heads, [20, 42, 17], [1, 2, 2], 79)
+    assert [len(view) for view in room.views] == [20, 12, 30, 16, 1]
+    assert queue.state.next_available == start + 3 & 0xFFFF
+    for view in room.views:
+        view[:] = b"x" * len(view)
+    queue.add_all_used(room.heads, room.sizes)
+    assert queue.publish()
+    assert driver.take_used() == [(head, size, b"x" * size) for head, size in zip(heads, (20, 42, 17), strict=True)]
+    room.drop(3)
+    queue.take_room(room, 1000, 12)
+    assert (room.heads, room.sizes, room.counts, room.size_bytes, len(room.views)) == ([last], [50], [1], 50, 1)
+    queue.put_back()
+    chain = queue.pop()
+    assert chain is not None
+    assert chain.head == last
+
+
+@pytest.mark.parametrize("buffers", [([], [11]), ([], [4, 7]), ([b"a"], [20]), ([b"a"], [])])
+def test_room_that_is_too_small_or_to_be_read(make: Make, buffers: tuple[list[bytes], list[int]]) -> None:
+    driver, queue = make()
+    driver.add(writable=[12])
+    driver.add(*buffers)
+    room = Room()
+    with pytest.raises(GuestError, match=r"a buffer to receive in has \d+ bytes to write; expected 12 at least, all to write"):
+        queue.take_room(room, 1000, 12)
+    assert room.sizes == [12]
+
+
+@pytest.mark.parametrize(("gpa", "size_bytes", "flags"), [(GIB, 4096, WRITE), (0, 0, WRITE), (0, 64, WRITE | INDIRECT | NEXT)])
+def test_room_that_cannot_be(make: Make, gpa: int, size_bytes: int, flags: int) -> None:
+    driver, queue = make()
+    head = driver.add(writable=[64])
+    driver.describe(head, gpa, size_bytes, flags)
+    with pytest.raises(GuestError):
+        queue.take_room(Room(), 1000, 12)
+
+
+def test_room_where_the_drivers_index_jumps(make: Make) -> None:
+    driver, queue = make(size=8)
+    driver.jump_to(9)
+    with pytest.raises(GuestError, match="jumps by 9"):
+        queue.take_room(Room(), 1000, 12)
 
 
 def test_what_does_not_fit_is_not_written(make: Make) -> None:
