@@ -23,6 +23,8 @@ from support.unit_vm import UnitVm
 
 _NUMBERS = itertools.count(1)
 _EXCUSES = Excuses()
+# An emulated host dies about twice an hour, and the longest test takes eight minutes.
+_ATTEMPTS = 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,22 +82,23 @@ def nothing_left_behind() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test of the lab, and once more, on a new host, if the host was to blame."""
+    """Runs a test of the lab, and again, on a new host, if the host was to blame."""
     lab = pyfuncitem.funcargs.get("lab") or getattr(pyfuncitem.funcargs.get("vm"), "host", None)
     if not isinstance(lab, LabHost):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
-    resets = _EXCUSES.resets(lab)
-    try:
-        pyfuncitem.obj(**arguments)
-    except Exception as failure:
-        excuse = _EXCUSES.excuse(failure, lab, resets)
-        if excuse is None:
-            raise
-        _revive(pyfuncitem, lab, excuse)
-        if isinstance(vm := arguments.get("vm"), UnitVm):
-            vm.configure(guest_config())
-        pyfuncitem.obj(**arguments)
+    for attempt in range(_ATTEMPTS):
+        resets = _EXCUSES.resets(lab)
+        try:
+            pyfuncitem.obj(**arguments)
+            break
+        except Exception as failure:
+            excuse = _EXCUSES.excuse(failure, lab, resets)
+            if excuse is None or attempt + 1 == _ATTEMPTS:
+                raise
+            _revive(pyfuncitem, lab, excuse)
+            if isinstance(vm := arguments.get("vm"), UnitVm):
+                vm.configure(guest_config())
     return True
 
 

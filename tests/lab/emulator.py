@@ -1,7 +1,7 @@
 """The QEMU that emulates the lab's host: the newest that Debian 13 has, from trixie-backports, in a tree of its own.
 
-QEMU 10, which is Debian 13's own, loses a processor's state now and then when it emulates AMD's SVM on a busy machine: in one
-of some hundreds of short boots, but in nearly every Debian that four vCPUs run for minutes; and the host's own state, too.
+QEMU 10, which is Debian 13's own, loses a processor's state now and then when it emulates AMD's SVM: the guest's, which is
+reset then, or the host's, which dies. Under QEMU 11 the host died, too, but no guest was reset (docs/design.md, "Tests").
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-import pytest
+from lab.channel import HostDied
 from lab.guest_checks import BOOT_TIMEOUT_SEC
 from lab.host import LabHost
 from lab.prepare import guest_config, guest_with_script
@@ -83,12 +84,15 @@ while True:
 """
 
 
-@pytest.fixture
-def served(lab: LabHost) -> Iterator[str]:
-    """What the host's file hashes to."""
-    lab.run(_HOST, check=True)
-    yield lab.run("md5sum < /srv/net/data", check=True).stdout.split()[0]
-    lab.run(_NO_HOST)
+@contextmanager
+def serving(host: LabHost) -> Iterator[str]:
+    """What the host's file hashes to. Within the test, for a host that is started anew has none of it."""
+    host.run(_HOST, check=True)
+    try:
+        yield host.run("md5sum < /srv/net/data", check=True).stdout.split()[0]
+    finally:
+        with suppress(HostDied):
+            host.run(_NO_HOST)
 
 
 def network(vm: UnitVm) -> dict[str, object]:
@@ -111,9 +115,14 @@ def wait_fetched(host: LabHost, unit: str, more: int) -> str:
     return said
 
 
-def test_networks_of_real_guests(guests: dict[str, UnitVm], served: str) -> None:
+def test_networks_of_real_guests(guests: dict[str, UnitVm]) -> None:
     host = next(iter(guests.values())).host
     assert isinstance(host, LabHost)
+    with serving(host) as served:
+        _use_networks(host, guests, served)
+
+
+def _use_networks(host: LabHost, guests: dict[str, UnitVm], served: str) -> None:
     by_vhost = RELEASES[0]
     transports = dict(zip(RELEASES, ("pci", "mmio"), strict=True))
     try:

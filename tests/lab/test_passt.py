@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-import pytest
+from lab.channel import HostDied
 from lab.guest_checks import BOOT_TIMEOUT_SEC
 from lab.host import LabHost
 from lab.prepare import guest_config, guest_with_script
@@ -67,16 +68,24 @@ _FETCH = (
 )
 
 
-@pytest.fixture
-def outside(lab: LabHost) -> Iterator[str]:
-    """What the file that is served there hashes to."""
-    lab.run(_OUTSIDE, check=True)
-    yield lab.run("md5sum < /srv/outside/data", check=True).stdout.split()[0]
-    lab.run(_NO_OUTSIDE)
+@contextmanager
+def outside(host: LabHost) -> Iterator[str]:
+    """What the file that is served there hashes to. Within the test, for a host that is started anew has none of it."""
+    host.run(_OUTSIDE, check=True)
+    try:
+        yield host.run("md5sum < /srv/outside/data", check=True).stdout.split()[0]
+    finally:
+        with suppress(HostDied):
+            host.run(_NO_OUTSIDE)
 
 
-def test_a_real_linux_uses_it_and_outlives_its_passt(vm: UnitVm, outside: str) -> None:
-    host = vm.host
+def test_a_real_linux_uses_it_and_outlives_its_passt(vm: UnitVm) -> None:
+    assert isinstance(vm.host, LabHost)
+    with outside(vm.host) as served:
+        _use_passt(vm.host, vm, served)
+
+
+def _use_passt(host: LabHost, vm: UnitVm, served: str) -> None:
     initramfs = guest_with_script(vm, "trixie", _SCRIPT, "virtio_net", "af_packet")
     network = '[[network]]\nname = "lan"\nmode = "passt"\nmac = "02:00:00:00:00:07"\nforward = ["8080:80/tcp"]\n'
     vm.configure(guest_config(initramfs=initramfs, more=network))
@@ -96,14 +105,14 @@ def test_a_real_linux_uses_it_and_outlives_its_passt(vm: UnitVm, outside: str) -
         vm.wait_for(f"round {number} ", BOOT_TIMEOUT_SEC)
     rounds = re.findall(r"round \d+ (\w{32})", vm.journal())
     assert len(rounds) >= 3
-    assert set(rounds) == {outside}
+    assert set(rounds) == {served}
 
     host.run(f"systemctl kill --signal=KILL vm-passt@{vm.name}:lan.service", check=True)
     vm.wait_for("the passt of the network lan has ended; the guest's link is down until it is there again")
     vm.wait_for("carrier 0")
     vm.wait_for("the passt of the network lan is there again")
     done = max(int(number) for number in re.findall(r"round (\d+) ", vm.journal()))
-    vm.wait_for(f"round {done + 2} {outside}", BOOT_TIMEOUT_SEC)
+    vm.wait_for(f"round {done + 2} {served}", BOOT_TIMEOUT_SEC)
     assert "hello from the guest" in host.run(_FETCH, check=True).stdout
     assert vm.state == "running"
     vm.call("Reboot")
