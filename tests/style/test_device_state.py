@@ -16,6 +16,7 @@ HOST = "the host's own: nothing that the guest can see depends on it"
 TOLD = "what was last told to the outside, which `start` tells anew"
 CALLED = "another object, with a state of its own or none; the method only has the name of a container's"
 MEMORY = "the guest's memory"
+AHEAD = "taken ahead by a ring owner, which puts it back when it stops"
 BUILDER = "set by the constructors and by whoever plugs the device in, the same for each that is built"
 
 # "module.Class.attribute": why it is in no state.
@@ -59,6 +60,11 @@ ELSEWHERE = {
     "virtio.queue.Queue._used_elements": MEMORY,
     "virtio.queue.Queue._views": ACTIVE,
     "virtio.queue.Queue.backlog": "`VirtioTransport.start` looks into every virtqueue",
+    "virtio.queue.Room.counts": AHEAD,
+    "virtio.queue.Room.heads": AHEAD,
+    "virtio.queue.Room.size_bytes": AHEAD,
+    "virtio.queue.Room.sizes": AHEAD,
+    "virtio.queue.Room.views": AHEAD,
     "virtio.rng.Rng._allowance_at": "the host's clock; the time in between is not counted",
     "virtio.rng.Rng._interrupt": ACTIVE,
     "virtio.rng.Rng._queue": ACTIVE,
