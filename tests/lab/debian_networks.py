@@ -70,13 +70,15 @@ def start_peer(vm: UnitVm) -> None:
 
 
 def take_addresses(guest: DiskGuest, count: int) -> list[str]:
-    """The guest's administrator asks for one by DHCP at each network card; they are sorted."""
+    """The guest's administrator asks for one by DHCP at each network card; that in the bridge comes first."""
     shown = guest.type(
         f"printf '{_GUEST_FILE}' > /etc/systemd/network/50-wired.network && systemctl start systemd-networkd",
         f"timeout 90 sh -c 'until [ $(busybox ip -4 -o addr | grep -c global) = {count} ]; do sleep 0.5; done'",
         "busybox ip -4 -o addr",
     )
-    return sorted(re.findall(r"inet (\d+\.\d+\.\d+\.\d+)/\d+ .*global", shown))
+    found = re.findall(r"inet (\d+\.\d+\.\d+\.\d+)/\d+ .*global", shown)
+    # The other network is one that systemd-networkd chooses of those that are private.
+    return sorted(found, key=lambda address: not address.startswith(f"{_PREFIX}."))
 
 
 def check_networks(guests: dict[str, DiskGuest]) -> None:
