@@ -80,6 +80,12 @@ class DiskBackEnd:
         visit = self._visit
         return visit is not None and sum(ring.is_running for ring in list(visit.rings.values())) == self.queues
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether a front end is there, and no virtqueue is served or was left with the descriptors of one that is."""
+        visit = self._visit
+        return visit is not None and all(ring.is_stopped for ring in list(visit.rings.values()))
+
     def taken(self, index: int = 0) -> int:
         """How many requests of a virtqueue wait for the gate."""
         visit = self._visit
@@ -191,6 +197,10 @@ class _Ring:
     def is_running(self) -> bool:
         return self.queue is not None and self.is_enabled
 
+    @property
+    def is_stopped(self) -> bool:
+        return self.kick == self.call == -1
+
     def start(self, memory: GuestMemory, features: int) -> None:
         state = QueueState(self.size)
         state.addresses = list(self.addresses)
@@ -201,7 +211,7 @@ class _Ring:
         self.queue = Queue(memory, state, features)
 
     def take(self, disk: DiskBackEnd) -> None:
-        while self.queue is not None and (chain := self.queue.pop()) is not None:
+        while self.queue is not None and self.is_enabled and (chain := self.queue.pop()) is not None:
             self.taken.append(chain)
         if disk.gate_is_open:
             self.finish(disk)
