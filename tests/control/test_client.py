@@ -207,7 +207,7 @@ def test_poweroff_waits_until_the_guest_is_off(bus: PrivateBus, capsys: Output) 
             assert await run("poweroff", "demo") == 0
             assert (served.vm.state, served.vm.last_exit) == ("shutdown", "poweroff")
             assert await run("poweroff", "demo") == 1
-            assert "the power button of a VM in state shutdown cannot be pressed" in capsys.readouterr().err
+            assert "demo is shutdown; only the power button of a running VM can be pressed" in capsys.readouterr().err
         assert await run("poweroff", "demo") == 69
         assert "the VM demo is not running" in capsys.readouterr().err
 
@@ -280,7 +280,7 @@ def test_a_refusal_is_the_vms_own_sentence(bus: PrivateBus, capsys: Output) -> N
             said = capsys.readouterr()
             assert said == (
                 "",
-                "vmservice: a VM in state created cannot go to state paused; from created it can go to running\n",
+                "vmservice: demo is created; it can become running, not paused\n",
             )
             assert await run("resize", "demo", "9") == 1
             assert "Resize to 9 vCPUs is out of range; this VM takes 1 to 4" in capsys.readouterr().err
@@ -406,7 +406,7 @@ async def systemd(address: str, vm: str, **values: object) -> AsyncIterator[None
 
 def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = FakeJournal(monkeypatch)
-    journal.vmm("the VM runs", "web-1")
+    journal.vmm("VM started", "web-1")
 
     async def check() -> None:
         unit = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": 485}
@@ -424,7 +424,7 @@ def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch
                 "      Guest: ready\n"
                 "       Unit: vm@web-1.service, active (running), main process 485\n"
                 "    Devices: console  serial  mode null\n"
-                "\nLast lines of the VMM:\n  Nov 27 02:00:05 vmservice: the VM runs\n",
+                "\nLast lines of the VMM:\n  Nov 27 02:00:05 vmservice: VM started\n",
                 "",
             )
             assert await run("status", "web-1", "--json") == 0
@@ -436,7 +436,7 @@ def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch
                 "sub_state": "running",
                 "main_pid": 485,
             }
-            assert [line["text"] for line in said["journal"]] == ["the VM runs"]
+            assert [line["text"] for line in said["journal"]] == ["VM started"]
             assert said["devices"] == [{"kind": "console", "name": "serial", "details": {"mode": "null"}}]
             assert said["stats"] == {"sim.heartbeats": 0.0}
 

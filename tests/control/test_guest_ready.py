@@ -53,7 +53,7 @@ def test_the_unit_is_ready_when_the_guest_says_so(start: Start, manager: Manager
     process = start("--bus", bus.address)
     manager.wait_for("EXTEND_TIMEOUT_USEC", "30000000")
     manager.wait_for("STATUS", "running; 1 vCPU, 512 MiB; waits for the guest to be ready")
-    process.wait_for("the VM is on the bus")
+    process.wait_for("D-Bus name acquired")
     assert not ready(bus.address)
     assert say(socket, b"STATUS=Starting Foo...\nX_SYSTEMD_HOSTNAME=web") == b""
     manager.wait_for("STATUS", "512 MiB; waits for the guest to be ready; guest: Starting Foo...")
@@ -98,7 +98,7 @@ def test_a_guest_that_is_never_ready_is_powered_off_and_the_start_has_failed(sta
     manager.wait_for("STOPPING", "1")
     assert process.wait() == os.EX_TEMPFAIL
     assert "the guest has not said READY=1 within 1 second, as service.ready_timeout allows it; the VM ends" in process.messages
-    assert "the VM is shut down (poweroff)" in process.messages
+    assert "VM shut down (poweroff)" in process.messages
     messages = manager.messages + manager.rest()
     assert [message for message in messages if "READY" in message] == []
     assert messages[-1]["STATUS"].startswith("the guest has not said READY=1 within 1 second; the unit starts it anew")
@@ -106,7 +106,7 @@ def test_a_guest_that_is_never_ready_is_powered_off_and_the_start_has_failed(sta
 
 def test_a_guest_that_is_done_before_it_was_ready_never_was(start: Start, manager: Manager, bus: PrivateBus) -> None:
     process = start("--bus", bus.address)
-    process.wait_for("the VM is on the bus")
+    process.wait_for("D-Bus name acquired")
 
     async def press() -> None:
         async with client(bus.address) as caller:

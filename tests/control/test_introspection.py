@@ -169,6 +169,6 @@ def test_busctl(bus: PrivateBus) -> None:
             assert table[".Resize"] == ["method", "y", "-", "-"]
             assert OBJECT_PATH in await busctl("tree", name)
             refused = await busctl("call", name, OBJECT_PATH, INTERFACE, "Resume")
-            assert "cannot go to state running by Resume" in refused
+            assert "demo is already running" in refused
 
     asyncio.run(check())

@@ -78,7 +78,7 @@ def test_a_stop_asks_the_guest(start: Start, manager: Manager, bus: PrivateBus, 
     manager.wait_for("EXTEND_TIMEOUT_USEC")
     assert process.wait() == 0
     assert "asked the guest to power off; it has 120 seconds" in process.messages
-    assert "the VM is shut down (poweroff)" in process.messages
+    assert "VM shut down (poweroff)" in process.messages
     assert "forced" not in process.messages
 
 
@@ -106,7 +106,7 @@ def test_the_devices_are_those_of_the_configuration(start: Start, manager: Manag
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_without_a_manager_what_a_terminal_sends_is_a_stop(start: Start, number: int) -> None:
     process = start("--bus", "none", told=False)
-    process.wait_for("the VM runs")
+    process.wait_for("VM started")
     process.send(number)
     assert process.wait() == 0
     assert "asked the guest to power off; it has 120 seconds" in process.messages
@@ -135,7 +135,7 @@ def test_sigint_from_a_manager_is_a_graceful_reboot(start: Start, manager: Manag
     assert seen == (["running"] if pause else []) + ["shutdown", "running"]
     manager.wait_for("STATUS", "running; 1 vCPU, 512 MiB")
     assert process.running()
-    assert process.messages.count("the VM runs\n") == 2
+    assert process.messages.count("VM started\n") == 2
     assert "asked the guest to power off, to be started again; it has 120 seconds" in process.messages
     assert all("STOPPING" not in message for message in manager.messages)
     call(bus.address, "Pause")
@@ -160,7 +160,7 @@ def test_a_guest_that_does_not_go_down_for_a_reboot_is_forced(
     if patience > 1:
         process.send(signal.SIGINT)
     manager.wait_for("STATUS", "running; 1 vCPU, 512 MiB")
-    assert process.messages.count("the VM runs\n") == 2
+    assert process.messages.count("VM started\n") == 2
     assert process.messages.count("warning: forced the VM to stop") == 1
     assert state(bus.address) == "running"
 
@@ -182,7 +182,7 @@ def test_a_reboot_may_become_a_stop(
         call(bus.address, "Shutdown")
         manager.wait_for("STATUS", "last exit: shutdown; Boot starts it again")
         call(bus.address, "Boot")
-    assert process.messages.count("the VM runs\n") == (1 if end == "SIGTERM" else 2)
+    assert process.messages.count("VM started\n") == (1 if end == "SIGTERM" else 2)
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ def test_a_vm_runs_once_whoever_starts_it(start: Start, manager: Manager, bus: P
     second = start("--bus", "none" if bus_option == "none" else bus.address, told=False)
     assert second.wait() == 69
     assert f"the VM demo runs already, as process {first.pid}" in second.messages
-    assert "the VM runs\n" not in second.messages
+    assert "VM started\n" not in second.messages
     assert state(bus.address) == "running"
     first.send(signal.SIGKILL)
     first.wait()
     third = start("--bus", "none", told=False)
-    third.wait_for("the VM runs")
+    third.wait_for("VM started")
 
 
 def test_a_name_on_the_bus_that_another_has(
@@ -312,7 +312,7 @@ def test_no_bus_at_all(start: Start, manager: Manager, tmp_path: Path) -> None:
     """The VM runs, is called ready after a while, and says why nobody can reach it."""
     process = start("--bus", f"unix:path={tmp_path}/nothing")
     manager.wait_for("READY", "1")
-    assert "the VM runs on and will take its name again" in process.messages
+    assert "the VM keeps running and will take its name again" in process.messages
     process.send(signal.SIGTERM)
     assert process.wait() == 0
 
@@ -417,7 +417,7 @@ def test_a_reload_of_a_paused_vm_gives_it_no_vcpus(start: Start, manager: Manage
     call(bus.address, "Pause")
     manager.wait_for("STATUS", "paused")
     config.write_text(SIM_CONFIG.replace("boot = 1", "boot = 2") + '[service]\non_poweroff = "stay"\n')
-    assert "a VM in state paused cannot be resized" in reload(process, manager)
+    assert "is paused; only a running VM can be resized" in reload(process, manager)
     call(bus.address, "Resume")
     manager.wait_for("STATUS", "running")
     assert reload(process, manager) == "running; 2 vCPUs, 512 MiB"

@@ -60,7 +60,7 @@ def test_the_host_sleeps(vm: UnitVm) -> None:
         check=True,
     )
     assert time.monotonic() - begin > ASLEEP_SEC - 3
-    assert "the host is about to sleep" in vm.wait_for("^the VM runs on$")
+    assert "the host is about to sleep" in vm.wait_for("^VM resumed$")
     beats = vm.journal().count("beat ")
     vm.wait_for(f"beat {beats + 3}$")
 

@@ -28,18 +28,18 @@ def test_a_vm_from_start_to_stop(vm: UnitVm) -> None:
     assert said["unit"] == {"name": vm.unit, "active_state": "active", "sub_state": "running", "main_pid": pid}
     shown = host.run(f"vmservice status {name}", check=True)
     assert f"{vm.unit}, active (running), main process {pid}" in shown.stdout
-    assert "vmservice: the VM is paused\n" in shown.stdout
+    assert "vmservice: VM paused\n" in shown.stdout
     assert shown.stderr == ""
 
     refused = host.run(f"vmservice pause {name}")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("vmservice: a VM in state paused cannot go to state paused")
+    assert refused.stderr.startswith(f"vmservice: {name} is already paused")
     host.run(f"vmservice resume {name}", check=True)
     host.run(f"systemctl stop --no-block {vm.unit} && vmservice wait {name} shutdown --timeout 60", check=True)
     vm.wait_inactive()
     gone = host.run(f"vmservice status {name}")
     assert gone.returncode == 69
-    assert "vmservice: the VM is shut down (poweroff)\n" in gone.stdout
+    assert "vmservice: VM shut down (poweroff)\n" in gone.stdout
     assert gone.stderr == (
         f"vmservice: the VM {name} is not running; `systemctl start vm@{name}` starts it (its unit is inactive)\n"
     )
@@ -51,10 +51,10 @@ def test_the_journal_of_a_vm(vm: UnitVm) -> None:
     host, name = vm.host, vm.name
     told = host.run(f"vmservice logs {name}", check=True).stdout
     assert "systemd: Start" in told
-    assert "vmservice: the VM runs\n" in told
+    assert "vmservice: VM started\n" in told
     assert "serial: beat 1\n" in told
-    follow = f"timeout 20 vmservice logs -f -n 0 {name} | grep --line-buffered -m 1 'the VM is paused'"
-    assert host.run(f"({follow}) & sleep 2; vmservice pause {name}; wait", check=True).stdout.endswith("the VM is paused\n")
+    follow = f"timeout 20 vmservice logs -f -n 0 {name} | grep --line-buffered -m 1 'VM paused'"
+    assert host.run(f"({follow}) & sleep 2; vmservice pause {name}; wait", check=True).stdout.endswith("VM paused\n")
     refused = host.run(f"runuser -u nobody -- vmservice logs {name}", check=True)
     assert (refused.stdout, refused.stderr) == (
         "",
@@ -112,7 +112,7 @@ def test_a_users_own_vm(container: Container, alice: str) -> None:
     assert "mine  paused" in container.run(f"{alice} vmservice list --user", check=True).stdout
     assert "vm@mine.service, active (running)" in container.run(f"{alice} vmservice status --user mine", check=True).stdout
     container.run("usermod --append --groups systemd-journal alice", check=True)
-    assert "vmservice: the VM is paused\n" in container.run(f"{alice} vmservice --user logs mine", check=True).stdout
+    assert "vmservice: VM paused\n" in container.run(f"{alice} vmservice --user logs mine", check=True).stdout
     container.run(f"{alice} systemctl --user stop vm@mine && {alice} vmservice wait --user mine shutdown", check=True)
 
 

@@ -86,7 +86,7 @@ def test_a_journal_that_is_gone(host: Container) -> None:
         host.run(f"systemctl start {JOURNAL_UNITS}", check=True)
         for vm in (early, late):
             prompt(vm, "Resume")
-            vm.wait_for("the VM runs on")
+            vm.wait_for("VM resumed")
             count = beats(vm)
             vm.wait_for(f"beat {count + 2}$")
             vm.stop()
@@ -102,7 +102,7 @@ def test_a_guest_that_prints_without_end_leaves_room_for_others(host: Container)
     try:
         loud.wait_for("lines of the console are missing here")
         prompt(loud, "Pause")
-        loud.wait_for("the VM is paused")
+        loud.wait_for("VM paused")
         prompt(loud, "Resume")
         loud.stop(timeout=20)
         assert loud.show("Result") == "success"

@@ -97,5 +97,5 @@ def test_a_vm_that_may_not_delay_sleep_is_paused_all_the_same(sleepy: Container)
     )
     assert vm.state == "paused"
     sleepy.run(_AWAKE, check=True)
-    vm.wait_for("the VM runs on")
+    vm.wait_for("VM resumed")
     assert vm.journal().count("gives no sleep lock") == 1

@@ -53,7 +53,7 @@ def test_reboot_powers_the_guest_down_and_starts_it_again(vm: UnitVm) -> None:
     vm.wait_for("beat 3$")
     pid = vm.main_pid()
     vm.host.run(f"machinectl reboot {vm.name}", check=True)
-    runs = f'journalctl --unit={vm.unit} --output=cat | grep -cx "the VM runs"'
+    runs = f'journalctl --unit={vm.unit} --output=cat | grep -cx "VM started"'
     vm.host.run(f"timeout 30 sh -c 'until [ $({runs}) = 2 ]; do sleep 0.1; done'", check=True)
     assert vm.main_pid() == leader(vm) == pid
     assert vm.state == "running"

@@ -90,8 +90,8 @@ def test_a_guest_that_panics_at_boot_is_started_more_and_more_slowly(vm: UnitVm)
 @pytest.mark.parametrize(
     ("text", "says", "line"),
     [
-        (firmware_config("panic"), "the guest panicked", "the guest panicked; the VM is shut down"),
-        (firmware_config("reset", service='on_reset = "exit"'), "the guest was reset", "the VM is shut down (reset)"),
+        (firmware_config("panic"), "the guest panicked", "the guest panicked; VM shut down"),
+        (firmware_config("reset", service='on_reset = "exit"'), "the guest was reset", "VM shut down (reset)"),
     ],
     ids=["panics", "resets"],
 )

@@ -57,7 +57,7 @@ def test_by_hand_beside_the_unit(vm: UnitVm, bus: str, who: str) -> None:
 def test_the_unit_beside_one_by_hand_is_refused_each_time(vm: UnitVm, options: str) -> None:
     """Again and again: systemd removes the unit's runtime directory after each start that fails."""
     vm.host.run(f"install -d -o vmservice -m 700 /var/lib/vmservice/{vm.name}" if options else "true", check=True)
-    with by_hand(vm.host, options, f"vmservice run --bus none {vm.name}", "the VM runs"):
+    with by_hand(vm.host, options, f"vmservice run --bus none {vm.name}", "VM started"):
         for _ in range(3):
             assert vm.host.run(f"systemctl start {vm.unit}").returncode != 0
             assert vm.show("ExecMainStatus") == "69"

@@ -109,25 +109,25 @@ class Log:
             return
         if vm.state == State.RUNNING:
             if before == State.PAUSED:
-                self._transition(vm, INFO, "the VM runs on", message_ids.VM_RESUMED)
+                self._transition(vm, INFO, "VM resumed", message_ids.VM_RESUMED)
             elif before != State.RUNNING:
-                self._transition(vm, INFO, "the VM runs", message_ids.VM_RUNNING)
+                self._transition(vm, INFO, "VM started", message_ids.VM_RUNNING)
             elif changes is not None and changes.get("LastExit") == LastExit.RESET:
                 self._starts_anew(vm, NOTICE, _reset(vm), message_ids.GUEST_RESET)
         elif vm.state is before:
             return
         elif vm.state == State.PAUSED:
             by_reset = f"{_reset(vm)}; " if vm.paused_by == LastExit.RESET else ""
-            self._transition(vm, INFO, f"{by_reset}the VM is paused", message_ids.VM_PAUSED)
+            self._transition(vm, INFO, f"{by_reset}VM paused", message_ids.VM_PAUSED)
         elif vm.last_exit == LastExit.ERROR:
             detail = f": {vm.last_detail}" if vm.last_detail else ""
             self._transition(vm, ERROR, f"the guest was stopped by an error{detail}", message_ids.GUEST_ERROR)
         else:
             by_reset = f"{_reset(vm)}; " if vm.last_exit == LastExit.RESET else ""
-            self._transition(vm, INFO, f"{by_reset}the VM is shut down ({vm.last_exit})", message_ids.VM_SHUTDOWN)
+            self._transition(vm, INFO, f"{by_reset}VM shut down ({vm.last_exit})", message_ids.VM_SHUTDOWN)
 
     def bus_acquired(self) -> None:
-        self.message(INFO, "the VM is on the bus", message_ids.BUS_NAME_ACQUIRED)
+        self.message(INFO, "D-Bus name acquired", message_ids.BUS_NAME_ACQUIRED)
 
     def bus_lost(self, text: str) -> None:
         self.message(WARNING, text, message_ids.BUS_NAME_LOST)
@@ -153,7 +153,7 @@ class Log:
             self._starts_anew(vm, priority, what, message_id)
         else:
             then = "paused" if vm.state == State.PAUSED else "shut down"
-            self._transition(vm, priority, f"{what}; the VM is {then}", message_id)
+            self._transition(vm, priority, f"{what}; VM {then}", message_id)
 
     def _starts_anew(self, vm: Vm, priority: int, what: str, message_id: str) -> None:
         """At most RESETS_BURST lines in RESETS_PERIOD_SEC; the next one says how many were left out."""

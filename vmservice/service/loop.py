@@ -221,7 +221,7 @@ class Service:
         self._settle_bus()
 
     def _on_no_bus(self, reason: str) -> None:
-        self._log.bus_lost(f"{reason}; the VM runs on and will take its name again")
+        self._log.bus_lost(f"{reason}; the VM keeps running and will take its name again")
         self._off_bus = True
         self._tell_status()
         if not self._ready:

@@ -58,7 +58,7 @@ class HostSleep:
         try:
             self._vm.pause()
             self._paused = True
-            self._log.info("the host is about to sleep; the VM runs on when it is awake again")
+            self._log.info("the host is about to sleep; the VM resumes when it is awake again")
         except VmmError as error:
             self._log.warning(f"the host is about to sleep, and the VM cannot be paused: {error}")
         finally:

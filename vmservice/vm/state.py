@@ -48,10 +48,10 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_transition(current: str, wanted: str) -> None:
-    """Raise InvalidStateTransition, naming both states, unless the table allows the move."""
+def check_transition(name: str, current: str, wanted: str) -> None:
+    """Raise InvalidStateTransition, naming the VM and both states, unless the table allows the move."""
+    if wanted == current:
+        raise InvalidStateTransition(f"{name} is already {current}")
     if wanted not in TRANSITIONS[current]:
         allowed = " or ".join(TRANSITIONS[current])
-        raise InvalidStateTransition(
-            f"a VM in state {current} cannot go to state {wanted}; from {current} it can go to {allowed}"
-        )
+        raise InvalidStateTransition(f"{name} is {current}; it can become {allowed}, not {wanted}")

@@ -134,7 +134,7 @@ class Vm:
         if self.state == State.PAUSED:
             self._resume()
             return
-        check_transition(self.state, State.RUNNING)
+        check_transition(self.name, self.state, State.RUNNING)
         self._holder.start(self._boot_vcpus)
         self._changed(state=State.RUNNING, vcpus=self._boot_vcpus, ready=self._ready_at_start)
         self._holder.offer_input()
@@ -142,22 +142,22 @@ class Vm:
     def pause(self) -> None:
         """running → paused. What waits for the guest ends."""
         self._refuse_if_stopping("Pause")
-        check_transition(self.state, State.PAUSED)
+        check_transition(self.name, self.state, State.PAUSED)
         self._pause()
 
     def resume(self) -> None:
         """paused → running. Boot is the way from created and shutdown, though the table has those moves too."""
         self._refuse_if_stopping("Resume")
         if self.state != State.PAUSED:
-            raise InvalidStateTransition(
-                f"a VM in state {self.state} cannot go to state running by Resume; Resume needs state paused"
-            )
+            already = f"{self.name} is already running"
+            needs = f"{self.name} is {self.state}; Resume takes a VM from paused to running"
+            raise InvalidStateTransition(already if self.state == State.RUNNING else needs)
         self._resume()
 
     def shutdown(self) -> None:
         """The hard stop: the guest is not asked. HostError, and the guest goes on, where its vCPUs do not stop."""
         self._refuse_if_ending("Shutdown")
-        check_transition(self.state, State.SHUTDOWN)
+        check_transition(self.name, self.state, State.SHUTDOWN)
         self._note_vcpus()
         self._holder.close()
         self._stopped(LastExit.SHUTDOWN)
@@ -165,7 +165,7 @@ class Vm:
     def reboot(self) -> None:
         """Hard reset in place, to clean memory and running vCPUs."""
         self._refuse_if_stopping("Reboot")
-        check_transition(self.state, State.SHUTDOWN)
+        check_transition(self.name, self.state, State.SHUTDOWN)
         self._check()
         self._note_vcpus()
         self._holder.close()
@@ -174,9 +174,7 @@ class Vm:
     def power_button(self) -> None:
         self._refuse_if_ending("PowerButton")
         if self.state != State.RUNNING:
-            raise InvalidStateTransition(
-                f"the power button of a VM in state {self.state} cannot be pressed; it needs state running"
-            )
+            raise InvalidStateTransition(f"{self.name} is {self.state}; only the power button of a running VM can be pressed")
         self._holder.present.press_power_button()
 
     def resize(self, desired_vcpus: int) -> Operation | None:
@@ -189,7 +187,7 @@ class Vm:
         if not 1 <= desired_vcpus <= self.max_vcpus:
             raise InvalidArgument(f"Resize to {desired_vcpus} vCPUs is out of range; this VM takes 1 to {self.max_vcpus}")
         if self.state != State.RUNNING:
-            raise InvalidStateTransition(f"a VM in state {self.state} cannot be resized; it needs state running")
+            raise InvalidStateTransition(f"{self.name} is {self.state}; only a running VM can be resized")
         self._note_vcpus()
         if self.operation is not None:
             raise Busy(f"Resize is refused because {self.operation.asked} is under way")

@@ -30,8 +30,8 @@ def lines_of(output: str) -> list[str]:
 
 def test_all_lines_of_one_vm(journal: FakeJournal, capsys: Output) -> None:
     journal.add("Starting vm@demo.service", UNIT="vm@demo.service", _PID="1", SYSLOG_IDENTIFIER="systemd", PRIORITY=6)
-    journal.vmm("the VM runs")
-    journal.vmm("the VM runs", "other")
+    journal.vmm("VM started")
+    journal.vmm("VM started", "other")
     journal.guest("Linux version 6.12")
     journal.guest("login:", console="hvc")
     journal.add("I am demo, too", VM_NAME="demo", SYSLOG_IDENTIFIER="vm-demo")  # anybody's
@@ -41,7 +41,7 @@ def test_all_lines_of_one_vm(journal: FakeJournal, capsys: Output) -> None:
     assert said.err == ""
     assert said.out == (
         "Nov 27 02:00:05 systemd: Starting vm@demo.service\n"
-        "Nov 27 02:00:06 vmservice: the VM runs\n"
+        "Nov 27 02:00:06 vmservice: VM started\n"
         "Nov 27 02:00:08 serial: Linux version 6.12\n"
         "Nov 27 02:00:09 hvc: login:\n"
     )
@@ -158,18 +158,18 @@ def test_without_the_library(capsys: Output, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_last_lines_of_both(journal: FakeJournal) -> None:
     """A guest that talks all the time does not hide what the VMM said."""
-    journal.vmm("the VM runs")
+    journal.vmm("VM started")
     for number in range(100):
         journal.guest(f"beat {number}")
     journal.add("Started", UNIT="vm@demo.service", _PID="1", SYSLOG_IDENTIFIER="systemd")
     last = LastLines("demo", user=False)
     assert last.note is None
     assert last.as_text() == (
-        "\nLast lines of the VMM:\n  Nov 27 02:00:05 vmservice: the VM runs\n  Nov 27 02:01:46 systemd: Started\n"
+        "\nLast lines of the VMM:\n  Nov 27 02:00:05 vmservice: VM started\n  Nov 27 02:01:46 systemd: Started\n"
         "\nLast lines of the guest:\n"
         + "".join(f"  Nov 27 02:01:4{number - 94} serial: beat {number}\n" for number in range(95, 100))
     )
-    assert [line["text"] for line in last.as_list()] == ["the VM runs", *(f"beat {n}" for n in range(95, 100)), "Started"]
+    assert [line["text"] for line in last.as_list()] == ["VM started", *(f"beat {n}" for n in range(95, 100)), "Started"]
     assert last.as_list()[1]["source"] == "serial"
 
 

@@ -37,7 +37,7 @@ class Pipe:
         os.close(self.writer)
 
 
-@pytest.mark.parametrize(("policy", "then"), [("reboot", "; it starts anew"), ("pause", "; the VM is paused")])
+@pytest.mark.parametrize(("policy", "then"), [("reboot", "; it starts anew"), ("pause", "; VM paused")])
 @pytest.mark.parametrize(
     ("kind", "priority", "what", "message_id"),
     [
@@ -109,18 +109,16 @@ def test_changes_of_state() -> None:
             return entry["MESSAGE_ID"], entry["VM_STATE"], entry["PRIORITY"], entry["MESSAGE"]
 
         vm.boot()
-        assert said() == (message_ids.VM_RUNNING, "running", "6", "the VM runs")
+        assert said() == (message_ids.VM_RUNNING, "running", "6", "VM started")
         vm.pause()
-        assert said() == (message_ids.VM_PAUSED, "paused", "6", "the VM is paused")
+        assert said() == (message_ids.VM_PAUSED, "paused", "6", "VM paused")
         vm.resume()
-        assert said() == (message_ids.VM_RESUMED, "running", "6", "the VM runs on")
+        assert said() == (message_ids.VM_RESUMED, "running", "6", "VM resumed")
         vm.reboot()
         assert said() == (message_ids.GUEST_RESET, "running", "5", "the guest was reset: Reboot was asked for; it starts anew")
         vm.resize(2)
         vm.shutdown()
-        assert said() == (message_ids.VM_SHUTDOWN, "shutdown", "6", "the VM is shut down (shutdown)"), (
-            "Resize is no change of state"
-        )
+        assert said() == (message_ids.VM_SHUTDOWN, "shutdown", "6", "VM shut down (shutdown)"), "Resize is no change of state"
         vm.boot()
         said()
         vm.on_guest_event(GuestEvent(machines[-1], EventKind.ERROR, "cannot run vCPU 0: Bad address (errno 14)"))

@@ -30,7 +30,7 @@ def test_resets_are_a_handful_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         vm.subscribe(lambda changes: log.state(vm, changes))
         vm.boot()
-        assert journal.entry()["MESSAGE"] == "the VM runs"
+        assert journal.entry()["MESSAGE"] == "VM started"
         for _ in range(300):
             vm.reboot()
         said = [journal.entry()["MESSAGE"] for _ in range(RESETS_BURST)]
