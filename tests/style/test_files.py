@@ -96,9 +96,18 @@ def test_the_example_is_a_configuration() -> None:
     assert config.cpus.max == 4
 
 
-def test_the_man_page_has_no_fault() -> None:
-    said = output_of("man", "--warnings", "--local-file", "-Tutf8", "-Z", CHECKOUT / "packaging/vmservice.1", MANROFFSEQ="")
-    assert "warning" not in said
+PAGES = sorted(CHECKOUT.glob("packaging/*.[1-8]"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_man_pages_have_no_fault(page: Path) -> None:
+    said = output_of("man", "--warnings", "--local-file", "-Tutf8", "-Z", page, MANROFFSEQ="")
+    assert not re.search(r"(:|mdoc) warning: ", said)
+
+
+def test_the_package_has_every_man_page() -> None:
+    named = (CHECKOUT / "packaging/debian/vmservice.manpages").read_text().split()
+    assert sorted(named) == [str(page.relative_to(CHECKOUT)) for page in PAGES]
 
 
 def test_lintian() -> None:

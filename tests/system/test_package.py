@@ -35,6 +35,7 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/share/doc/vmservice/threat-model.md",
         "/usr/share/polkit-1/actions/org.vmservice.vm1.policy",
         "/usr/share/man/man1/vmservice.1.gz",
+        "/usr/share/man/man5/vmservice.toml.5.gz",
     } <= set(files)
 
 

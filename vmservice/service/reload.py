@@ -118,6 +118,7 @@ def _differences(old: Config, new: Config) -> list[str]:
         "[smbios]": (old.smbios, new.smbios),
         "[credentials]": (old.credentials, new.credentials),
         "service.ready": (old.service.ready_by_guest, new.service.ready_by_guest),
+        "service.ready_timeout": (old.service.ready_timeout_sec, new.service.ready_timeout_sec),
     }
     different = [name for name, (before, after) in parts.items() if _plain(before) != _plain(after)]
     names = dict.fromkeys([*(device.name for device in old.devices), *(device.name for device in new.devices)])
