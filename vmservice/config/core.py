@@ -39,6 +39,9 @@ LOG_LEVELS = ("err", "warning", "notice", "info")  # the words of systemd's LogL
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 CONSOLE_MODES = ("journal", "tty", "file", "pty", "socket", "null", "off")
+# Where what the guest prints goes besides, from a console that somebody may type at.
+CONSOLE_LOGS = ("journal", "file", "off")
+LOGGED_MODES = ("pty", "socket")
 TRANSPORTS = ("pci", "mmio")
 
 # All keys of each section; None where its keys are names that the operator chooses.
@@ -47,7 +50,7 @@ KEYS: dict[str, tuple[str, ...] | None] = {
     "firmware": ("path",),
     "cpus": ("boot", "max"),
     "memory": ("size", "file", "mergeable", "hugepages", "prefault", "shared"),
-    "serial": ("mode", "path"),
+    "serial": ("mode", "path", "log", "log_path"),
     "smbios": ("uuid", "serial"),
     "virtio": ("transport",),
     "credentials": None,
@@ -125,14 +128,16 @@ class ConsoleConfig:
     """The host's end of `[serial]`, `[console]` or a port.
 
     `mode` is one of CONSOLE_MODES, or None where the file leaves it to how the service was started; `path` is set for mode
-    `file` only.
+    `file` only. `log` is one of CONSOLE_LOGS, beside LOGGED_MODES only; `log_path` is set for log `file` only.
     """
 
-    __slots__ = ("mode", "path")
+    __slots__ = ("log", "log_path", "mode", "path")
 
-    def __init__(self, mode: str | None, path: str | None) -> None:
+    def __init__(self, mode: str | None, path: str | None, log: str = "off", log_path: str | None = None) -> None:
         self.mode: Final = mode
         self.path: Final = path
+        self.log: Final = log
+        self.log_path: Final = log_path
 
 
 class SmbiosConfig:
@@ -241,7 +246,21 @@ def read_console(reader: TableReader, section: str, default: str) -> ConsoleConf
         )
     if mode != "file" and path is not None:
         raise ConfigError(f'{reader.path}: {section}.path is only for mode "file"; the mode here is {mode or "not set"}')
-    return ConsoleConfig(mode or None, path)
+    return ConsoleConfig(mode or None, path, *_read_console_log(reader, section, mode))
+
+
+def _read_console_log(reader: TableReader, section: str, mode: str) -> tuple[str, str | None]:
+    log = reader.choice(section, "log", CONSOLE_LOGS, "off")
+    path = reader.file(section, "log_path")
+    if log != "off" and mode not in LOGGED_MODES:
+        raise ConfigError(
+            f'{reader.path}: {section}.log is only for mode "pty" or "socket"; the mode here is {mode or "not set"}'
+        )
+    if log == "file" and path is None:
+        raise ConfigError(f'{reader.path}: {section}.log_path is missing; log "file" needs the file that is written to')
+    if log != "file" and path is not None:
+        raise ConfigError(f'{reader.path}: {section}.log_path is only for log "file"; the log here is {log}')
+    return log, path
 
 
 def read_service(reader: TableReader) -> ServiceConfig:

@@ -143,6 +143,7 @@ def check_files(config: Config) -> None:
         if os.path.exists(memory) and not os.path.isdir(memory) and not os.path.isfile(memory):
             raise ConfigError(f"{config.path}: memory.file is {memory}; expected a regular file or a directory")
     core.check_output(config.path, "serial.path", config.serial.path)
+    core.check_output(config.path, "serial.log_path", config.serial.log_path)
     if config.credentials:
         from vmservice.config.credentials import read_values
 

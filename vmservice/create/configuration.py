@@ -36,6 +36,7 @@ def configuration(place: Place, guest: Guest, ways: Ways, shape: Shape, *, image
         _head(place, guest, image),
         _kernel(place, guest),
         _machine(place, shape),
+        _serial(place),
         _disk(place),
         _network(place, ways),
         _vsock(ways),
@@ -84,6 +85,14 @@ max = {most}  # `vmservice resize{place.words} N` while it runs
 
 [memory]
 size = {toml_string(shape.memory)}
+"""
+
+
+def _serial(place: Place) -> str:
+    return f"""\
+[serial]
+mode = "socket"  # `vmservice console{place.words}` types at it
+log = "journal"  # what the guest prints is there, too: `vmservice logs{place.words}`
 """
 
 

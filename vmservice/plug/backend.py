@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Protocol
 
+    from vmservice.config.core import ConsoleConfig
     from vmservice.config.load import Config, Device
     from vmservice.host.consoles.base import Console, Log
     from vmservice.host.consoles.mover import Mover
@@ -48,14 +49,25 @@ class Host:
         self.mover = mover
         self._passed = passed
 
-    def open_console(self, label: str, mode: str, path: str | None, *, is_stream: bool = False) -> Console:
-        """The host's end of a console or port. ConfigError or HostError."""
+    def open_console(self, label: str, output: ConsoleConfig, default_mode: str, *, is_stream: bool = False) -> Console:
+        """The host's end of a console or port, with its log. ConfigError or HostError."""
         from vmservice.host.consoles.open import open_console
 
+        mode = output.mode or default_mode
         passed_fd = self._take_passed(label) if mode == "socket" else -1
-        return open_console(
-            mode, path, self.vm_name, self.log, label, mover=self.mover, is_stream=is_stream, passed_fd=passed_fd
+        console = open_console(
+            mode, output.path, self.vm_name, self.log, label, mover=self.mover, is_stream=is_stream, passed_fd=passed_fd
         )
+        if output.log == "off":
+            return console
+        from vmservice.host.consoles.logged import LoggedConsole
+
+        try:
+            record = open_console(output.log, output.log_path, self.vm_name, self.log, label, mover=self.mover)
+        except BaseException:
+            console.close()
+            raise
+        return LoggedConsole(console, record, output.log_path)
 
     def _take_passed(self, label: str) -> int:
         for number, (name, fd) in enumerate(self._passed):
@@ -123,7 +135,7 @@ class Backends:
             mode = config.serial.mode or _default_mode()
             if mode != "off":
                 with Naming(config.path):
-                    self.serial = host.open_console("serial", mode, config.serial.path)
+                    self.serial = host.open_console("serial", config.serial, mode)
             for device in config.devices:
                 plug = plug_module(device)
                 is_wanted = not host.is_simulated or getattr(plug, "IN_SIMULATION", False)

@@ -48,7 +48,7 @@ class ConsolePlug(Plugged):
 
 
 def open(section: ConsoleDevice, host: Host) -> Backend:
-    return ConsolesBackend([host.open_console(section.name, section.output.mode or "off", section.output.path)])
+    return ConsolesBackend([host.open_console(section.name, section.output, "off")])
 
 
 def build(section: ConsoleDevice, backend: Backend, slot: Slot) -> Plugged:

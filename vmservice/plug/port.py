@@ -86,8 +86,7 @@ def open(section: PortsDevice, host: Host) -> Backend:
     consoles: list[HostConsole] = []
     try:
         for port in section.ports:
-            mode = port.output.mode or "socket"
-            consoles.append(host.open_console(port.name, mode, port.output.path, is_stream=not port.is_console))
+            consoles.append(host.open_console(port.name, port.output, "socket", is_stream=not port.is_console))
     except BaseException:
         ConsolesBackend(consoles).close()
         raise

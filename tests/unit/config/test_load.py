@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,24 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
             'serial.path is only for mode "file"; the mode here is tty',
         ),
         (KERNEL + '[serial]\npath = "/x"', 'serial.path is only for mode "file"; the mode here is not set'),
+        (KERNEL + '[serial]\nlog = "file"', 'serial.log is only for mode "pty" or "socket"; the mode here is not set'),
+        (
+            KERNEL + '[console]\nmode = "journal"\nlog = "file"',
+            'console.log is only for mode "pty" or "socket"; the mode here is journal',
+        ),
+        (KERNEL + '[console]\nmode = "pty"\nlog = "pty"', 'console.log is "pty"; expected "journal", "file" or "off"'),
+        (
+            KERNEL + '[console]\nmode = "pty"\nlog = "file"',
+            'console.log_path is missing; log "file" needs the file that is written to',
+        ),
+        (
+            KERNEL + '[serial]\nmode = "socket"\nlog = "journal"\nlog_path = "/x"',
+            'serial.log_path is only for log "file"; the log here is journal',
+        ),
+        (
+            KERNEL + '[[port]]\nname = "a"\nlog = "journal"',
+            'port[0].log is "journal"; expected "off", or console = true: a stream of bytes has no log',
+        ),
         (KERNEL + "[cpu]\nboot = 1", "[cpu] is not a known section; did you mean [cpus]?"),
         (
             KERNEL + "[[zzz]]",
@@ -427,7 +446,36 @@ def test_what_we_tell_people_to_write_is_accepted(file: Path, document: str) -> 
     file.write_text(text.partition("```toml\n")[2].partition("```")[0] if document.endswith(".md") else text)
     config = load_config("demo", str(file))
     assert (config.cpus.boot, config.cpus.max, config.memory.size_bytes) == (1, 4, 512 << 20)
-    assert config.serial.mode == "journal"
+    assert (config.serial.mode, config.serial.log) == ("socket", "journal")
+
+
+def test_the_log_of_a_console(file: Path) -> None:
+    config = load(
+        file,
+        KERNEL + '[serial]\nmode = "socket"\nlog = "file"\nlog_path = "l"\n'
+        '[[port]]\nname = "tty"\nlog = "journal"\nconsole = true',
+    )
+    assert (config.serial.log, config.serial.log_path) == ("file", str(file.parent / "l"))
+    device = config.devices[0]
+    assert isinstance(device, PortsDevice)
+    assert (device.ports[0].output.log, device.ports[0].output.log_path) == ("journal", None)
+    assert load(file, KERNEL).serial.log == "off"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[serial]\nmode = "pty"\nlog = "file"\nlog_path = "none/l"', "serial.log_path"),
+        ('[console]\nmode = "pty"\nlog = "file"\nlog_path = "none/l"', "console.log_path"),
+        ('[[port]]\nname = "a"\nconsole = true\nlog = "file"\nlog_path = "none/l"', "port[0].log_path"),
+    ],
+)
+def test_the_folder_of_a_log_must_be_there(file: Path, text: str, key: str) -> None:
+    bios = file.with_name("bios")
+    bios.write_bytes(b"x")
+    file.write_text(f'[firmware]\npath = "bios"\n{text}')
+    with pytest.raises(ConfigError, match=re.escape(f"{key} is {file.parent}/none/l, but there is no directory")):
+        check_files(load_config("demo", str(file)))
 
 
 def test_ports(file: Path) -> None:

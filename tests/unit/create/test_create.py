@@ -63,6 +63,7 @@ def test_an_image_becomes_a_vm(home: Path, image: Path, capsys: pytest.CaptureFi
     config = load_config("web", str(home / "config/vmservice/web.toml"))
     assert config.kernel is not None
     assert config.kernel.cmdline == f"console=ttyS0 root=PARTUUID={OWN} ro quiet"
+    assert (config.serial.mode, config.serial.log) == ("socket", "journal")
     assert config.memory.size_bytes == 64 * MIB
     assert [(one.name, one.value) for one in config.credentials] == [("ssh.authorized_keys.root", KEY.encode())]
     assert "web is made: Debian GNU/Linux 13 (trixie), a disk of 9 MiB" in said.out

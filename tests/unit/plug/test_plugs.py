@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from support.boards import make_board, make_services
 from support.guest_ram import MIB, guest_ram
+from support.movers import running_mover
 
 from vmservice.board.mmio_slots import MmioSlots
 from vmservice.board.pci_slots import PciSlots
@@ -219,6 +221,58 @@ def test_what_a_person_may_see_of_the_devices(tmp_path: Path, monkeypatch: pytes
     ]
     backends.close()
     mover.close()
+
+
+def test_a_console_with_a_log_is_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the guest prints is at the socket and in the file; what is typed comes from the socket; all is closed."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    (tmp_path / "demo.toml").write_text(
+        '[firmware]\npath = "bios"\n[serial]\nmode = "socket"\nlog = "journal"\n'
+        '[[port]]\nname = "tty"\nconsole = true\nlog = "file"\nlog_path = "tty.log"\n'
+    )
+    log = SimpleNamespace(info=lambda text: None, warning=pytest.fail)
+    with running_mover() as mover:
+        backends = Backends(load_config("demo", str(tmp_path / "demo.toml")), Host("demo", log, mover, []))
+        assert backends.details() == [
+            ("console", "serial", {"mode": "socket", "path": f"{tmp_path}/serial.sock", "log": "journal"}),
+            (
+                "port",
+                "tty",
+                {
+                    "mode": "socket",
+                    "path": f"{tmp_path}/tty.sock",
+                    "log": "file",
+                    "log_path": f"{tmp_path}/tty.log",
+                    "console": True,
+                },
+            ),
+        ]
+        tty = backends.consoles[1]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(20)
+            client.connect(f"{tmp_path}/tty.sock")
+            tty.write(b"login: \r\n")
+            assert client.recv(100) == b"login: \r\n"
+            client.sendall(b"root\r")
+            assert select.select([tty.input_fd], [], [], 20)[0]
+            assert tty.read(100) == b"root\r"
+            assert tty.keeps_input
+            tty.took(5, tty.visit)
+            with pytest.raises(BlockingIOError):
+                tty.read(100)
+        backends.close()
+    assert (tmp_path / "tty.log").read_bytes() == b"login: \r\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.toml", "tty.log"]
+
+
+def test_a_log_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    file = tmp_path / "demo.toml"
+    file.write_text('[firmware]\npath = "bios"\n[serial]\nmode = "socket"\nlog = "file"\nlog_path = "none/l"\n')
+    log = SimpleNamespace(info=lambda text: None, warning=pytest.fail)
+    with running_mover() as mover, pytest.raises(ConfigError, match="cannot be opened for writing: No such file or directory"):
+        Backends(load_config("demo", str(file)), Host("demo", log, mover, []))
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.toml"]
 
 
 @pytest.mark.parametrize("section", ["", "[vsock]\n"])

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vmservice.config.load import Config
     from vmservice.config.reader import TableReader
 
-KEYS = ("mode", "path")
+KEYS = ("mode", "path", "log", "log_path")
 ARRAY = False
 LIVE: tuple[str, ...] = ()
 PLUG = "vmservice.plug.console"
@@ -41,3 +41,4 @@ def read(reader: TableReader, _config: Config) -> tuple[ConsoleDevice, ...]:
 
 def check_files(device: ConsoleDevice, path: str) -> None:
     check_output(path, "console.path", device.output.path)
+    check_output(path, "console.log_path", device.output.log_path)

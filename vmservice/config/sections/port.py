@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vmservice.config.load import Config
     from vmservice.config.reader import TableReader
 
-KEYS = ("name", "mode", "path", "console")
+KEYS = ("name", "mode", "path", "log", "log_path", "console")
 ARRAY = True
 LIVE: tuple[str, ...] = ()
 PLUG = "vmservice.plug.port"
@@ -60,7 +60,10 @@ def read(reader: TableReader, _config: Config) -> tuple[PortsDevice, ...]:
         if name in _TAKEN or name in ports:
             raise reader.refusal(section, "name", "a name of its own, also beside serial and hvc, which the consoles have")
         output = read_console(reader, section, "socket")
-        ports[name] = PortConfig(section, name, output, is_console=reader.boolean(section, "console", False))
+        is_console = reader.boolean(section, "console", False)
+        if output.log != "off" and not is_console:
+            raise reader.refusal(section, "log", '"off", or console = true: a stream of bytes has no log')
+        ports[name] = PortConfig(section, name, output, is_console=is_console)
     used = tuple(port for port in ports.values() if port.output.mode != "off")
     return (PortsDevice(used),) if used else ()
 
@@ -68,3 +71,4 @@ def read(reader: TableReader, _config: Config) -> tuple[PortsDevice, ...]:
 def check_files(device: PortsDevice, path: str) -> None:
     for port in device.ports:
         check_output(path, f"{port.where}.path", port.output.path)
+        check_output(path, f"{port.where}.log_path", port.output.log_path)

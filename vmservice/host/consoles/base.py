@@ -60,11 +60,15 @@ if TYPE_CHECKING:
         def size(self) -> tuple[int, int]:
             """Columns and rows of the terminal now; 0 and 0 where there is none."""
 
+        def reopen(self, done: Callable[[], None]) -> None:
+            """Its file, if it has one, may have another name now: open the one that has its name, or make it. `done` is called
+            when that is so or has failed, in whichever thread does it. It is never called where the file system hangs."""
+
         def fds(self) -> dict[str, int]:
             """What it has open and would go on with elsewhere, by name."""
 
         def details(self) -> dict[str, str | int | bool]:
-            """For a person: its mode as the configuration calls it, and the `path` at which it is found, if any."""
+            """For a person: its mode as the configuration calls it, the `path` at which it is found, if any, and its `log`."""
 
         def close(self) -> None: ...
 
@@ -101,6 +105,9 @@ class OutputConsole:
 
     def __init__(self, label: str) -> None:
         self.label = label
+
+    def reopen(self, done: Callable[[], None]) -> None:
+        done()
 
     def fds(self) -> dict[str, int]:
         return {}

@@ -280,8 +280,8 @@ def bind_listener(directory: str | None, label: str) -> _socket.socket:
     """A listening socket at `directory`/`label`.sock, in place of one of before. ConfigError without a directory, HostError."""
     if not directory:
         raise ConfigError(
-            f'{label}: mode "socket" needs a directory for the socket, which RUNTIME_DIRECTORY names where a unit has '
-            "RuntimeDirectory=, or a socket that systemd passes"
+            f'{label}: mode "socket" needs a directory for the socket: start the VM by systemctl, whose unit has one '
+            "(RuntimeDirectory=), or set RUNTIME_DIRECTORY to one"
         )
     path = socket_path(directory, label)
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)

@@ -88,6 +88,10 @@ class StreamConsole:
             self._told_size = size
             tell(self.on_resized)
 
+    def reopen(self, done: Callable[[], None]) -> None:
+        """It is no file of ours."""
+        done()
+
     def fds(self) -> dict[str, int]:
         return {"output": self._fd}
 
