@@ -411,6 +411,26 @@ def test_a_reload_of_a_wrong_file_changes_nothing(
     assert "it has 120 seconds" in process.messages
 
 
+def test_a_reload_opens_the_files_of_consoles_anew(start: Start, manager: Manager, bus: PrivateBus, config: Path) -> None:
+    """When it is done, so is that: whoever has renamed one may pack it. A wrong configuration is no reason against it."""
+    text = SIM_CONFIG + '[serial]\nmode = "file"\npath = "log"\n[console]\nmode = "pty"\nlog = "file"\nlog_path = "hvc.log"\n'
+    config.write_text(text)
+    process = start("--bus", bus.address)
+    manager.wait_for("READY", "1")
+    files = [config.with_name(name) for name in ("log", "hvc.log")]
+    for suffix, more in ((".1", ""), (".2", "[service]\non_reset = 7\n")):
+        for file in files:
+            file.rename(file.with_name(file.name + suffix))
+        config.write_text(text + more)
+        process.send(signal.SIGHUP)
+        status = manager.wait_for("READY", "1")["STATUS"]
+        assert status.startswith("not reloaded, and nothing has changed: " if more else "running; ")
+        assert [file.exists() for file in files] == [True, True]
+    held = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")}
+    assert {str(file) for file in files} <= held
+    assert not any(name.startswith(f"{file}.") for name in held for file in files)
+
+
 def test_a_reload_of_a_paused_vm_gives_it_no_vcpus(start: Start, manager: Manager, bus: PrivateBus, config: Path) -> None:
     process = start("--bus", bus.address)
     manager.wait_for("READY", "1")

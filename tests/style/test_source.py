@@ -44,7 +44,7 @@ SLOW_MODULES = {
 # Imported when the guest runs already, or never on the way there.
 OFF_THE_FAST_PATH = {
     *("boot/elf.py", "host/terminal.py", "service/keyboard.py", "service/loop.py"),
-    *("service/guest_link.py", "service/guest_ready.py"),
+    *("service/guest_link.py", "service/guest_ready.py", "service/reopening.py"),
     *("service/disk_daemon.py", "service/dump.py", "service/sleep.py", "service/stop.py", "service/watchdog.py"),
 }
 OFF_THE_FAST_PATH_PACKAGES = {"check", "client", "control", "create", "image"}

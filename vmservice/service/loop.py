@@ -17,6 +17,7 @@ from vmservice.errors import MachineLost, VmmError
 from vmservice.host import signals
 from vmservice.service.dump import Dump
 from vmservice.service.reload import Reload
+from vmservice.service.reopening import Reopening
 from vmservice.service.sd_notify import watchdog_sec
 from vmservice.service.stop import GracefulReboot, GracefulStop
 from vmservice.service.watchdog import Watchdog
@@ -381,7 +382,12 @@ class Service:
             self._on_stop_signal()
 
     def _on_reload_signal(self) -> None:
+        """Files of consoles first: whoever has renamed them waits for that, be the configuration right or wrong."""
         if self._ready and self._stop is None:
+            Reopening(self._backends.consoles, self._start_reload)
+
+    def _start_reload(self) -> None:
+        if self._stop is None and not self._exit.done():
             self._reload.start()
 
     def _run_timers(self) -> None:

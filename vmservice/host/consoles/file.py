@@ -13,6 +13,8 @@ from vmservice.host.files import close_written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmservice.host.consoles.base import Log
     from vmservice.host.consoles.mover import Waits, Wakes
 
@@ -25,7 +27,8 @@ _GATHER_BYTES = 128 * 1024
 class FileConsole(OutputConsole):
     """Appends what the guest prints, as it is, to a regular file of mode 0600, up to FILE_LIMIT_BYTES.
 
-    What a full disk or the limit keeps out is lost, and said once. A log rotation that truncates the file makes room again.
+    What a full disk or the limit keeps out is lost, and said once. A log rotation makes room again: it truncates the file, or
+    renames it and asks for a `reopen`.
     """
 
     def __init__(
@@ -42,19 +45,8 @@ class FileConsole(OutputConsole):
         self._lost_bytes = 0
         self._trouble = ""
         self._told = ""
-        # O_NOFOLLOW, in a folder that others write to: the last part of the path is never somebody's link to another file.
-        # O_NONBLOCK: opening a FIFO must not wait for its reader.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
-        try:
-            self._fd = os.open(path, flags, 0o600)
-        except OSError as error:
-            link = "it is a symbolic link" if os.path.islink(path) else os.strerror(error.errno or 0)
-            raise ConfigError(f"the console file {path} cannot be opened for writing: {link}") from None
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(self._fd)
-            raise ConfigError(f"the console file {path} is not a regular file")
-        self._size_bytes = status.st_size
+        self._reopen: list[Callable[[], None]] = []  # who is to be told that it is done
+        self._fd, self._size_bytes = _open(path)
         self._mover.add(self)
 
     def write(self, data: bytes) -> None:
@@ -71,6 +63,11 @@ class FileConsole(OutputConsole):
         if not before or after >= CHUNK_BYTES or b"\n" in data:
             self._mover.wake(self, at_once=before // _GATHER_BYTES != after // _GATHER_BYTES)
 
+    def reopen(self, done: Callable[[], None]) -> None:
+        with self._lock:
+            self._reopen.append(done)
+        self._mover.wake(self, at_once=True)
+
     def fds(self) -> dict[str, int]:
         return {"file": self._fd}
 
@@ -86,7 +83,12 @@ class FileConsole(OutputConsole):
             if end:
                 self._pending_since = now
             due = self._pending_since + PARTIAL_LINE_SEC if self._pending else None
-        self._move_out(data)
+            reopen, self._reopen = self._reopen, []
+        self._move_out(data)  # where it belongs: to the file that was there when the guest printed it
+        if reopen:
+            self._open_anew()
+            for done in reopen:
+                done()
         return [], due
 
     def details(self) -> dict[str, str | int | bool]:
@@ -102,6 +104,16 @@ class FileConsole(OutputConsole):
             self._move_out(data)
             close_written(self._fd)
             self._fd = -1
+
+    def _open_anew(self) -> None:
+        """One that cannot be opened leaves the console in the file that it has."""
+        try:
+            fd, self._size_bytes = _open(self._path)
+        except ConfigError as error:
+            self._log.warning(f"{error}; the console goes on in the file that was open before")
+            return
+        close_written(self._fd)
+        self._fd = fd
 
     def _move_out(self, data: bytes) -> None:
         if data:
@@ -131,3 +143,20 @@ class FileConsole(OutputConsole):
         if self._trouble and not self._told:
             self._log.warning(f"console output is lost: {self._path}: {self._trouble}")
         self._told = self._trouble
+
+
+def _open(path: str) -> tuple[int, int]:
+    """A descriptor to append by, and the size of the file."""
+    # O_NOFOLLOW, in a folder that others write to: the last part of the path is never somebody's link to another file.
+    # O_NONBLOCK: opening a FIFO must not wait for its reader.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        link = "it is a symbolic link" if os.path.islink(path) else os.strerror(error.errno or 0)
+        raise ConfigError(f"the console file {path} cannot be opened for writing: {link}") from None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise ConfigError(f"the console file {path} is not a regular file")
+    return fd, status.st_size

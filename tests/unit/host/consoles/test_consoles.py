@@ -106,6 +106,47 @@ def test_a_file_has_a_limit_and_a_rotation_makes_room(tmp_path: Path) -> None:
     assert len(log.texts) == 1
 
 
+def test_a_file_that_was_renamed_is_made_anew_when_asked(tmp_path: Path) -> None:
+    """What was printed before belongs to the old one; whoever asked is told when it is done."""
+    path, log, told = tmp_path / "vm.log", Warnings(), list[str]()
+    console = FileConsole(str(path), log, MoveNow(), limit_bytes=20)
+    console.write(b"before\n")
+    os.rename(path, tmp_path / "vm.log.1")
+    console.write(b"between\n")
+    console.reopen(lambda: told.append("done"))
+    assert told == ["done"]
+    console.write(b"behind\n")
+    assert (tmp_path / "vm.log.1").read_bytes() == b"before\nbetween\n"
+    assert path.read_bytes() == b"behind\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    console.reopen(lambda: told.append("again"))
+    console.write(b"the same\n")
+    assert path.read_bytes() == b"behind\nthe same\n"
+    console.write(b"limit\n")
+    assert log.texts == [f"console output is lost: {path}: it has reached its limit of 20 bytes"]
+    console.close()
+    assert told == ["done", "again"]
+
+
+def test_a_file_that_cannot_be_opened_anew_leaves_the_old_one(tmp_path: Path) -> None:
+    """Somebody has put a link there, say."""
+    path, log, told = tmp_path / "vm.log", Warnings(), list[str]()
+    (tmp_path / "precious").write_bytes(b"")
+    console = FileConsole(str(path), log, MoveNow())
+    os.rename(path, tmp_path / "vm.log.1")
+    path.symlink_to(tmp_path / "precious")
+    console.reopen(lambda: told.append("done"))
+    console.write(b"line\n")
+    assert (tmp_path / "vm.log.1").read_bytes() == b"line\n"
+    assert (tmp_path / "precious").read_bytes() == b""
+    assert told == ["done"]
+    assert log.texts == [
+        f"the console file {path} cannot be opened for writing: it is a symbolic link;"
+        " the console goes on in the file that was open before"
+    ]
+    console.close()
+
+
 def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
     log = Warnings()
     console = FileConsole(str(tmp_path / "vm.log"), log, MoveNow())
