@@ -14,31 +14,10 @@ PACKAGING = Path(__file__).parents[2] / "packaging"
 
 _ESCAPES = (("\\(dq", '"'), ("\\(aq", "'"), ("\\&", ""), ("\\-", "-"), ("\\e", "\\"))
 # Macros whose arguments are shown as they are; `Fl` and `Xr` add something.
-_PLAIN = frozenset(
-    (
-        "Ar",
-        "Cm",
-        "Dq",
-        "Ev",
-        "Fl",
-        "Ic",
-        "It",
-        "Li",
-        "Lk",
-        "Nm",
-        "No",
-        "Ns",
-        "Oc",
-        "Oo",
-        "Op",
-        "Pa",
-        "Pq",
-        "Ql",
-        "Qq",
-        "Sy",
-        "Xr",
-    )
-)
+_PLAIN = frozenset(("Ar", "Cm", "Ev", "Fl", "Ic", "It", "Li", "Lk", "Nm", "No", "Ns", "Pa", "Sx", "Sy", "Xr"))
+# Those that put something around their arguments: `Oo` until `Oc`, the others until the end of the line.
+_BEGINS = {"Oo": "[", "Op": "[", "Pq": "(", "Ql": "'", "Dq": '"'}
+_ENDS = {"Op": "]", "Pq": ")", "Ql": "'", "Dq": '"'}
 _CLOSING = frozenset(".,:;)]?!")
 
 
@@ -78,7 +57,7 @@ def words(line: str, macro: str) -> list[str]:
     """The arguments of all `macro`s of a macro line."""
     found, current = [], ""
     for word in _split(line):
-        if word in _PLAIN:
+        if word in _PLAIN or word in _BEGINS or word == "Oc":
             current = word
         elif current == macro and word not in ("|", ","):
             found.append(word)
@@ -121,23 +100,29 @@ def plain(line: str) -> str:
     """One line of the source as a reader sees it."""
     if not line.startswith("."):
         return _unescaped(line)
-    shown, glue, macro = "", True, ""
-    for position, word in enumerate(_split(line[1:])):
-        if word in _PLAIN:
-            if word == "Oo" or (word == "Op" and position):
-                shown, glue = shown + ("" if glue else " ") + "[", True
-            elif word == "Oc":
-                shown, glue = shown + "]", False
-            glue = glue or word == "Ns"
-            macro = word if word not in ("Ns", "Oo", "Oc") else macro
-            continue
-        text = _unescaped(word)
-        if macro == "Fl":
-            text = f"-{text}" if text not in _CLOSING and text != "|" else text
-        glue = glue or text in _CLOSING or (macro == "Xr" and text.isdecimal())
-        shown += ("" if glue else " ") + (f"({text})" if macro == "Xr" and text.isdecimal() else text)
-        glue = False
-    return shown
+    tokens = _split(line[1:])
+    behind = ""
+    while tokens and tokens[-1] in _CLOSING:
+        behind = tokens.pop() + behind
+    shown, glue, macro, enclosing = "", True, "", ""
+    for token in tokens:
+        if token in _BEGINS:
+            shown, glue = f"{shown}{'' if glue else ' '}{_BEGINS[token]}", True
+            enclosing = _ENDS.get(token, "") + enclosing
+        elif token == "Oc":
+            shown, glue = f"{shown}]", False
+        elif token in _PLAIN:
+            glue = glue or token == "Ns"
+            macro = macro if token == "Ns" else token
+        else:
+            text = _unescaped(token)
+            if macro == "Fl" and text != "|" and text not in _CLOSING:
+                text = f"-{text}"
+            if macro == "Xr" and text.isdecimal():
+                text, glue = f"({text})", True
+            shown += text if glue or text in _CLOSING else f" {text}"
+            glue = False
+    return shown + enclosing + behind
 
 
 def _add_text(line: str, part: Part, lists: list[list[Item]]) -> None:

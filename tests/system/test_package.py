@@ -35,7 +35,10 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/share/doc/vmservice/threat-model.md",
         "/usr/share/polkit-1/actions/org.vmservice.vm1.policy",
         "/usr/share/man/man1/vmservice.1.gz",
+        "/usr/share/man/man5/org.vmservice.VM1.5.gz",
         "/usr/share/man/man5/vmservice.toml.5.gz",
+        "/usr/share/man/man8/vm-disk@.service.8.gz",
+        "/usr/share/man/man8/vm@.service.8.gz",
     } <= set(files)
 
 
