@@ -11,6 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import Any
+
+    from vmservice.client.parser import Commands
 
 
 # What units run beside the VM; nobody types these.
@@ -60,10 +63,10 @@ def _run_as_unit(words: list[str]) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    options = _parser().parse_args(words)
-    from vmservice.client.arguments import run_command, take_common_options
+    from vmservice.client.arguments import run_command
+    from vmservice.client.parser import parse
 
-    take_common_options(options)
+    options = parse(*_parser(), words)
     if options.command == "run":
         return _run(options)
     if options.command == "check-host":
@@ -91,15 +94,11 @@ def _run(options: argparse.Namespace) -> int:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> None:  # type: ignore[override]  # raises as argparse's own exits
-            raise UsageError(f"{message}; see {self.prog} --help")
-
+def _parser() -> tuple[argparse.ArgumentParser, Commands[Any]]:
+    """The parser, and what it has of the commands."""
     from vmservice import __version__
     from vmservice.client.arguments import COMMON_OPTIONS, add_commands, add_common_options
+    from vmservice.client.parser import Parser, add_command
     from vmservice.create.arguments import add_commands as add_create_commands
 
     parser = Parser(prog="vmservice", description="Virtual machines that are systemd services.")
@@ -108,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", action="store_true", help=f"{text}; for the commands that have it")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    run = commands.add_parser("run", help="run a VM in the foreground: what vm@NAME.service does")
+    run = add_command(commands, "run", "run a VM in the foreground, as vm@NAME.service does")
     run.add_argument("name", metavar="NAME", help="the VM's name; its configuration is /etc/vmservice/NAME.toml")
     run.add_argument("--config", metavar="FILE", help="read this configuration instead")
     run.add_argument("--bus", metavar="BUS", help="system (the default), session, none, or the address of a D-Bus bus")
@@ -116,15 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--sim", action="store_true", help="put a simulated machine behind the bus object; needs no KVM")
     add_common_options(run, "user", help_of={"user": "the same as --bus session"})
 
-    check_config = commands.add_parser("check-config", help="check a configuration and every file that it names")
+    check_config = add_command(commands, "check-config", "check a configuration and every file that it names")
     check_config.add_argument("target", metavar="NAME|FILE", help="a VM's name, or a file (with a / or ending in .toml)")
     add_common_options(check_config, "user", help_of={"user": "look for NAME in ~/.config/vmservice"})
 
-    check_host = commands.add_parser("check-host", help="say what this host can run, and what is missing")
+    check_host = add_command(commands, "check-host", "say what this host can run, and what is missing")
     add_common_options(check_host, "json")
     add_create_commands(commands)
     add_commands(commands)
-    return parser
+    return parser, commands
 
 
 def _check_config(target: str, user: bool) -> int:

@@ -264,7 +264,7 @@ def test_reboot_of_a_vm_whose_process_ends(
             status = await run("reboot", "demo")
         said = capfd.readouterr()
         if of_unit:
-            assert (status, said.out, said.err) == (0, "systemctl start vm@demo\nasked to start vm@demo\n", "")
+            assert (status, said.out, said.err) == (0, "asked to start vm@demo\n", "systemctl start vm@demo\n")
         else:
             assert status == 69
             assert "the VM demo has powered off and ended; no unit ran it" in said.err

@@ -27,10 +27,10 @@ def refused(*arguments: str, environment: dict[str, str] | None = None) -> tuple
     ("arguments", "sentence"),
     [
         ((), "the following arguments are required: COMMAND"),
-        (("fly",), "invalid choice: 'fly'"),
+        (("fly",), 'there is no command "fly"'),
         (("run",), "the following arguments are required: NAME"),
         (("run", "--bus"), "argument --bus: expected one argument"),
-        (("run", "demo", "--colour"), "unrecognized arguments: --colour"),
+        (("run", "demo", "--colour"), "run has no option --colour; see vmservice run --help"),
         (("run", "-demo"), "the following arguments are required: NAME"),
         (("run", "../demo"), '"../demo" cannot be the name of a VM'),
         (("run", "de mo"), '"de mo" cannot be the name of a VM'),

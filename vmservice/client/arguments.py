@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Any
 
+from vmservice.client.parser import Commands, add_command
+from vmservice.client.texts import SEVERAL
 from vmservice.config.core import VCPUS_MAX
 from vmservice.config.names import check_name, is_name
 from vmservice.control.api import VERBS
@@ -25,6 +27,7 @@ UNIT_VERBS = {
 }
 POWEROFF_TIMEOUT_SEC = 120.0
 FOLLOWED_ENTRIES = 10
+_STATES = ", ".join(TRANSITIONS)
 
 
 def _whole_number(text: str) -> int:
@@ -41,43 +44,43 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number") from None
 
 
+def _state(text: str) -> str:
+    if text not in TRANSITIONS:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no state of a VM; expected one of {_STATES}")
+    return text
+
+
 def add_common_options(parser: argparse.ArgumentParser, *names: str, help_of: dict[str, str] | None = None) -> None:
-    """Let `parser`, of one command, take these of COMMON_OPTIONS; `take_common_options` refuses the others."""
+    """Let `parser`, of one command, take these of COMMON_OPTIONS."""
     for name in names:
         text = (help_of or {}).get(name) or COMMON_OPTIONS[name]
-        # Suppressed, it does not undo what stands before the command.
-        parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
-    parser.set_defaults(common_options=names)
+        parser.add_argument(f"--{name}", action="store_true", help=text)
 
 
-def take_common_options(options: argparse.Namespace) -> None:
-    """UsageError for a common option that the command has no use for."""
-    for name in COMMON_OPTIONS:
-        if getattr(options, name) and name not in options.common_options:
-            raise UsageError(f"{options.command} has no option --{name}; see vmservice {options.command} --help")
-
-
-def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+def add_commands(commands: Commands[Any]) -> None:
     """Add the commands to those of `vmservice`."""
 
-    def add(command: str, text: str, *common: str, name: bool = True) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        if name:
+    def add(command: str, text: str, *common: str, names: str = "one") -> argparse.ArgumentParser:
+        """`names` is "one", "several" or "none": how many VMs the command takes."""
+        parser = add_command(commands, command, text, SEVERAL if names == "several" else "")
+        if names == "one":
             parser.add_argument("name", metavar="NAME", help="the VM's name")
+        elif names == "several":
+            parser.add_argument("names", metavar="NAME", nargs="+", help="the VM's name, or those of several")
         add_common_options(parser, "user", *common)
         return parser
 
-    add("list", "list the VMs on the bus", "json", name=False)
+    add("list", "list the VMs on the bus", "json", names="none")
     add("status", "show a VM, its process, its unit, and the last lines of its journal", "json")
     for verb in VERBS:
         if verb.command:
-            parser = add(verb.command, verb.sentence)
+            parser = add(verb.command, verb.sentence, names="one" if verb.signature else "several")
             if verb.signature == "y":
                 parser.add_argument("vcpus", metavar="N", type=_whole_number, help="how many vCPUs the VM shall have")
-    add("shutdown", "ask the guest to power itself off, without waiting for it")
-    poweroff = add("poweroff", "power the guest off and wait until it is")
+    add("shutdown", "ask the guest to power itself off, without waiting for it", names="several")
+    poweroff = add("poweroff", "power the guest off and wait until it is", names="several")
     poweroff.add_argument("--force", action="store_true", help="stop it at once, without asking the guest; the process stays")
-    reboot = add("reboot", "power the guest off, wait until it is, and start it again")
+    reboot = add("reboot", "power the guest off, wait until it is, and start it again", names="several")
     for parser in (poweroff, reboot):
         parser.add_argument(
             "--timeout",
@@ -87,8 +90,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
             help=f"give up after so many seconds, with exit status 75; {POWEROFF_TIMEOUT_SEC:g} unless given",
         )
     for command, text in UNIT_VERBS.items():
-        add(command, text)
-    ssh = commands.add_parser("ssh", help="a shell in the guest, or a command there, by ssh")
+        parser = add_command(commands, command, text)
+        parser.add_argument("names", metavar="NAME", nargs="+", help="the VM's name, or those of several")
+        add_common_options(parser, "user")
+    ssh = add_command(commands, "ssh", "a shell in the guest, or a command there, by ssh")
     ssh.add_argument("name", metavar="[USER@]NAME", help="the VM's name, and who to be in the guest")
     ssh.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="what is run there; a shell unless given")
     add_common_options(ssh, "user")
@@ -112,9 +117,8 @@ def _add_watching(add: Any) -> None:
         metavar="LABEL",
         help="serial, hvc or the name of a port; the first console that there is unless given",
     )
-    states = tuple(TRANSITIONS)
-    wait = add("wait", "wait until a VM is in a state")
-    wait.add_argument("state", metavar="STATE", choices=states, help=f"one of {', '.join(states)}; no process is shutdown, too")
+    wait = add("wait", "wait until a VM is in a state", names="several")
+    wait.add_argument("state", metavar="STATE", type=_state, help=f"one of {_STATES}; no process is shutdown, too")
     wait.add_argument("--timeout", metavar="SEC", type=_number, help="give up after so many seconds, with exit status 75")
 
 
@@ -125,6 +129,8 @@ def run_command(options: argparse.Namespace) -> int:
         from vmservice.client.commands import list_vms
 
         return list_vms(user=user, as_json=options.json)
+    if command in UNIT_VERBS or hasattr(options, "names"):
+        return _run_on_several(options, list(dict.fromkeys(options.names)))
     check_name(options.name.rpartition("@")[2] if command == "ssh" else options.name)
     if command == "ssh":
         from vmservice.client.ssh import run_ssh
@@ -132,37 +138,39 @@ def run_command(options: argparse.Namespace) -> int:
         run_ssh(options.name, options.words, user=user)
     if command == "console":
         return _run_console(options.name, options.console, user=user)
-    if command in UNIT_VERBS:
-        from vmservice.client.systemctl import run_systemctl
-
-        run_systemctl(command, options.name, user=user)
-        return os.EX_OK
     if command == "logs":
         return _run_logs(options.name, options.lines, user=user, follow=options.follow)
+    from vmservice.client import commands
+
+    if command == "status":
+        return commands.show_status(options.name, user=user, as_json=options.json)
+    if not 1 <= options.vcpus <= VCPUS_MAX:
+        raise UsageError(f"no VM can have {options.vcpus} vCPUs; 1 to {VCPUS_MAX} are possible")
+    return commands.run_verb("Resize", [options.name], user=user, vcpus=options.vcpus)
+
+
+def _run_on_several(options: argparse.Namespace, names: list[str]) -> int:
+    command, user = options.command, options.user
+    for name in names:
+        check_name(name)
     timeout_sec = getattr(options, "timeout", None)
     if timeout_sec is not None and not 0 < timeout_sec < float("inf"):
         raise UsageError(f"--timeout {timeout_sec:g} is no time to wait; it must be more than 0 seconds")
-    vcpus = getattr(options, "vcpus", None)
-    if vcpus is not None and not 1 <= vcpus <= VCPUS_MAX:
-        raise UsageError(f"no VM can have {vcpus} vCPUs; 1 to {VCPUS_MAX} are possible")
-    return _run_on_bus(options, timeout_sec)
+    if command in UNIT_VERBS:
+        from vmservice.client.systemctl import run_systemctl
 
-
-def _run_on_bus(options: argparse.Namespace, timeout_sec: float | None) -> int:
+        return run_systemctl(command, names, user=user)
     from vmservice.client import commands
 
-    command, name, user = options.command, options.name, options.user
-    if command == "status":
-        return commands.show_status(name, user=user, as_json=options.json)
     if command == "wait":
-        return commands.wait_for_state(name, options.state, user=user, timeout_sec=timeout_sec)
-    if command == "poweroff" and not options.force:
-        return commands.power_off(name, user=user, timeout_sec=timeout_sec)
+        return commands.wait_for_state(names, options.state, user=user, timeout_sec=timeout_sec)
     if command == "reboot":
-        return commands.power_off(name, user=user, timeout_sec=timeout_sec, start_again=True)
+        return commands.reboot(names, user=user, timeout_sec=timeout_sec)
+    if command == "poweroff" and not options.force:
+        return commands.power_off(names, user=user, timeout_sec=timeout_sec)
     members = {verb.command: verb.member for verb in VERBS if verb.command}
     member = {"shutdown": "PowerButton", "poweroff": "Shutdown", **members}[command]
-    return commands.run_verb(member, name, user=user, vcpus=getattr(options, "vcpus", None))
+    return commands.run_verb(member, names, user=user)
 
 
 def _run_logs(name: str, count: int | None, *, user: bool, follow: bool) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 
 from vmservice.client import output
 from vmservice.client.bus import connected_bus
 from vmservice.client.logs import EXIT_INTERRUPTED, LastLines
-from vmservice.client.power import booted, press_power_button, unit_that_runs
-from vmservice.client.systemctl import run_systemctl
+from vmservice.client.power import power_cycle, press_power_button
+from vmservice.client.several import for_each, tell
 from vmservice.client.units import unit_state
 from vmservice.client.vms import Facts, NotRunning, all_facts, call_verb, facts, process_id
 from vmservice.client.wait import StateWatch
@@ -20,7 +20,7 @@ from vmservice.client.wait import StateWatch
 def list_vms(*, user: bool, as_json: bool) -> int:
     """Print every VM on the bus."""
 
-    async def ask() -> None:
+    async def ask() -> int:
         async with connected_bus(user=user) as bus:
             found = await all_facts(bus)
         if as_json:
@@ -28,10 +28,11 @@ def list_vms(*, user: bool, as_json: bool) -> int:
         elif found:
             print(output.table(found, colours=output.colours_wanted(sys.stdout)))
         else:
-            _say("no VM is running")
+            tell("no VM is running")
         for vm in found:
             if vm.error is not None and not as_json:
-                _say(vm.error)
+                tell(vm.error)
+        return os.EX_OK
 
     return _run(ask())
 
@@ -42,7 +43,7 @@ def show_status(name: str, *, user: bool, as_json: bool) -> int:
     One that does not run is NotRunning, when what is known of its unit and its last lines has been printed all the same.
     """
 
-    async def ask() -> None:
+    async def ask() -> int:
         missing: NotRunning | None = None
         async with connected_bus(user=user) as bus:
             unit = await unit_state(bus, name)
@@ -62,59 +63,59 @@ def show_status(name: str, *, user: bool, as_json: bool) -> int:
             if lines is not None:
                 print(lines.as_text(), end="")
                 if lines.note is not None:
-                    _say(lines.note)
+                    tell(lines.note)
         if missing is not None:
             raise missing
+        return os.EX_OK
 
     return _run(ask())
 
 
-def run_verb(member: str, name: str, *, user: bool, vcpus: int | None = None) -> int:
-    """Have the VM do what the method `member` does; nothing is printed when it has."""
+def run_verb(member: str, names: Sequence[str], *, user: bool, vcpus: int | None = None) -> int:
+    """Have the VMs do what the method `member` does; nothing is printed when they have."""
 
-    async def ask() -> None:
+    async def ask() -> int:
         async with connected_bus(user=user) as bus:
-            await call_verb(bus, name, member, vcpus)
+            return await for_each(names, lambda name: call_verb(bus, name, member, vcpus))
 
     return _run(ask())
 
 
-def power_off(name: str, *, user: bool, timeout_sec: float | None, start_again: bool = False) -> int:
-    """Press the power button and return when the guest is off or, with `start_again`, when it runs anew."""
+def power_off(names: Sequence[str], *, user: bool, timeout_sec: float | None) -> int:
+    """Press the power buttons and return when all guests are off."""
 
-    async def ask() -> None:
+    async def ask() -> int:
         async with connected_bus(user=user) as bus:
-            unit = await unit_that_runs(bus, name) if start_again else None
-            await press_power_button(bus, name, timeout_sec, _say)
-            if start_again and not await booted(bus, name):
-                if unit is None:
-                    raise NotRunning(f"the VM {name} has powered off and ended; no unit ran it that could be started again")
-                run_systemctl("start", name, user=user)
+            return await for_each(names, lambda name: press_power_button(bus, name, timeout_sec, tell))
 
     return _run(ask())
 
 
-def wait_for_state(name: str, state: str, *, user: bool, timeout_sec: float | None) -> int:
-    """Return when the VM is in `state`; without a timeout that may be never."""
+def reboot(names: Sequence[str], *, user: bool, timeout_sec: float | None) -> int:
+    """Press the power buttons and return when all run anew. None waits for another."""
 
-    async def ask() -> None:
+    async def ask() -> int:
         async with connected_bus(user=user) as bus:
-            await StateWatch(bus, name, state, _say).wait(timeout_sec)
+            return await for_each(names, lambda name: power_cycle(bus, name, timeout_sec, tell))
 
     return _run(ask())
 
 
-def _run(work: Coroutine[None, None, None]) -> int:
+def wait_for_state(names: Sequence[str], state: str, *, user: bool, timeout_sec: float | None) -> int:
+    """Return when each VM has been in `state`; without a timeout that may be never."""
+
+    async def ask() -> int:
+        async with connected_bus(user=user) as bus:
+            return await for_each(names, lambda name: StateWatch(bus, name, state, tell).wait(timeout_sec))
+
+    return _run(ask())
+
+
+def _run(work: Coroutine[None, None, int]) -> int:
     try:
-        asyncio.run(work)
+        return asyncio.run(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return os.EX_OK
-
-
-def _say(text: str) -> None:
-    """A note for a person, apart from what the command is asked for."""
-    print(f"vmservice: {text}", file=sys.stderr)
 
 
 def _print_json(value: object) -> None:

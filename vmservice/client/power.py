@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from collections.abc import Callable
 
 from vmservice.client.bus import Bus, NotInTime
+from vmservice.client.systemctl import exit_status, start_systemctl, systemctl_line
 from vmservice.client.units import UnitState, unit_state
 from vmservice.client.vms import NotRunning, Refused, call_verb, process_id
 from vmservice.client.wait import NO_PROCESS, StateWatch
+from vmservice.errors import HostError
 from vmservice.vm.state import State
 
 # A process that has powered off and is about to end refuses a Boot; then it is gone this soon.
@@ -34,13 +38,45 @@ async def press_power_button(bus: Bus, name: str, timeout_sec: float | None, say
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def unit_that_runs(bus: Bus, name: str) -> UnitState | None:
+async def power_cycle(bus: Bus, name: str, timeout_sec: float | None, say: Callable[[str], None]) -> None:
+    """As `press_power_button`, and then the guest runs anew: in its process if that has stayed, else in its unit."""
+    unit = await _unit_that_runs(bus, name)
+    await press_power_button(bus, name, timeout_sec, say)
+    if await _booted(bus, name):
+        return
+    if unit is None:
+        raise NotRunning(f"the VM {name} has powered off and ended; no unit ran it that could be started again")
+    status = await _ended(start_systemctl("start", [name], user=bus.user))
+    if status != 0:
+        line = systemctl_line("start", name, user=bus.user)
+        raise HostError(f"the VM {name} is off: `{line}` has failed with exit status {status}")
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit status of a process, which nobody else waits for meanwhile."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    fd = os.pidfd_open(process.pid)
+    try:
+        loop.add_reader(fd, ended.set)
+        await ended.wait()
+    except asyncio.CancelledError:  # the person has had enough; the job goes on
+        process.terminate()
+        raise
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+        status = exit_status(process.wait())
+    return status
+
+
+async def _unit_that_runs(bus: Bus, name: str) -> UnitState | None:
     """The VM's unit if the process that has the VM's name is the unit's own."""
     unit = await unit_state(bus, name)
     return unit if unit is not None and unit.main_pid and unit.main_pid == await process_id(bus, name) else None
 
 
-async def booted(bus: Bus, name: str) -> bool:
+async def _booted(bus: Bus, name: str) -> bool:
     """Have a VM that is shut down but has a process run again; False when the process has ended instead."""
     try:
         await call_verb(bus, name, "Boot")

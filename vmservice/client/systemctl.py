@@ -1,30 +1,63 @@
-"""systemctl, run for the person: they see the line, may answer its questions, and get its exit as ours."""
+"""systemctl, run for the person: they see the line, may answer its questions, and get its exit status as ours."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 
 from vmservice.errors import HostError, HostFacilityMissing
 
+EXIT_INTERRUPTED = 130
 
-def run_systemctl(verb: str, name: str, *, user: bool) -> None:
-    """Run `systemctl VERB vm@NAME`, having printed it; what is amiss it says itself.
+# With such an ending the name of a unit is taken for complete: systemd.unit(5).
+_UNIT_TYPES = frozenset(
+    ("automount", "device", "mount", "path", "scope", "service", "slice", "snapshot", "socket", "swap", "target", "timer")
+)
 
-    Raises HostError when it fails, HostFacilityMissing where there is no systemctl.
+
+def run_systemctl(verb: str, names: Sequence[str], *, user: bool) -> int:
+    """Run `systemctl VERB vm@NAME…`, having shown it; what is amiss it says itself. Returns its exit status.
+
+    Raises HostError when it cannot be run, HostFacilityMissing where there is no systemctl.
     """
-    line = systemctl_line(verb, name, user=user)
-    print(line, flush=True)
+    process = start_systemctl(verb, names, user=user)
     try:
-        status = subprocess.run(shlex.split(line), check=False).returncode
+        status = process.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to systemctl too
+        process.wait()
+        return EXIT_INTERRUPTED
+    return exit_status(status)
+
+
+def start_systemctl(verb: str, names: Sequence[str], *, user: bool) -> subprocess.Popen[bytes]:
+    """As `run_systemctl`, but does not wait for it."""
+    words = _words(verb, names, user=user)
+    print(shlex.join(words), file=sys.stderr, flush=True)
+    try:
+        return subprocess.Popen(words)
     except FileNotFoundError:
         raise HostFacilityMissing("systemctl is not installed; `vmservice run` needs no systemd") from None
     except OSError as error:
         raise HostError.from_os("cannot run systemctl", error) from None
-    if status != 0:
-        raise HostError(f"`{line}` has failed with exit status {status}")
+
+
+def exit_status(status: int) -> int:
+    """What a shell would say of a process with this status of `subprocess`."""
+    return status if status >= 0 else 128 - status
 
 
 def systemctl_line(verb: str, name: str, *, user: bool) -> str:
     """The command as a person would type it."""
-    return f"systemctl{' --user' if user else ''} {verb} vm@{name}"
+    return shlex.join(_words(verb, [name], user=user))
+
+
+def _words(verb: str, names: Sequence[str], *, user: bool) -> list[str]:
+    return ["systemctl", *(["--user"] if user else []), verb, *(_unit(name) for name in names)]
+
+
+def _unit(name: str) -> str:
+    """`.service` is left out where it can be, as people do."""
+    _, dot, ending = name.rpartition(".")
+    return f"vm@{name}.service" if dot and ending in _UNIT_TYPES else f"vm@{name}"

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from vmservice.client.arguments import add_common_options
+from vmservice.client.parser import Commands, add_command
 from vmservice.config.core import MEMORY_MIN_BYTES, VCPUS_MAX
 from vmservice.config.names import check_name
 from vmservice.config.reader import UNITS
@@ -25,21 +26,16 @@ _MIB = 1 << 20
 _USER_HELP = {"user": "a VM of your own, for systemctl --user"}
 
 
-def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+def add_commands(commands: Commands[Any]) -> None:
     """Add the commands to those of `vmservice`."""
 
-    def add(command: str, text: str, more: str = "") -> argparse.ArgumentParser:
-        description = f"{text[0].upper()}{text[1:]}. {more}"
-        parser: argparse.ArgumentParser = commands.add_parser(command, help=text, description=description)
+    def add(command: str, text: str) -> argparse.ArgumentParser:
+        parser = add_command(commands, command, text)
         parser.add_argument("name", metavar="NAME", help="the VM's name")
         add_common_options(parser, "user", help_of=_USER_HELP)
         return parser
 
-    create = add(
-        "create",
-        "make a VM of a disk image, or of the files of a system",
-        "The image is copied, its kernel is taken out of it, and a configuration is written. Interrupted, it leaves nothing.",
-    )
+    create = add("create", "make a VM of a disk image, or of the files of a system")
     source = create.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", metavar="FILE", help="a disk with Linux on it: raw or qcow2")
     source.add_argument("--from-root", metavar="TREE|TAR", help="the files of a system, as mmdebstrap and mkosi write them")
@@ -55,11 +51,9 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     create.add_argument("--ssh-key", metavar="FILE", help="a public key for root; the first of ~/.ssh unless given")
     create.add_argument("--user-data", metavar="FILE", help="what cloud-init in the guest is to do")
-    delete = add(
-        "delete", "remove a VM that was made by create, with its disk", "It asks first, and refuses while the VM runs."
-    )
+    delete = add("delete", "remove a VM that was made by create, with its disk")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    add("update-kernel", "take the kernel out of a VM's disk anew, after an upgrade in the guest", "The VM must not run.")
+    add("update-kernel", "take the kernel out of a VM's disk anew, after an upgrade in the guest")
     add("edit", "edit the configuration of a VM, check it, and offer a reload")
 
 

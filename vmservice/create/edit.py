@@ -94,4 +94,6 @@ def _apply(place: Place, ask: Callable[[str], bool], say: Callable[[str], None])
     if places.unit_word(place, "is-active") != "active":
         return
     if ask(f"{place.name} runs. Reload it now? What cannot change while it runs waits for its next start."):
-        run_systemctl("reload", place.name, user=place.user)
+        status = run_systemctl("reload", [place.name], user=place.user)
+        if status != 0:
+            raise HostError(f"`{place.systemctl('reload')}` has failed with exit status {status}")

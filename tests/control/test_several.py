@@ -1,0 +1,152 @@
+"""One command for several VMs: all are worked on, each error names its VM, and nobody waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from dbus_next import Message, Variant
+from dbus_next.constants import MessageType
+from support.bus_client import Served, client, served_vm
+from support.private_bus import PrivateBus
+
+from vmservice.cli import main
+from vmservice.errors import Busy
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def system_bus(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bus of the test is the system bus of the commands."""
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+
+
+async def run(words: str) -> int:
+    """The command in a thread, so that the VMs of this test's event loop can answer it."""
+    return await asyncio.to_thread(main, words.split())
+
+
+@asynccontextmanager
+async def running(bus: PrivateBus, *names: str) -> AsyncIterator[list[Served]]:
+    async with AsyncExitStack() as stack:
+        served = [await stack.enter_async_context(served_vm(bus.address, name)) for name in names]
+        for one in served:
+            one.vm.boot()
+        yield served
+
+
+def deafen(served: Served) -> None:
+    """The guest does not heed its power button."""
+    assert served.joined is not None
+    served.joined._object._verbs["PowerButton"] = lambda: None
+
+
+def test_all_are_worked_on_though_some_fail(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with running(bus, "a", "b", "web-1") as vms:
+            assert await run("pause a b web-1") == 0
+            vms[1].vm.resume()
+            # Asked twice is asked once; the status is that of the first that failed, in the order of the names.
+            assert await run("pause nobody b a b") == 69
+            assert [one.vm.state for one in vms] == ["paused"] * 3
+            said = capsys.readouterr()
+            assert said.out == ""
+            assert sorted(said.err.splitlines()) == [
+                "vmservice: a is already paused",
+                "vmservice: the VM nobody is not running; `systemctl start vm@nobody` starts it",
+            ]
+            assert await run("pause a nobody") == 1
+            assert await run("poweroff --force a b web-1") == 0
+            assert [one.vm.last_exit for one in vms] == ["shutdown"] * 3
+
+    asyncio.run(check())
+
+
+def test_poweroff_waits_for_all_within_one_timeout(bus: PrivateBus, capsys: Output) -> None:
+    """Were they powered off one after the other, the last would never be asked: the first waits for a minute."""
+
+    async def check() -> None:
+        async with running(bus, "deaf", "a", "b") as (deaf, *others):
+            deafen(deaf)
+            command = asyncio.ensure_future(run("poweroff --timeout 60 deaf a b"))
+            async with asyncio.timeout(30):
+                while {one.vm.state for one in others} != {"shutdown"}:
+                    await asyncio.sleep(0.01)
+            assert deaf.vm.state == "running"
+            assert not command.done()
+            deaf.vm.shutdown()
+            assert await command == 0
+        assert capsys.readouterr() == ("", "")
+
+    asyncio.run(check())
+
+
+def test_who_is_late_is_named(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with running(bus, "deaf", "deafer") as vms:
+            deafen(vms[0])
+            deafen(vms[1])
+            assert await run("reboot --timeout 0.5 deaf deafer") == 75
+            assert [one.vm.state for one in vms] == ["running"] * 2
+            said = sorted(capsys.readouterr().err.splitlines())
+            assert [line.partition(" did not reach")[0] for line in said] == [
+                "vmservice: the VM deaf",
+                "vmservice: the VM deafer",
+            ]
+            assert await run("wait deafer deaf running --timeout 30") == 0
+            vms[0].vm.pause()
+            assert await run("wait deafer deaf paused --timeout 0.5") == 75
+            assert "the VM deafer did not reach state paused" in capsys.readouterr().err
+
+    asyncio.run(check())
+
+
+def test_a_reboot_by_systemd_holds_up_nobody(bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`slow` has powered off and ended; the start of its unit lasts until the other one runs again."""
+    fifo = tmp_path / "go"
+    os.mkfifo(fifo)
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\nread line < {fifo}\nexit 3\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    values = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": os.getpid()}
+
+    async def check() -> None:
+        async with client(bus.address) as systemd, running(bus, "slow", "a") as (slow, other):
+
+            def answer(call: Message) -> Message | None:
+                if call.message_type is not MessageType.METHOD_CALL:
+                    return None
+                value = values[call.body[1]]
+                return Message.new_method_return(call, "v", [Variant("u" if isinstance(value, int) else "s", value)])
+
+            systemd.bus.add_message_handler(answer)
+            await systemd.bus.request_name("org.freedesktop.systemd1")
+            assert slow.joined is not None
+            slow.joined._object._verbs["Boot"] = refuse
+            leaving = asyncio.ensure_future(leave(slow))
+            command = asyncio.ensure_future(run("reboot --timeout 30 slow a"))
+            await leaving
+            async with asyncio.timeout(30):
+                while (other.vm.state, other.vm.last_exit) != ("running", "poweroff"):
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(fifo.write_text, "go\n")
+                assert await command == 71
+
+    def refuse() -> None:
+        raise Busy("the process is about to end")
+
+    async def leave(served: Served) -> None:
+        """Its process ends behind the power-off, as far as the bus can tell."""
+        async with asyncio.timeout(30):
+            while served.vm.state != "shutdown":
+                await asyncio.sleep(0.01)
+        assert served.joined is not None
+        await served.joined.close()
+
+    asyncio.run(check())
