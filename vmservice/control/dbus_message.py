@@ -121,8 +121,8 @@ def with_serial(message: bytes, serial: int) -> bytes:
     return b"%b%b%b" % (message[:8], serial.to_bytes(4, "little"), message[12:])
 
 
-def packed(message: Message) -> bytes:
-    """`message`, which brings no descriptors, as it goes over the wire."""
+def packed(message: Message, body: bytes | None = None) -> bytes:
+    """`message`, which brings no descriptors, as it goes over the wire; with a `body` of `packed_body`, if given."""
     fields = b""
     for code, kind, text in (
         (PATH, b"o", message.path),
@@ -136,17 +136,22 @@ def packed(message: Message) -> bytes:
             fields = b"%b%c\1%b\0%b%b\0" % (_padded(fields), code, kind, len(value).to_bytes(4, "little"), value)
     if message.reply_serial:
         fields = b"%b%c\1u\0%b" % (_padded(fields), REPLY_SERIAL, message.reply_serial.to_bytes(4, "little"))
-    body = b""
     if message.signature:
         signature = message.signature.encode()
         fields = b"%b%c\1g\0%c%b\0" % (_padded(fields), SIGNATURE, len(signature), signature)
-        marshaller = Marshaller(message.signature, message.body)
-        marshaller.marshall()
-        body = marshaller.buffer
+    if body is None:
+        body = packed_body(message.signature, message.body) if message.signature else b""
     fixed = _FIXED[b"l"].pack(
         LITTLE_ENDIAN, message.message_type.value, message.flags.value, PROTOCOL_VERSION, len(body), message.serial, len(fields)
     )
     return b"%b%b%b" % (fixed, _padded(fields), body)
+
+
+def packed_body(signature: str, values: list[object]) -> bytes:
+    """A body of this signature, which has no descriptors in it."""
+    marshaller = Marshaller(signature, values)
+    marshaller.marshall()
+    return bytes(marshaller.buffer)
 
 
 def _padded(data: bytes) -> bytes:

@@ -59,7 +59,7 @@ class VmObject:
         interface = self._find(path, interface, member)
         expected = METHODS[interface][member]
         if signature != expected:
-            raise BusFault(INVALID_ARGS, f"{member} takes {_spelled(expected)}, not {_spelled(signature)}")
+            raise BusFault(INVALID_ARGS, f"{member} takes {spelled(expected)}, not {spelled(signature)}")
         return interface
 
     def answer(self, path: str, interface: str, member: str, body: Sequence[object]) -> Reply | Operation:
@@ -73,7 +73,7 @@ class VmObject:
             return self._property_call(member, *[str(argument) for argument in body[:2]])
         if interface == INTROSPECTABLE:
             return "s", [self._xml if path == OBJECT_PATH else ancestor_xml(path)]
-        return ("s", [_machine_id()]) if member == "GetMachineId" else _NOTHING
+        return ("s", [machine_id()]) if member == "GetMachineId" else _NOTHING
 
     @staticmethod
     def changed(changes: dict[str, object]) -> Reply:
@@ -128,11 +128,13 @@ def _detail(value: str | int | bool) -> Variant:
     return Variant("b" if isinstance(value, bool) else "t", value)
 
 
-def _spelled(signature: str) -> str:
+def spelled(signature: str) -> str:
+    """Arguments of this signature, in words."""
     return f"arguments of signature {signature}" if signature else "no arguments"
 
 
-def _machine_id() -> str:
+def machine_id() -> str:
+    """HostError where there is none."""
     for path in _MACHINE_ID_FILES:
         try:
             with open(path, encoding="ascii") as file:

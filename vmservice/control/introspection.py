@@ -1,7 +1,8 @@
 """Where the interface's XML is found at run time, and what stands in for it where it was not installed.
 
-The source of truth is `dbus/org.vmservice.VM1.xml`. A checkout has it beside the package; `pip install` puts it under the
-prefix's `share/dbus-1/interfaces`, a distribution's package under `/usr/share/dbus-1/interfaces`.
+The source of truth is `dbus/org.vmservice.VM1.xml`, and for the manager's interfaces the files of their names beside it. A
+checkout has them beside the package; `pip install` puts them under the prefix's `share/dbus-1/interfaces`, a distribution's
+package under `/usr/share/dbus-1/interfaces`.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def search_path() -> tuple[str, ...]:
     )
 
 
-def installed_xml(folders: Iterable[str] | None = None) -> str | None:
-    """The text of the XML file, or None where no folder has it."""
+def installed_xml(folders: Iterable[str] | None = None, file_name: str = INTROSPECTION_FILE) -> str | None:
+    """The text of an XML file, or None where no folder has it."""
     for folder in search_path() if folders is None else folders:
         try:
-            with open(os.path.join(folder, INTROSPECTION_FILE), encoding="utf-8") as file:
+            with open(os.path.join(folder, file_name), encoding="utf-8") as file:
                 return file.read(_FILE_LIMIT_BYTES)
         except (OSError, UnicodeDecodeError):
             continue
@@ -57,10 +58,10 @@ def generated_xml(
     return "\n".join([*lines, "</node>", ""])
 
 
-def ancestor_xml(path: str) -> str | None:
+def ancestor_xml(path: str, object_path: str = OBJECT_PATH) -> str | None:
     """For a path above the object, such as `/org`: a node with the one child that leads to it; None for any other path."""
     prefix = path if path == "/" else f"{path}/"
-    if not OBJECT_PATH.startswith(prefix) or path == OBJECT_PATH:
+    if not object_path.startswith(prefix) or path == object_path:
         return None
-    child = OBJECT_PATH[len(prefix) :].split("/", 1)[0]
+    child = object_path[len(prefix) :].split("/", 1)[0]
     return f'<node name="{path}">\n <node name="{child}"/>\n</node>\n'

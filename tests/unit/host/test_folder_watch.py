@@ -1,0 +1,101 @@
+"""A folder whose names are watched, also while it is not there."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmservice.errors import HostError
+from vmservice.host.folder_watch import FolderWatch
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "above/folder"
+
+
+@pytest.fixture
+def watch(folder: Path) -> Iterator[FolderWatch]:
+    watch = FolderWatch(str(folder))
+    yield watch
+    watch.close()
+
+
+def has_news(watch: FolderWatch) -> bool:
+    return bool(select.select([watch.fd], [], [], 0)[0])
+
+
+def test_names_that_come_and_go(watch: FolderWatch, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    assert watch.names() == []
+    assert not has_news(watch)
+    (folder / "a").touch()
+    assert has_news(watch)
+    assert watch.names() == ["a"]
+    assert not has_news(watch)
+    (folder / "a").write_text("x")
+    assert not has_news(watch), "what is in a file is not asked for"
+    (folder / "a").rename(folder / "b")
+    assert has_news(watch)
+    assert watch.names() == ["b"]
+    (folder / "b").unlink()
+    (folder / "sub").mkdir()
+    assert has_news(watch)
+    assert watch.names() == []
+
+
+def test_a_folder_that_is_not_there_yet(watch: FolderWatch, folder: Path) -> None:
+    assert watch.names() == []
+    folder.parent.mkdir()
+    assert has_news(watch)
+    assert watch.names() == []
+    folder.mkdir()
+    assert has_news(watch)
+    assert watch.names() == []
+    (folder / "a").touch()
+    assert has_news(watch)
+    assert watch.names() == ["a"]
+
+
+def test_a_folder_that_goes_or_is_replaced(watch: FolderWatch, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    assert watch.names() == []
+    folder.rename(folder.with_name("old"))
+    assert has_news(watch)
+    assert watch.names() == []
+    (folder.with_name("old") / "a").touch()
+    assert not has_news(watch) or watch.names() == []
+    folder.with_name("old").rename(folder)
+    assert has_news(watch)
+    assert watch.names() == ["a"]
+    (folder / "a").unlink()
+    folder.rmdir()
+    folder.parent.rmdir()
+    assert has_news(watch)
+    assert watch.names() == []
+    folder.mkdir(parents=True)
+    assert has_news(watch)
+
+
+def test_a_file_in_its_place(watch: FolderWatch, folder: Path) -> None:
+    folder.parent.mkdir()
+    folder.touch()
+    assert watch.names() == []
+    folder.unlink()
+    folder.mkdir()
+    assert has_news(watch)
+
+
+def test_one_that_may_not_be_read(watch: FolderWatch, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(parents=True)
+
+    def refuse(_path: str) -> None:
+        raise PermissionError(13, "")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(HostError, match=r"cannot read .*above/folder: Permission denied \(errno 13\)"):
+        watch.names()

@@ -1,0 +1,85 @@
+"""Watches which names there are in a folder that may come, go and be replaced: inotify(7)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from vmservice.errors import HostError
+
+# <sys/inotify.h>
+_IN_MOVED_FROM = 0x40
+_IN_MOVED_TO = 0x80
+_IN_CREATE = 0x100
+_IN_DELETE = 0x200
+_IN_DELETE_SELF = 0x400
+_IN_MOVE_SELF = 0x800
+_IN_ONLYDIR = 0x1000000
+_NAMES = _IN_CREATE | _IN_DELETE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_ONLYDIR
+_EVENTS_BYTES = 64 * 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class FolderWatch:
+    """`fd` is readable when the names in the folder at `path`, absolute, may have changed since `names` was called last.
+
+    While the folder is not there, the nearest one above it is watched, for the next on the way.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._watches: set[int] = set()
+        self.fd = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+        if self.fd < 0:
+            raise HostError.from_os(f"cannot watch {path}", OSError(ctypes.get_errno(), ""))
+
+    def names(self) -> list[str]:
+        """The names that are there now, none where there is no folder. HostError where it cannot be watched or read."""
+        self._watch_anew()
+        try:
+            with os.scandir(self._path) as entries:
+                return [entry.name for entry in entries if not entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise HostError.from_os(f"cannot read {self._path}", error) from None
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _watch_anew(self) -> None:
+        """What comes after this makes `fd` readable. A watch stays with a folder that is renamed, so each is set anew."""
+        for watch in self._watches:
+            _libc.inotify_rm_watch(self.fd, watch)
+        self._watches = set()
+        self._drain()
+        while (missing := self._watch_nearest()) and os.path.isdir(missing):
+            pass  # it came after it had been looked for
+
+    def _watch_nearest(self) -> str:
+        """Watch the folder, or the nearest one above it; what is missing below that one, or nothing."""
+        path, missing = self._path, ""
+        while not self._watch(path) and path != "/":
+            path, missing = os.path.dirname(path), path
+        return missing
+
+    def _watch(self, path: str) -> bool:
+        """Whether there is such a folder."""
+        watch = _libc.inotify_add_watch(self.fd, os.fsencode(path), _NAMES)
+        if watch >= 0:
+            self._watches.add(watch)
+            return True
+        error = OSError(ctypes.get_errno(), "")
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return False
+        raise HostError.from_os(f"cannot watch {path}", error)
+
+    def _drain(self) -> None:
+        try:
+            while os.read(self.fd, _EVENTS_BYTES):
+                pass
+        except BlockingIOError:
+            return
