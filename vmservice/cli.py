@@ -21,6 +21,7 @@ _UNITS_COMMANDS = {
     "start-back-ends": "vmservice.service.back_ends",
     "disk-daemon": "vmservice.service.disk_daemon",
     "passt-daemon": "vmservice.service.passt_daemon",
+    "manager": "vmservice.service.manager_daemon",
     "newer-kernel": "vmservice.create.newer",
     "make-tap": "vmservice.service.tap_helper",
 }

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 from support.bus_client import served_vm
+from support.managed import managing
 from support.private_bus import PrivateBus
 
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
+from vmservice.manager.names import INTERFACE as MANAGER_NAME
+from vmservice.manager.names import OBJECT_PATH as MANAGER_PATH
 
 POLICY = Path(__file__).parents[2] / "dbus" / "org.vmservice.VM1.conf"
+MANAGER_POLICY = POLICY.with_name("org.vmservice.Manager1.conf")
 DAEMON = "org.freedesktop.DBus"
 PROPERTIES = f"{DAEMON}.Properties"
 DENIED = f"{DAEMON}.Error.AccessDenied"
@@ -25,6 +29,8 @@ DENIED = f"{DAEMON}.Error.AccessDenied"
 # Accounts that every Debian has. The member's group stands for the group vmservice, which need not exist here.
 MEMBER = "games"
 STRANGER = "nobody"
+# It stands for the manager's account.
+MANAGER = "mail"
 
 # As /usr/share/dbus-1/system.conf has it.
 SYSTEM_DEFAULT = """
@@ -41,7 +47,8 @@ SYSTEM_DEFAULT = """
     <allow receive_type="signal"/>
     <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
   </policy>
-  <include>{policy}</include>"""
+  <include>{policy}</include>
+  <include>{manager_policy}</include>"""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,9 @@ def system_bus(tmp_path_factory: pytest.TempPathFactory) -> PrivateBus:  # type:
     group = grp.getgrgid(pwd.getpwnam(MEMBER).pw_gid).gr_name
     ours = tmp_path_factory.mktemp("policy") / POLICY.name
     ours.write_text(POLICY.read_text("utf-8").replace('group="vmservice"', f'group="{group}"'), "utf-8")
-    with PrivateBus(SYSTEM_DEFAULT.format(policy=ours), kind="system") as bus:
+    managers = ours.with_name(MANAGER_POLICY.name)
+    managers.write_text(MANAGER_POLICY.read_text("utf-8").replace('user="vmservice-manager"', f'user="{MANAGER}"'), "utf-8")
+    with PrivateBus(SYSTEM_DEFAULT.format(policy=ours, manager_policy=managers), kind="system") as bus:
         yield bus
 
 
@@ -98,6 +107,31 @@ def test_who_may_own_a_name(system_bus: PrivateBus) -> None:
         assert "uint32 1" in own(system_bus, account, INTERFACE)
         assert DENIED in own(system_bus, account, "org.vmservice.VM2")
     assert DENIED in own(system_bus, STRANGER, bus_name("one"))
+
+
+def test_who_may_speak_for_all_vms(system_bus: PrivateBus) -> None:
+    """Neither a stranger nor an account that VMs run as; and the manager's may not speak for a VM."""
+    for account in ("root", MANAGER):
+        assert "uint32 1" in own(system_bus, account, MANAGER_NAME)
+    for account in (MEMBER, STRANGER):
+        assert DENIED in own(system_bus, account, MANAGER_NAME)
+    assert DENIED in own(system_bus, MANAGER, bus_name("one"))
+
+
+def test_everybody_may_ask_the_manager(system_bus: PrivateBus, tmp_path: Path) -> None:
+    async def check() -> None:
+        async with managing(system_bus.address, tmp_path):
+            for account in ("root", MEMBER, STRANGER):
+
+                async def ask(member: str, *arguments: str, account: str = account, path: str = MANAGER_PATH) -> str:
+                    return await asyncio.to_thread(send, system_bus, account, MANAGER_NAME, path, member, *arguments)
+
+                assert "array" in await ask(f"{MANAGER_NAME}.ListVMs")
+                assert "array" in await ask(f"{DAEMON}.ObjectManager.GetManagedObjects")
+                assert "<node" in await ask(f"{DAEMON}.Introspectable.Introspect", path="/")
+                assert "1.2.3" in await ask(f"{PROPERTIES}.GetAll", f"string:{MANAGER_NAME}")
+
+    asyncio.run(check())
 
 
 def test_everybody_may_look(system_bus: PrivateBus) -> None:

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "vm": {"errors", "config", "host", "kvm", "memory", "acpi", "arch", "boot", "devices", "board", "plug"},
     "control": {"errors", "host", "vm"},
     "client": {"errors", "config", "host", "vm", "control"},
+    "manager": {"errors", "config", "host", "control", "client"},
     "image": {"errors"},
     "create": {"errors", "config", "host", "image", "check", "client"},
 }
@@ -44,10 +45,10 @@ SLOW_MODULES = {
 # Imported when the guest runs already, or never on the way there.
 OFF_THE_FAST_PATH = {
     *("boot/elf.py", "host/terminal.py", "service/keyboard.py", "service/loop.py"),
-    *("service/guest_link.py", "service/guest_ready.py", "service/reopening.py"),
+    *("service/guest_link.py", "service/guest_ready.py", "service/reopening.py", "service/manager_daemon.py"),
     *("service/disk_daemon.py", "service/dump.py", "service/sleep.py", "service/stop.py", "service/watchdog.py"),
 }
-OFF_THE_FAST_PATH_PACKAGES = {"check", "client", "control", "create", "image"}
+OFF_THE_FAST_PATH_PACKAGES = {"check", "client", "control", "create", "image", "manager"}
 
 LONGEST_FILE = 450
 
