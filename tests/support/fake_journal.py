@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,12 +16,16 @@ BEGIN = datetime(2026, 11, 27, 2, 0, 5)
 
 
 class FakeJournal:
-    """`add` appends an entry, a second after the one before; `readers` are those that are open."""
+    """`add` appends an entry, a second after the one before; `readers` are those that are open.
+
+    `at_end` is called whenever one of them has found no more.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entries: list[dict[str, Any]] = []
         self.readers: list[Reader] = []
         self.refusal: OSError | None = None
+        self.at_end: Callable[[], None] = lambda: None
         module = types.SimpleNamespace(LOCAL_ONLY=LOCAL_ONLY, Reader=self._open)
         monkeypatch.setitem(sys.modules, "systemd", types.SimpleNamespace(journal=module))
         monkeypatch.setattr("vmservice.client.journal.SYSTEM_FILES", ("/dev/null",))
@@ -29,7 +34,8 @@ class FakeJournal:
         at = BEGIN + timedelta(seconds=len(self.entries))
         self.entries.append({"MESSAGE": message, **fields, "__REALTIME_TIMESTAMP": at})
         for reader in self.readers:
-            os.eventfd_write(reader.fd, 1)
+            if reader.is_watching:
+                os.eventfd_write(reader.fd, 1)
 
     def vmm(self, text: object, name: str = "demo", **fields: object) -> None:
         self.add(text, _SYSTEMD_UNIT=f"vm@{name}.service", SYSLOG_IDENTIFIER="vmservice", VM_NAME=name, PRIORITY=6, **fields)
@@ -51,6 +57,7 @@ class Reader:
         self._terms: list[dict[str, str]] = [{}]
         self._position = -1  # of the entry that was read last
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.is_watching = False  # from sd_journal_get_fd(3) on
         journal.readers.append(self)
 
     def close(self) -> None:
@@ -73,7 +80,10 @@ class Reader:
         self._position = len(self._journal.entries)
 
     def get_next(self) -> dict[str, Any]:
-        return self._move(range(self._position + 1, len(self._journal.entries)), 1)
+        entry = self._move(range(self._position + 1, len(self._journal.entries)), 1)
+        if not entry:
+            self._journal.at_end()
+        return entry
 
     def get_previous(self, skip: int) -> dict[str, Any]:
         return self._move(range(self._position - 1, -1, -1), skip)
@@ -90,6 +100,7 @@ class Reader:
         return any(all(entry.get(name) == value for name, value in term.items()) for term in self._terms)
 
     def fileno(self) -> int:
+        self.is_watching = True
         return self.fd
 
     def get_events(self) -> int:

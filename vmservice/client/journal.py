@@ -78,9 +78,10 @@ class VmJournal:
     def follow(self, count: int) -> Iterator[Line]:
         """The lines of the last `count` entries, and then each one as it comes, for ever."""
         self._match("", systemd=True)
-        yield from self._from_last(count)
         poll = select.poll()
+        # First: libsystemd watches the journal's files from then on, and what comes while the others are read is not missed.
         poll.register(self._reader.fileno(), self._reader.get_events())
+        yield from self._from_last(count)
         while True:
             timeout_ms = self._reader.get_timeout_ms()
             poll.poll(timeout_ms if timeout_ms >= 0 else None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 
 import pytest
 from support.fake_journal import FakeJournal
@@ -69,7 +68,7 @@ def test_the_last_ones(journal: FakeJournal, capsys: Output, count: str, expecte
 
 @pytest.mark.parametrize("before", [0, 3])
 def test_following(journal: FakeJournal, capsys: Output, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
-    """Each new line as it comes, until the person has seen enough."""
+    """Each new line as it comes, until the person has seen enough; the first while the last ones of before are read."""
     for number in range(before):
         journal.guest(f"before {number}")
     shown: list[str] = []
@@ -83,15 +82,11 @@ def test_following(journal: FakeJournal, capsys: Output, monkeypatch: pytest.Mon
     monkeypatch.setattr("builtins.print", show)
 
     def write() -> None:
-        for number in range(3):
-            journal.guest(f"after {number}")
+        if len(journal.entries) < before + 3:
+            journal.guest(f"after {len(journal.entries) - before}")
 
-    later = threading.Timer(0.2, write)
-    later.start()
-    try:
-        assert main(["logs", "-f", "demo", "-n", "2"]) == 130
-    finally:
-        later.join()
+    journal.at_end = write
+    assert main(["logs", "-f", "demo", "-n", "2"]) == 130
     assert shown == [*[f"before {number}" for number in range(before)][-2:], "after 0", "after 1", "after 2"]
 
 
