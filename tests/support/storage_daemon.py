@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -77,6 +78,8 @@ class StorageDaemon:
         """It answers nothing until `kill`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # Sent is not stopped: it might do one request more.
+        assert os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT) is not None
 
     def thaw(self) -> None:
         assert self._process is not None

@@ -13,6 +13,7 @@ from support.virtqueue import QUEUES_GPA, DriverQueue
 
 from vmservice.board import net_server
 from vmservice.board.net_server import DRAINED, FRAME_MAX_BYTES, MORE, STARVED, Pair
+from vmservice.devices.virtio import queue
 from vmservice.devices.virtio.ids import EVENT_IDX, INDIRECT_DESC
 from vmservice.devices.virtio.net import MRG_RXBUF
 from vmservice.devices.virtio.queue import Queue, QueueState
@@ -23,7 +24,8 @@ HEADER = bytes(range(100, 110)) + b"\0\0"
 
 @pytest.fixture(autouse=True)
 def _slices_end_by_their_number_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(net_server, "SLICE_SEC", 3600.0)
+    for module in (net_server, queue):
+        monkeypatch.setattr(module, "SLICE_SEC", 3600.0)
 
 
 class Bench:

@@ -22,7 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.devices.virtio.device import DriverPort
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
+# What nobody waits for who is not held up.
+LONG_SEC = 30.0
 
 
 class Sluggish:
@@ -186,8 +188,9 @@ def test_a_stop_that_is_not_done_in_time_changes_nothing(bench: Bench, monkeypat
     monkeypatch.undo()
 
 
-def test_a_reset_is_done_when_the_last_request_is(bench: Bench) -> None:
+def test_a_reset_is_done_when_the_last_request_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver may use the memory for something else once the status reads 0 (virtio 1.2 §4.1.4.3.2)."""
+    monkeypatch.setattr(transport, "STOP_TIMEOUT_SEC", 2 * LONG_SEC)
     bench.start()
     bench.device.gate.clear()
     bench.ask(0, b"late")
@@ -195,7 +198,7 @@ def test_a_reset_is_done_when_the_last_request_is(bench: Bench) -> None:
     with bench.driver.transport.lock:
         start = time.monotonic()
         bench.driver.transport.write_status(0)
-        assert time.monotonic() - start < TIMEOUT_SEC / 2, "the lock is not held for as long as a host takes"
+        assert time.monotonic() - start < LONG_SEC, "the lock is not held for as long as a host takes"
         assert bench.driver.transport.status == DRIVER_READY
     assert bench.device.resets == 1, "of the driver's first write"
     bench.device.gate.set()
@@ -269,15 +272,16 @@ def test_a_host_without_threads_breaks_the_device_and_nothing_else(bench: Bench,
     assert bench.answers(0) == [b"AGAIN"]
 
 
-def test_a_reset_while_the_lock_is_held_waits_for_no_interrupt(bench: Bench) -> None:
+def test_a_reset_while_the_lock_is_held_waits_for_no_interrupt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that has just answered wants the lock to interrupt; whoever resets has it, and waits for the thread."""
+    monkeypatch.setattr(transport, "STOP_TIMEOUT_SEC", 2 * LONG_SEC)
     bench.start()
     for _ in range(20):
         bench.ask(0, b"x")
         start = time.monotonic()
         with bench.driver.transport.lock:
             bench.driver.transport.write_status(0)
-        assert time.monotonic() - start < TIMEOUT_SEC / 2
+        assert time.monotonic() - start < LONG_SEC
         bench.start()
     bench.driver.run_posted()
     assert bench.device.bugs == []

@@ -24,6 +24,7 @@ from support.virtqueue import Driver, DriverQueue
 from vmservice.board.vhost_user_rings import VhostUserRings
 from vmservice.devices.virtio.external import External, ExternalState
 from vmservice.devices.virtio.transport import VirtioTransport
+from vmservice.host.vhost_user import DRAIN_SEC
 from vmservice.host.vhost_user_link import BackEndLink
 from vmservice.memory import backing
 
@@ -138,8 +139,8 @@ def disk(tmp_path: Path) -> Iterator[DiskBackEnd]:
 
 
 @contextmanager
-def bench_of(path: Path, *, is_volatile: bool) -> Iterator[Bench]:
-    bench = Bench(path, is_volatile=is_volatile, settle_sec=0.2)
+def bench_of(path: Path, *, is_volatile: bool, settle_sec: float = 0.2) -> Iterator[Bench]:
+    bench = Bench(path, is_volatile=is_volatile, settle_sec=settle_sec)
     try:
         bench.open()
         yield bench
@@ -209,7 +210,8 @@ def test_a_request_that_is_never_done_does_not_keep_a_machine_from_its_end(bench
     disk.gate_is_open = False
     bench.read(0)
     until(disk.taken)
-    assert bench.rings is not None
+    assert bench.rings is not None and not bench.rings.stop(0.05)
+    until(lambda: disk.is_idle)
     bench.rings.abandon()
     assert bench.transport.stop()
     assert "does not end what it has begun, with one request in flight" in bench.broken()
@@ -260,6 +262,7 @@ def test_a_volatile_back_end_that_dies_while_the_machine_is_paused(disk: DiskBac
         bench.answers()
         assert bench.transport.stop()
         disk.cut()
+        until(lambda: bench.link.front is None)
         bench.transport.start()
         assert "has ended while the virtual machine was paused" in bench.broken()
 
@@ -333,7 +336,7 @@ def test_a_back_end_that_hangs_is_not_waited_for_at_the_end(disk: DiskBackEnd, t
     assert bench.rings is not None and not bench.rings.stop(0.05)
     began = time.monotonic()
     bench.rings.close()
-    assert time.monotonic() - began < TIMEOUT_SEC / 2
+    assert time.monotonic() - began < DRAIN_SEC / 2
     assert bench.rings.stop(0)
     bench.close()
 
@@ -342,14 +345,28 @@ def test_no_vcpu_waits_for_a_back_end_that_hangs(disk: DiskBackEnd, tmp_path: Pa
     with bench_of(tmp_path / "socket", is_volatile=True) as bench:
         disk.silent_at = {2}
         assert bench.link.front is not None
-        bench.link.front.reply_sec = 2.0
+        bench.link.front.reply_sec = DRAIN_SEC
         began = time.monotonic()
         bench.start()
-        assert time.monotonic() - began < 1.8
+        assert time.monotonic() - began < DRAIN_SEC / 2
+
+
+def test_a_back_end_that_hangs_is_given_up(disk: DiskBackEnd, tmp_path: Path) -> None:
+    with bench_of(tmp_path / "socket", is_volatile=True) as bench:
+        disk.silent_at = {2}
+        assert bench.link.front is not None
+        bench.link.front.reply_sec = 0.1
+        bench.start()
         assert "does not answer in time" in bench.broken()
 
 
-def test_the_end_waits_for_no_back_end_that_hangs_again_and_again(bench: Bench, disk: DiskBackEnd) -> None:
+def test_the_end_waits_for_no_back_end_that_hangs_again_and_again(
+    bench: Bench, disk: DiskBackEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an answer the owner's thread would wait longer than `stop` waits for the thread."""
+    monkeypatch.setattr("vmservice.host.vhost_user_link.REPLY_SEC", DRAIN_SEC)
+    assert bench.link.front is not None
+    bench.link.front.reply_sec = DRAIN_SEC
     disk.silent_at = {2}
     bench.start()
     until(lambda: 2 in disk.received)
@@ -357,9 +374,7 @@ def test_the_end_waits_for_no_back_end_that_hangs_again_and_again(bench: Bench, 
     until(lambda: disk.received.count(2) == 2)
     assert bench.rings is not None
     bench.rings.abandon()
-    began = time.monotonic()
     assert bench.transport.stop()
-    assert time.monotonic() - began < 4
 
 
 def test_the_configuration_follows_the_back_end(bench: Bench, disk: DiskBackEnd) -> None:
@@ -423,7 +438,9 @@ def test_real_reads_in_flight_are_done_when_it_is_paused(tmp_path: Path) -> None
             for number in range(32):
                 bench.read(number)
             until(lambda: queue.used_index() > 1)  # it has taken them all, and has two or more done
-            assert bench.rings is not None and not bench.rings.stop(0.02)
+            assert bench.rings is not None
+            if bench.rings.stop(0.02):  # on a slow host the last one may be done by then
+                assert queue.used_index() == 33
             bench.rings.go_on()
             assert bench.transport.stop()
             state = bench.transport.state.queues[0]
@@ -564,7 +581,7 @@ def test_the_real_one_is_killed_at_the_end(real: Bench, daemon: StorageDaemon) -
     daemon.kill()
     began = time.monotonic()
     real.transport.close()
-    assert time.monotonic() - began < TIMEOUT_SEC / 2
+    assert time.monotonic() - began < DRAIN_SEC / 2
 
 
 def test_a_ring_that_lies_costs_the_connection_and_no_more(real: Bench, daemon: StorageDaemon) -> None:
