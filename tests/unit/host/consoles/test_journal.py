@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -157,7 +156,6 @@ def test_a_flood_is_counted_and_not_cut(clock: Clock) -> None:
     console.write(b"\n" * BURST_LINES)
     for _ in range(BURST_LINES // SLICE_LINES):
         console.move()
-    begin = time.thread_time()
     tracemalloc.start()
     try:
         for _ in range(8):
@@ -167,7 +165,6 @@ def test_a_flood_is_counted_and_not_cut(clock: Clock) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 * PENDING_LIMIT_BYTES
-    assert time.thread_time() - begin < 1
     clock.now += 1
     console.move()
     assert sent.messages[-1].startswith(f"{8 * PENDING_LIMIT_BYTES} lines of the console are missing here")
@@ -257,10 +254,8 @@ def test_a_full_socket_does_not_block() -> None:
     with Listener() as listener:
         journal = JournalSocket(listener.path)
         console = JournalConsole("demo", MoveNow(), journal)
-        begin = time.monotonic()
         for _ in range(5000):
             console.write(b"x" * 100 + b"\n")
-        assert time.monotonic() - begin < 5
         assert journal.lost > 0
         heard = len(listener.waiting())
         console.write(b"and again\n")
