@@ -13,6 +13,7 @@ from support.releases import every_release
 from support.unit_vm import INTERFACE, OBJECT, UnitVm, firmware_config
 
 EXAMPLES = "/usr/share/doc/vmservice/examples"
+ACCOUNTS = (Path(__file__).parents[2] / "docs/accounts.md").read_text()
 ATTACKER = Path(__file__).parents[1] / "support/attacker.py"
 
 _SECRETS = """
@@ -185,21 +186,22 @@ def test_the_sandbox_breaks_no_memory_and_no_console(vm: UnitVm, memory: str, se
         vm.host.run("rm -f /dev/shm/ram")
 
 
+def owners(vm: UnitVm) -> list[str]:
+    """Whose its process is, and its directory."""
+    return vm.host.run(f"stat --format=%U /proc/{vm.main_pid()} /var/lib/vmservice/{vm.name}", check=True).stdout.split()
+
+
 @every_release
 def test_a_vm_with_an_account_of_its_own(container: Container, victim: UnitVm) -> None:
-    """The shipped example, word by word as docs/accounts.md has it."""
-    web, host = UnitVm(container, "web"), container
-    host.run(
-        f"install -D -m 644 {EXAMPLES}/own-account.sysusers /etc/sysusers.d/vm-web.conf && systemd-sysusers"
-        f" && install -D -m 644 {EXAMPLES}/own-account.dbus.conf /etc/dbus-1/system.d/org.vmservice.VM1.web.conf"
-        f" && install -D -m 644 {EXAMPLES}/own-account.conf /etc/systemd/system/vm@web.service.d/own-account.conf"
-        " && systemctl daemon-reload && systemctl reload dbus",
-        check=True,
-    )
+    """As docs/accounts.md has it, word by word, and undone again."""
+    made, undone = ACCOUNTS.split("## One VM", 1)[1].split("```\n")[1:4:2]
+    undo = f"{made.splitlines()[0]}\n{undone}"
+    web, host = UnitVm(container, "web-1"), container
     web.configure(firmware_config())
     try:
-        web.start()
-        assert host.run(f"stat --format=%U /proc/{web.main_pid()} /var/lib/vmservice/web", check=True).stdout == "vm-web\n" * 2
+        host.run(f"set -e\n{made}", check=True)
+        web.wait_for("beat 1")
+        assert owners(web) == ["vm-web-1", "vm-web-1"]
         web.call("Pause")
         assert web.state == "paused"
 
@@ -208,21 +210,24 @@ def test_a_vm_with_an_account_of_its_own(container: Container, victim: UnitVm) -
 
         pause = f"busctl call {victim.bus_name} {OBJECT} {INTERFACE} Pause"
         name = "busctl call org.freedesktop.DBus / org.freedesktop.DBus RequestName su org.vmservice.VM1."
-        assert refused("vm-web", pause)
-        assert refused("vm-web", f"kill -0 {victim.main_pid()}")
-        assert refused("vm-web", "cat /var/lib/vmservice/victim/image")
-        assert refused("vm-web", f"{name}other 4")
-        assert refused("vmservice", f"{name}web 4"), "a VM of the shared account takes the name"
+        assert refused("vm-web-1", pause)
+        assert refused("vm-web-1", f"kill -0 {victim.main_pid()}")
+        assert refused("vm-web-1", "cat /var/lib/vmservice/victim/image")
+        assert refused("vm-web-1", f"{name}other 4")
+        assert refused("vmservice", f"{name}web_2d1 4"), "a VM of the shared account takes the name"
         assert not refused("vmservice", f"{name}other 4"), "the shared account's names are its VMs'"
         assert refused("vmservice", f"busctl call {web.bus_name} {OBJECT} {INTERFACE} Resume")
         assert refused("vmservice", f"kill -0 {web.main_pid()}")
+
+        host.run(f"set -e\n{undo}", check=True)
+        assert owners(web) == ["vmservice", "vmservice"]
+        left = "find /etc -name '*web_2d1*' -o -name '*vm-web*' -o -name own-account.conf; getent passwd vm-web-1"
+        assert host.run(left).stdout == ""
+        web.stop()
     finally:
+        host.run(undo)  # where it is done already, nothing
         web.remove()
-        host.run(
-            "rm -r /etc/systemd/system/vm@web.service.d /etc/dbus-1/system.d/org.vmservice.VM1.web.conf"
-            " /etc/sysusers.d/vm-web.conf; rm -rf /var/*/vmservice/web; userdel vm-web; systemctl daemon-reload;"
-            " systemctl reload dbus"
-        )
+        host.run("rm -rf /var/*/vmservice/web-1 /etc/systemd/system/vm@web-1.service.d")
 
 
 @every_release
