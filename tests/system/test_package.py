@@ -13,7 +13,8 @@ _PASSING = " -o ".join(f"-path {folder} -prune" for folder in ("/proc", "/sys", 
 
 @every_release
 def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Container) -> None:
-    files = container.run("dpkg -L vmservice", check=True).stdout.split()
+    made = "/etc/vmservice /usr/lib/systemd/system-generators/vmservice-generator"
+    files = container.run(f"dpkg -L vmservice && ls -d {made}", check=True).stdout.split()
 
     assert {
         "/etc/vmservice",
@@ -106,8 +107,9 @@ def test_a_removal_powers_vms_off_and_a_purge_leaves_nothing(bare_container: Con
     vm.start()
     vm.wait_for("beat 2")
 
-    bare_container.run("apt-get purge -y -qq vmservice", check=True)
+    purged = bare_container.run("apt-get purge -y -qq vmservice 2>&1", check=True)
 
+    assert "warning" not in purged.stdout
     assert "power button" in vm.journal()
     found = bare_container.run(
         f"find / {_PASSING} -o -ipath '*vmservice*' -print -o -name '*vm@*' -print", check=True
