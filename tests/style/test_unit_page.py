@@ -24,8 +24,9 @@ def test_it_is_the_page_of_every_unit() -> None:
 
 
 def test_the_package_has_it_by_the_name_of_every_unit() -> None:
-    links = {line.split()[1]: line.split()[0] for line in (PACKAGING / "debian/vmservice.links").read_text().splitlines()}
     folder = "usr/share/man/man8"
+    lines = [line.split() for line in (PACKAGING / "debian/vmservice.links").read_text().splitlines()]
+    links = {link: page for page, link in lines if link.startswith(folder)}
     others = {unit.name for unit in UNITS} - {"vm@.service"}
     assert links == {f"{folder}/{name}.8.gz": f"{folder}/vm@.service.8.gz" for name in others}
 
