@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vmservice.errors import UsageError, VmmError
+from vmservice.errors import UsageError, VmmError, sentences
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_module(_UNITS_COMMANDS[words[0]], words[1:])
         return _run_as_unit(words) if _is_unit_command(words) else _dispatch(words)
     except VmmError as error:
-        print(f"vmservice: {error}", file=sys.stderr)
+        for sentence in sentences(error):
+            print(f"vmservice: {sentence}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
@@ -128,18 +129,21 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands[Any]]:
 
 
 def _check_config(target: str, user: bool) -> int:
-    from vmservice.check.configuration import check_config
-    from vmservice.config.load import load_config
+    from vmservice.check.configuration import find_mistakes
+    from vmservice.config.load import read_config
     from vmservice.config.names import config_path, whose_config
+    from vmservice.errors import raise_all
 
     path = target if "/" in target or target.endswith(".toml") else config_path(target, user=user)
     owner = whose_config(path)
-    config = load_config(owner[0] if owner is not None else "config", path)
-    check_config(config)
+    config, mistakes = read_config(owner[0] if owner is not None else "config", path)
+    raise_all([*mistakes, *find_mistakes(config, is_whole=not mistakes)])
     if owner is not None and not owner[1]:
         from vmservice.check.readable import check_readable
 
         check_readable(config)
+    if len(config.read_from) > 1:
+        print(f"read {', '.join(config.read_from)}")
     print(f"{path}: no problem found")
     return os.EX_OK
 

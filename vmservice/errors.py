@@ -10,16 +10,22 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 _QUOTED_MAX_LENGTH = 60
+PATH_SHOWN_MAX = 255  # a path of which half is missing helps nobody
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 
 
 class VmmError(Exception):
-    """The root; `exit_status` follows sysexits(3) and is what `vmservice` exits with."""
+    """The root; `exit_status` follows sysexits(3) and is what `vmservice` exits with. The text is one line, and fit for a
+    terminal: what no printer has is escaped, of names and values too."""
 
     exit_status = 70
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message if message.isprintable() else _escaped(message))
 
 
 class UsageError(VmmError):
@@ -34,18 +40,70 @@ class ConfigError(VmmError):
     exit_status = 78
 
 
-class Naming:
-    """In this context each ConfigError has `place` in front, a configuration file or a key of it, unless it has it already."""
+class ConfigErrors(ConfigError):
+    """Several of one configuration, `errors`; as a sentence it is the first one, and how many more there are."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        more = len(errors) - 1
+        super().__init__(f"{errors[0]} (and {more} more {'mistake' if more == 1 else 'mistakes'})")
+        self.errors = tuple(errors)
+
+
+class FileError(ConfigError):
+    """Of the file at `path`, a `what`; `fault` reads as what follows its name: `does not exist`."""
+
+    def __init__(self, what: str, path: str, fault: str) -> None:
+        super().__init__(f"the {what} {path} {fault}")
+        self.path = path
+        self.fault = fault
+
+
+def raise_all(errors: Sequence[ConfigError]) -> None:
+    """One as it is, several as ConfigErrors, nothing where there are none."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+
+
+def sentences(error: VmmError) -> list[str]:
+    """All that it says, a line each."""
+    return [str(one) for one in getattr(error, "errors", (error,))]
+
+
+class Naming:
+    """In this context each ConfigError has `place` in front, a configuration file, unless it has it already.
+
+    `files` names others than `place`, by the key or the device that the error begins with: see `Config.files`.
+    """
+
+    def __init__(self, place: str, files: Mapping[str, str] | None = None) -> None:
         self._place = place
+        self._files = files or {}
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, ConfigError) and self._place not in str(error):
-            raise ConfigError(f"{self._place}: {error}") from error.__cause__
+        if isinstance(error, ConfigError):
+            text = str(error)
+            place = self._files.get(text.partition(" ")[0].rstrip(":")) or self._files.get(text.partition(":")[0], self._place)
+            if place not in text:
+                raise ConfigError(f"{place}: {text}") from error.__cause__
+
+
+class NamingKey:
+    """In this context each ConfigError has `key` in front, a key of the configuration, unless it has it already."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, FileError):
+            raise ConfigError(f"{self._key} is {quoted(error.path, PATH_SHOWN_MAX)}, which {error.fault}") from error.__cause__
+        if isinstance(error, ConfigError) and self._key not in str(error):
+            raise ConfigError(f"{self._key}: {error}") from error.__cause__
 
 
 class HostError(VmmError):
@@ -120,10 +178,12 @@ class NotSupported(CallerError):
 
 def quoted(text: str, most: int = _QUOTED_MAX_LENGTH) -> str:
     """`text` as TOML writes a string and as a sentence can hold it: in quotes, bounded, one line without control characters."""
-    shown = "".join(
-        _ESCAPES.get(letter) or (letter if letter.isprintable() else f"\\u{ord(letter):04X}") for letter in text[:most]
-    )
+    shown = "".join(_ESCAPES.get(letter) or _escaped(letter) for letter in text[:most])
     return f'"{shown}"' if len(text) <= most else f'"{shown}…"'
+
+
+def _escaped(text: str) -> str:
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04X}" for letter in text)
 
 
 def seconds(count: float) -> str:

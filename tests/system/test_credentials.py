@@ -111,7 +111,7 @@ def test_a_file_that_the_account_may_not_read(guest: UnitVm) -> None:
     assert f"{words} for the account vmservice, which the VM runs as" in checked.stderr
     assert guest.host.run(f"systemctl start {guest.unit}").returncode != 0
     guest.wait_inactive()
-    assert f"{words} for user" in guest.journal()
+    assert '.key", which is not readable for the account vmservice' in guest.journal()
     assert guest.show("ExecMainStatus") == "78"
 
 

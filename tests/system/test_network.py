@@ -103,10 +103,10 @@ def test_a_tap_comes_and_goes_with_its_vm(lan: NetworkVm) -> None:
 
 def test_what_is_missing(lan: NetworkVm) -> None:
     lan.configure(f'tap = "{lan.tap}"\n')
-    expected = f"network lan: the tap {lan.tap} is not there, or belongs to another account than user"
+    expected = f"network lan: the tap {lan.tap} is not there, or does not belong to the account vmservice"
     assert expected in lan.fails()
     lan.make_tap("user root")
-    assert f"network lan: the tap {lan.tap} belongs to another account; expected one of user" in lan.fails()
+    assert f"network lan: the tap {lan.tap} belongs to another account; expected the account vmservice" in lan.fails()
     said = lan.host.run(f"vmservice check-config {lan.vm.name}")
     assert said.returncode == 0, said.stderr
     lan.configure('bridge = "br-none"\n')

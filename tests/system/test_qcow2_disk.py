@@ -152,7 +152,7 @@ def test_an_image_of_another_account(vm: UnitVm) -> None:
     try:
         vm.host.run("chown root: /srv/disk.qcow2; chmod 600 /srv/disk.qcow2", check=True)
         assert vm.host.run(f"systemctl start {vm.unit}", timeout=120).returncode != 0
-        vm.wait_for("the image /srv/disk.qcow2 cannot be read: Permission denied", 20)
+        vm.wait_for('path is "/srv/disk.qcow2", which cannot be read: Permission denied', 20)
         assert vm.show("ExecMainStatus") == "78"
     finally:
         disk.remove()
@@ -163,7 +163,7 @@ def test_what_is_wrong_is_said(disk: DiskVm, case: str) -> None:
     host = disk.host
     status, said = {
         "no daemon": ("69", "the disk root is in qcow2, which takes /usr/bin/qemu-storage-daemon, and that is not installed"),
-        "no image": ("78", f"the image {disk.image} cannot be read: No such file or directory"),
+        "no image": ("78", f'path is "{disk.image}", which does not exist'),
         "raw image": ("78", f"{disk.image} is no image in qcow2"),
         "in use": ("71", "the qemu-storage-daemon of the disk root .*; the journal of vm-disk@"),
     }[case]

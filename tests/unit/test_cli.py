@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.images import bzimage, pattern
-from support.process import vmservice
+from support.process import Manager, VmProcess, vmservice
 
 from vmservice.config.names import whose_config
 
@@ -80,13 +80,63 @@ BROKEN = {
 @pytest.mark.parametrize(("text", "named"), BROKEN.values(), ids=BROKEN.keys())
 @pytest.mark.parametrize("command", ["run", "check-config"])
 def test_broken_configuration(tmp_path: Path, command: str, text: str, named: str) -> None:
-    path = write(tmp_path / "demo.toml", text)
+    path = write(tmp_path / "demo.toml", text.replace('"x"', f'"{tmp_path}/x"'))
+    write(tmp_path / "x", "no kernel")
     arguments = ("run", "--config", str(path), "--bus", "none", "demo") if command == "run" else ("check-config", str(path))
     status, line = refused(*arguments)
     assert status == 78
     assert named in line
     assert str(path) in line
-    assert os.listdir(tmp_path) == ["demo.toml"]
+    assert sorted(os.listdir(tmp_path)) == ["demo.toml", "x"]
+
+
+MISTAKES = """\
+[kernel]
+path = "nowhere"
+[cpus]
+boot = 0
+mx = 2
+[memory]
+size = "64MiB"
+[[disk]]
+path = "none.raw"
+format = "raw"
+"""
+TOLD = (
+    "cpus.mx is not a known key; did you mean max?",
+    "cpus.boot is 0; expected a whole number from 1 to 254",
+    'memory.size is "64MiB"; expected "64M", a whole number with K, M, G or T',
+    'kernel.path is "{folder}/nowhere", which does not exist',
+    'disk disk0: path is "{folder}/none.raw", which does not exist',
+)
+
+
+def test_check_config_tells_all_mistakes_a_line_each(tmp_path: Path) -> None:
+    path = write(tmp_path / "demo.toml", MISTAKES)
+    done = vmservice("check-config", str(path))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.splitlines() == [f"vmservice: {path}: {line.format(folder=tmp_path)}" for line in TOLD]
+
+
+def test_the_start_tells_all_that_is_wrong_with_the_file_itself(tmp_path: Path) -> None:
+    path = write(tmp_path / "demo.toml", MISTAKES)
+    manager = Manager()
+    process = VmProcess(path, "--sim", "--bus", "none", manager=manager)
+    try:
+        assert process.wait() == 78
+        assert manager.wait_for("STATUS", "cpus")["STATUS"] == f"{path}: {TOLD[0]} (and 2 more mistakes)"
+        said = process.messages.splitlines()
+    finally:
+        process.close()
+        manager.close()
+    assert [line.partition("error: ")[2] for line in said] == [f"{path}: {line}" for line in TOLD[:3]]
+
+
+def test_a_name_of_a_file_cannot_move_the_cursor(tmp_path: Path) -> None:
+    path = write(tmp_path / "de\x1b[2Jmo.toml", "[kernel]\npath = 1\n")
+    _, line = refused("check-config", str(path))
+    assert "\x1b" not in line
+    assert "de\\u001B[2Jmo.toml: kernel.path is 1" in line
 
 
 def test_check_config_tries_the_kernel(tmp_path: Path) -> None:
@@ -98,19 +148,19 @@ def test_check_config_tries_the_kernel(tmp_path: Path) -> None:
     kernel.write_bytes(bzimage(pattern(4096))[:700])
     status, line = refused("check-config", str(config))
     assert status == 78
-    assert line.startswith(f"vmservice: {config}: kernel.path: the kernel {kernel} ")
+    assert line.startswith(f'vmservice: {config}: kernel.path is "{kernel}", which is truncated')
 
 
 def test_check_config_knows_whose_vm_a_file_is(tmp_path: Path) -> None:
     """By its folder: a user's own VM has passt unless its file says otherwise, and no tap is made for it."""
     (tmp_path / "vmservice").mkdir()
     text = '[kernel]\npath = "/none"\n[[network]]\nmode = "tap"\n'
-    for folder, said in (("vmservice", "network[0].tap is missing; expected one that is there"), ("", "the kernel /none does")):
+    for folder, said in (("vmservice", "network[0].tap is missing; expected one that is there"), ("", "/none")):
         config = write(tmp_path / folder / "demo.toml", text)
-        status, line = refused("check-config", str(config), environment={"XDG_CONFIG_HOME": f"{tmp_path}/"})
-        assert status == 78
-        assert said in line
-        assert str(config) in line
+        done = vmservice("check-config", str(config), environment={"XDG_CONFIG_HOME": f"{tmp_path}/"})
+        assert done.returncode == 78
+        assert said in done.stderr.splitlines()[0]
+        assert f'{config}: kernel.path is "/none", which does not exist' in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

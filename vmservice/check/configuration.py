@@ -8,8 +8,8 @@ from vmservice.boot.firmware import load_firmware
 from vmservice.boot.initramfs import load_initramfs
 from vmservice.boot.loader import load_kernel
 from vmservice.config.credentials import read_values
-from vmservice.config.load import check_files
-from vmservice.errors import Naming
+from vmservice.config.load import file_errors
+from vmservice.errors import ConfigError, NamingKey, raise_all
 from vmservice.memory import backing
 from vmservice.vm.identity import smbios_tables
 
@@ -20,16 +20,31 @@ if TYPE_CHECKING:
 
 
 def check_config(config: Config) -> None:
-    """ConfigError with the first thing that would keep this VM from starting.
+    """ConfigError with all that would keep this VM from starting."""
+    raise_all(find_mistakes(config))
 
-    The guest's image is really loaded, into memory like the guest's, so that nothing is found out only at the start.
+
+def find_mistakes(config: Config, *, is_whole: bool = True) -> list[ConfigError]:
+    """All that would keep this VM from starting, a sentence each.
+
+    The guest's image is really loaded, into memory like the guest's, so that nothing is found out only at the start; not where
+    a file is missing or the configuration not whole, for its size may be another then.
     """
-    check_files(config)
+    mistakes = file_errors(config)
+    if not mistakes and is_whole:
+        try:
+            _try_guest(config)
+        except ConfigError as error:
+            mistakes.append(error)
+    return mistakes
+
+
+def _try_guest(config: Config) -> None:
     if config.kernel is not None:
         smbios_tables(config, read_values(config.credentials, config.path))
     memory = backing.allocate(layout.ram_ranges(config.memory.size_bytes))
     try:
-        with Naming(config.path):
+        with config.naming():
             _load_guest(config, memory)
     finally:
         memory.close()
@@ -37,13 +52,13 @@ def check_config(config: Config) -> None:
 
 def _load_guest(config: Config, memory: GuestMemory) -> None:
     if config.kernel is not None:
-        with Naming("kernel.path"):
+        with NamingKey("kernel.path"):
             kernel = load_kernel(config.kernel.path, memory)
         if config.kernel.initramfs is not None:
-            with Naming("kernel.initramfs"):
+            with NamingKey("kernel.initramfs"):
                 load_initramfs(config.kernel.initramfs, memory, kernel)
-        with Naming("kernel.cmdline"):
+        with NamingKey("kernel.cmdline"):
             write_cmdline(config.kernel.cmdline, memory, kernel)
     elif config.firmware is not None:
-        with Naming("firmware.path"):
+        with NamingKey("firmware.path"):
             load_firmware(config.firmware.path, memory).close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmservice.errors import ConfigError
+from vmservice.errors import PATH_SHOWN_MAX, ConfigError, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -189,63 +189,85 @@ class ServiceConfig:
         self.shutdown_timeout_sec: Final = shutdown_timeout_sec
 
 
+def has_firmware(reader: TableReader) -> bool:
+    """Whether the guest starts with a firmware, and not with a kernel."""
+    return reader.has("firmware") and not reader.may_have("kernel")
+
+
 def read_guest(reader: TableReader) -> tuple[KernelConfig | None, FirmwareConfig | None]:
-    if reader.has("kernel") == reader.has("firmware"):
-        state = "both [kernel] and [firmware] are" if reader.has("kernel") else "neither [kernel] nor [firmware] is"
-        raise ConfigError(f"{reader.path}: {state} there; one of them must say what the guest starts with")
-    if reader.has("firmware"):
-        return None, FirmwareConfig(reader.required_file("firmware", "path"))
+    """None for both where neither is there, which is noted."""
+    has_kernel, has_firmware = reader.has("kernel"), reader.has("firmware")
+    rule = "one of them must say what the guest starts with"
+    if has_kernel and has_firmware:
+        reader.note("firmware", f"both [kernel] and [firmware] are there; {rule}")
+    elif not has_kernel and not reader.may_have("firmware"):
+        reader.note("kernel", f"neither [kernel] nor [firmware] is there; {rule}")
+    firmware = FirmwareConfig(reader.required_file("firmware", "path")) if has_firmware else None
+    if not has_kernel:
+        return None, firmware
     cmdline = reader.text("kernel", "cmdline", "")
     if not cmdline.isprintable() or len(cmdline.encode()) > CMDLINE_MAX_BYTES:
-        raise reader.refusal("kernel", "cmdline", f"one line of printable characters, at most {CMDLINE_MAX_BYTES} bytes")
-    kernel = KernelConfig(reader.required_file("kernel", "path"), reader.file("kernel", "initramfs"), cmdline)
-    return kernel, None
+        reader.refuse("kernel", "cmdline", f"one line of printable characters, at most {CMDLINE_MAX_BYTES} bytes")
+    return KernelConfig(reader.required_file("kernel", "path"), reader.file("kernel", "initramfs"), cmdline), None
 
 
 def read_cpus(reader: TableReader) -> CpusConfig:
     boot = reader.integer("cpus", "boot", 1, VCPUS_MAX, 1)
     maximum = reader.integer("cpus", "max", 1, VCPUS_MAX, boot)
     if boot > maximum:
-        raise reader.refusal("cpus", "boot", f"at most cpus.max, which is {maximum}")
-    return CpusConfig(boot, maximum)
+        reader.refuse("cpus", "boot", f"at most cpus.max, which is {maximum}", ["cpus.max"])
+    return CpusConfig(boot, max(boot, maximum))
 
 
 def read_memory(reader: TableReader) -> MemoryConfig:
-    size_bytes = reader.size("memory", "size", MEMORY_DEFAULT_BYTES)
     file = reader.file("memory", "file")
-    if not MEMORY_MIN_BYTES <= size_bytes <= MEMORY_MAX_BYTES:
-        raise reader.refusal("memory", "size", "a size from 2M to 8T")
-    if size_bytes % PAGE_BYTES:
-        raise reader.refusal("memory", "size", f"a multiple of {PAGE_BYTES} bytes")
     # A file may be sparse and lie on a disk: only its file system knows what it can hold.
-    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if file is None and 0 < host_bytes < size_bytes:
-        raise reader.refusal("memory", "size", f"at most the {host_bytes >> 20}M that this host has")
+    size_bytes = _read_memory_size(reader, may_exceed_host=file is not None or not reader.is_known("memory.file"))
     mergeable = reader.boolean("memory", "mergeable", False)
     hugepages = reader.boolean("memory", "hugepages", False)
     if hugepages and size_bytes % HUGE_PAGE_BYTES:
-        raise reader.refusal("memory", "size", "a multiple of 2M, for memory.hugepages is true")
+        reader.refuse("memory", "size", "a multiple of 2M, for memory.hugepages is true")
     if hugepages and file is not None:
-        raise reader.refusal("memory", "hugepages", "false with memory.file, which may be a directory of hugetlbfs")
+        reader.refuse("memory", "hugepages", "false with memory.file, which may be a directory of hugetlbfs")
     if hugepages and mergeable:
-        raise reader.refusal("memory", "hugepages", "false with memory.mergeable, for KSM merges no huge pages")
+        reader.refuse("memory", "hugepages", "false with memory.mergeable, for KSM merges no huge pages")
     prefault = reader.boolean("memory", "prefault", False)
     # A back end in another process can map it, and so can a later version of this program. KSM takes private memory only.
     shared = reader.boolean("memory", "shared", file is not None or not mergeable)
     if file is not None and not shared:
-        raise reader.refusal("memory", "shared", "true with memory.file, for a file is always shared")
+        reader.refuse("memory", "shared", "true with memory.file, for a file is always shared")
     return MemoryConfig(size_bytes, file=file, mergeable=mergeable, hugepages=hugepages, prefault=prefault, shared=shared)
+
+
+def check_shared(reader: TableReader, memory: MemoryConfig, why: str) -> None:
+    """Note memory that no other process can map, where one has to."""
+    if not memory.shared:
+        key, expected = ("mergeable", "false") if memory.mergeable else ("shared", "true")
+        reader.refuse("memory", key, f"{expected}, {why}", ["memory.mergeable", "memory.shared"])
+
+
+def _read_memory_size(reader: TableReader, *, may_exceed_host: bool) -> int:
+    size_bytes = reader.size("memory", "size", MEMORY_DEFAULT_BYTES)
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not MEMORY_MIN_BYTES <= size_bytes <= MEMORY_MAX_BYTES:
+        expected = "a size from 2M to 8T"
+    elif size_bytes % PAGE_BYTES:
+        expected = f"a multiple of {PAGE_BYTES} bytes"
+    elif not may_exceed_host and 0 < host_bytes < size_bytes:
+        expected = f"at most the {host_bytes >> 20}M that this host has"
+    else:
+        return size_bytes
+    reader.refuse("memory", "size", expected)
+    return MEMORY_DEFAULT_BYTES
 
 
 def read_console(reader: TableReader, section: str, default: str) -> ConsoleConfig:
     mode = reader.choice(section, "mode", CONSOLE_MODES, default)
     path = reader.file(section, "path")
     if mode == "file" and path is None:
-        raise ConfigError(
-            f'{reader.path}: {section}.path is missing; mode "file" needs the file that the console is written to'
-        )
+        reader.lacks(section, "path", 'mode "file" needs the file that the console is written to')
     if mode != "file" and path is not None:
-        raise ConfigError(f'{reader.path}: {section}.path is only for mode "file"; the mode here is {mode or "not set"}')
+        reader.contradicts(section, "path", f'is only for mode "file"; the mode here is {mode or "not set"}', "mode")
     return ConsoleConfig(mode or None, path, *_read_console_log(reader, section, mode))
 
 
@@ -253,26 +275,24 @@ def _read_console_log(reader: TableReader, section: str, mode: str) -> tuple[str
     log = reader.choice(section, "log", CONSOLE_LOGS, "off")
     path = reader.file(section, "log_path")
     if log != "off" and mode not in LOGGED_MODES:
-        raise ConfigError(
-            f'{reader.path}: {section}.log is only for mode "pty" or "socket"; the mode here is {mode or "not set"}'
-        )
-    if log == "file" and path is None:
-        raise ConfigError(f'{reader.path}: {section}.log_path is missing; log "file" needs the file that is written to')
+        reader.contradicts(section, "log", f'is only for mode "pty" or "socket"; the mode here is {mode or "not set"}', "mode")
+    elif log == "file" and path is None:
+        reader.lacks(section, "log_path", 'log "file" needs the file that is written to')
     if log != "file" and path is not None:
-        raise ConfigError(f'{reader.path}: {section}.log_path is only for log "file"; the log here is {log}')
+        reader.contradicts(section, "log_path", f'is only for log "file"; the log here is {log}', "log")
     return log, path
 
 
 def read_service(reader: TableReader) -> ServiceConfig:
     ready_by_guest = reader.choice("service", "ready", ("vmm", "guest"), "vmm") == "guest"
-    if ready_by_guest and reader.has("firmware"):
-        raise reader.refusal(
+    if ready_by_guest and has_firmware(reader):
+        reader.refuse(
             "service",
             "ready",
             '"vmm" with [firmware]: only a guest that is started by [kernel] is told where to send its READY=1',
         )
-    if ready_by_guest and not reader.has("vsock"):
-        raise ConfigError(f'{reader.path}: service.ready is "guest", and the guest says so over vsock: add [vsock]')
+    elif ready_by_guest and not reader.may_have("vsock"):
+        reader.note("service.ready", 'service.ready is "guest", and the guest says so over vsock: add [vsock]')
     return ServiceConfig(
         reader.choice("service", "on_poweroff", ("exit", "stay"), "exit"),
         reader.choice("service", "on_reset", ("reboot", "exit"), "reboot"),
@@ -286,33 +306,39 @@ def read_service(reader: TableReader) -> ServiceConfig:
 
 
 def read_smbios(reader: TableReader) -> SmbiosConfig:
-    if reader.has("smbios") and reader.has("firmware"):
-        raise ConfigError(f"{reader.path}: [smbios] is for a VM with [kernel]; a firmware makes tables of its own")
+    if reader.has("smbios") and has_firmware(reader):
+        reader.note("smbios", "[smbios] is for a VM with [kernel]; a firmware makes tables of its own")
     uuid = None
     text = reader.text("smbios", "uuid", "")
     if text:
-        digits = text.replace("-", "")
-        if [len(part) for part in text.split("-")] != [8, 4, 4, 4, 12] or not _HEX_DIGITS.issuperset(digits):
-            raise reader.refusal("smbios", "uuid", 'a UUID like "12345678-1234-4234-8234-123456789abc"')
-        uuid = bytes.fromhex(digits)
-        if uuid in (bytes(16), b"\xff" * 16):
-            raise reader.refusal("smbios", "uuid", "a UUID that is not all 0 or all f, which SMBIOS calls not present")
+        uuid = _uuid(text)
+        if uuid is None:
+            reader.refuse("smbios", "uuid", 'a UUID like "12345678-1234-4234-8234-123456789abc"')
+        elif uuid in (bytes(16), b"\xff" * 16):
+            reader.refuse("smbios", "uuid", "a UUID that is not all 0 or all f, which SMBIOS calls not present")
     serial = reader.text("smbios", "serial", "")
     if not (serial.isascii() and serial.isprintable()) or len(serial) > SERIAL_NUMBER_MAX_LENGTH:
-        raise reader.refusal("smbios", "serial", f"at most {SERIAL_NUMBER_MAX_LENGTH} printable characters of ASCII")
+        reader.refuse("smbios", "serial", f"at most {SERIAL_NUMBER_MAX_LENGTH} printable characters of ASCII")
     return SmbiosConfig(uuid, serial)
 
 
-def check_output(config_path: str, key: str, file: str | None) -> None:
+def _uuid(text: str) -> bytes | None:
+    digits = text.replace("-", "")
+    if [len(part) for part in text.split("-")] != [8, 4, 4, 4, 12] or not _HEX_DIGITS.issuperset(digits):
+        return None
+    return bytes.fromhex(digits)
+
+
+def check_output(key: str, file: str | None) -> None:
     """ConfigError unless `file`, which `key` names, may be a file to write to."""
     if file is None:
         return
-    check_folder(config_path, key, file)
+    check_folder(key, file)
     if os.path.isdir(file):
-        raise ConfigError(f"{config_path}: {key} is {file}, a directory; expected a file")
+        raise ConfigError(f"{key} is {quoted(file, PATH_SHOWN_MAX)}, a directory; expected a file")
 
 
-def check_folder(config_path: str, key: str, file: str) -> None:
+def check_folder(key: str, file: str) -> None:
     folder = os.path.dirname(file)
     if not os.path.isdir(folder):
-        raise ConfigError(f"{config_path}: {key} is {file}, but there is no directory {folder}")
+        raise ConfigError(f"{key} is {quoted(file, PATH_SHOWN_MAX)}, but there is no directory {folder}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 
+from vmservice.config.core import has_firmware
 from vmservice.config.reader import PATH_MAX_BYTES
-from vmservice.errors import ConfigError, quoted
+from vmservice.errors import ConfigError, FileError, Naming, NamingKey, quoted
 from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
@@ -37,9 +38,15 @@ class Credential:
 def read(reader: TableReader) -> tuple[Credential, ...]:
     """Those of the file, in its order."""
     entries = reader.whole("credentials")
-    if entries and reader.has("firmware"):
-        raise ConfigError(f"{reader.path}: [credentials] is for a VM with [kernel]; a firmware makes SMBIOS tables of its own")
-    return tuple(_credential(reader.path, name, value) for name, value in entries.items())
+    if entries and has_firmware(reader):
+        reader.note("credentials", "[credentials] is for a VM with [kernel]; a firmware makes SMBIOS tables of its own")
+    credentials = []
+    for name, value in entries.items():
+        try:
+            credentials.append(_credential(reader.path, name, value))
+        except ConfigError as error:
+            reader.note(f"credentials.{name}", str(error))
+    return tuple(credentials)
 
 
 def is_name(name: str) -> bool:
@@ -50,7 +57,13 @@ def is_name(name: str) -> bool:
 
 def read_values(credentials: tuple[Credential, ...], path: str) -> dict[str, bytes]:
     """All values by name, those of files read; ConfigError, which names the configuration at `path`, where that cannot be."""
-    return {one.name: one.value if one.value is not None else _file_value(one, path) for one in credentials}
+    with Naming(path):
+        return {one.name: value_of(one) for one in credentials}
+
+
+def value_of(credential: Credential) -> bytes:
+    """Its value, of a file read; ConfigError, which begins with the key, where that cannot be."""
+    return credential.value if credential.value is not None else _file_value(credential)
 
 
 def _credential(path: str, name: str, value: object) -> Credential:
@@ -58,33 +71,30 @@ def _credential(path: str, name: str, value: object) -> Credential:
         # A name with a dot that is not in quotes is a table to TOML.
         inner = f"{name}.{next(iter(value))}"
         shown = f'; a name with dots is in quotes: "{inner}" = …' if is_name(inner) else ""
-        raise ConfigError(f"{_key(path, name)} is a table without file{shown}")
+        raise ConfigError(f"{_key(name)} is a table without file{shown}")
     if not is_name(name):
         raise ConfigError(
-            f"{_key(path, name)} cannot be the name of a credential;"
+            f"{_key(name)} cannot be the name of a credential;"
             f" it must be 1 to {NAME_MAX_LENGTH} printable characters of ASCII, without : and /"
         )
     if isinstance(value, str):
         data = value.encode()
         if len(data) > SIZE_MAX_BYTES:
-            raise ConfigError(f"{_key(path, name)} has {len(data)} bytes; systemd takes at most {SIZE_MAX_BYTES}")
+            raise ConfigError(f"{_key(name)} has {len(data)} bytes; systemd takes at most {SIZE_MAX_BYTES}")
         return Credential(name, value=data)
     if isinstance(value, dict) and list(value) == ["file"]:
         file = value["file"]
         if isinstance(file, str) and file and "\0" not in file and len(os.fsencode(file)) <= PATH_MAX_BYTES:
             return Credential(name, file=os.path.join(os.path.dirname(path), file))
-    raise ConfigError(f'{_key(path, name)} must be a string, or {{ file = "…" }} with the path of a file that has it')
+    raise ConfigError(f'{_key(name)} must be a string, or {{ file = "…" }} with the path of a file that has it')
 
 
-def _file_value(credential: Credential, path: str) -> bytes:
-    try:
-        with RegularFile(str(credential.file), "file") as file:
-            if file.size_bytes > SIZE_MAX_BYTES:
-                raise ConfigError(f"the file {file.path} has {file.size_bytes} bytes; systemd takes at most {SIZE_MAX_BYTES}")
-            return file.read(SIZE_MAX_BYTES)
-    except ConfigError as error:
-        raise ConfigError(f"{_key(path, credential.name)}: {error}") from None
+def _file_value(credential: Credential) -> bytes:
+    with NamingKey(f"{_key(credential.name)}.file"), RegularFile(str(credential.file), "file") as file:
+        if file.size_bytes > SIZE_MAX_BYTES:
+            raise FileError("file", file.path, f"has {file.size_bytes} bytes; systemd takes at most {SIZE_MAX_BYTES}")
+        return file.read(SIZE_MAX_BYTES)
 
 
-def _key(path: str, name: str) -> str:
-    return f"{path}: credentials.{quoted(name, NAME_MAX_LENGTH)}"
+def _key(name: str) -> str:
+    return f"credentials.{quoted(name, NAME_MAX_LENGTH)}"

@@ -62,23 +62,23 @@ def read_forwards(reader: TableReader, where: str, taken: set[tuple[str, int]]) 
     count = 0
     texts = reader.texts(where, "forward")
     if len(texts) > ENTRIES_MAX:
-        raise reader.refusal(
-            where, "forward", f'at most {ENTRIES_MAX} entries; neighbours can be a range, "8000-8009:80-89/tcp"'
-        )
-    for text in texts:
+        reader.refuse(where, "forward", f'at most {ENTRIES_MAX} entries; neighbours can be a range, "8000-8009:80-89/tcp"')
+    for text in texts[:ENTRIES_MAX]:
         try:
             entry = parse_forward(text)
         except ValueError as error:
-            raise reader.item_refusal(where, "forward", text, str(error)) from None
-        for port in entry.ports:
-            if (entry.protocol, port) in taken:
-                expected = f"each port of the host once; {port}/{entry.protocol} is forwarded already"
-                raise reader.item_refusal(where, "forward", text, expected)
-            taken.add((entry.protocol, port))
+            reader.refuse_item(where, "forward", text, str(error))
+            continue
+        ports = {(entry.protocol, port) for port in entry.ports}
+        if twice := ports & taken:
+            expected = f"each port of the host once; {min(twice)[1]}/{entry.protocol} is forwarded already"
+            reader.refuse_item(where, "forward", text, expected)
+            continue
+        taken.update(ports)
         count += entry.count
         entries.append(str(entry))
     if count > PORTS_MAX:
-        raise reader.refusal(where, "forward", f"at most {PORTS_MAX} ports in all, and not {count}")
+        reader.refuse(where, "forward", f"at most {PORTS_MAX} ports in all, and not {count}")
     return tuple(entries)
 
 

@@ -1,7 +1,7 @@
-"""NAME.toml as a `Config`: what the file says, complete, with every default in place.
+"""NAME.toml and its drop-ins as a `Config`: what the files say, complete, with every default in place.
 
-A `Config` that exists is right by itself; `check_files` adds what it points to. Every refusal is one sentence that names the
-file, the key and what was expected. Paths in the file may be relative: they start at the folder of the configuration.
+A `Config` from `load_config` is right by itself; `check_files` adds what it points to. Every mistake is one sentence that names
+the file, the key and what was expected. Paths may be relative: they start at the folder of NAME.toml.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import sys
 
-from vmservice.config import core, plain_toml, sections
+from vmservice.config import core, sections
+from vmservice.config.files import read_files
 from vmservice.config.names import check_name
-from vmservice.config.reader import TableReader
-from vmservice.errors import ConfigError, Naming, quoted
+from vmservice.config.reader import Mistakes, TableReader, take_sections
+from vmservice.errors import PATH_SHOWN_MAX, ConfigError, Naming, NamingKey, quoted, raise_all
 from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
     from typing import Protocol
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
         def plug(self) -> str: ...
 
 
-CONFIG_MAX_SIZE_BYTES = 1 << 20
-
 # What is there without being named, in a machine that has such devices at all.
 _DEFAULT_SECTIONS = ("rng",)
 
@@ -47,17 +46,22 @@ class Config:
 
     `devices` are those beyond the board's, in the order in which they are plugged in; `transport` is "pci" or "mmio", or None
     for a machine that has no place for them. `credentials` are the file's own, and secret.
+
+    `read_from` are the files that it was read from. `files` names that of a key ("kernel.path") or a device ("disk root") where
+    it is not `path`.
     """
 
     __slots__ = (
         "cpus",
         "credentials",
         "devices",
+        "files",
         "firmware",
         "kernel",
         "memory",
         "name",
         "path",
+        "read_from",
         "serial",
         "service",
         "smbios",
@@ -79,6 +83,8 @@ class Config:
         credentials: tuple[Credential, ...] = (),
         transport: str | None = None,
         devices: tuple[Device, ...] = (),
+        files: Mapping[str, str] | None = None,
+        read_from: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.path = path
@@ -92,15 +98,38 @@ class Config:
         self.credentials = credentials
         self.transport = transport
         self.devices = devices
+        self.files = files or {}
+        self.read_from = read_from
+
+    def file_of(self, what: str) -> str:
+        """The file to name for a key or a device."""
+        return self.files.get(what, self.path)
+
+    def naming(self) -> Naming:
+        """In this context each ConfigError has the file in front that its key or device is from."""
+        return Naming(self.path, self.files)
 
 
-def load_config(name: str, path: str) -> Config:
-    """The checked configuration of the VM `name` from the file at `path`; UsageError or ConfigError."""
+def load_config(name: str, path: str, draft: str | None = None) -> Config:
+    """The checked configuration of the VM `name` from the file at `path`, and its drop-ins; UsageError or ConfigError, which is
+    a ConfigErrors where there is more than one mistake. With `draft` that file is read in place of the one at `path`."""
+    config, mistakes = read_config(name, path, draft)
+    raise_all(mistakes)
+    return config
+
+
+def read_config(name: str, path: str, draft: str | None = None) -> tuple[Config, list[ConfigError]]:
+    """The same with all mistakes: what is wrong is as if it were not there. Raises where nothing can be read at all."""
     check_name(name)
     path = os.path.abspath(path)
-    table = _read_table(name, path)
-    modules = {section: section_module(section) for section in table if section not in core.KEYS and _exists(section)}
-    reader = _reader(path, table, modules)
+    parts = read_files(name, path, draft)
+    modules = {
+        section: section_module(section)
+        for _, table in parts
+        for section in table
+        if section not in core.KEYS and _exists(section)
+    }
+    mistakes, reader, files = _reader(path, parts, modules)
     kernel, firmware = core.read_guest(reader)
     config = Config(
         name=name,
@@ -113,6 +142,8 @@ def load_config(name: str, path: str) -> Config:
         service=core.read_service(reader),
         smbios=core.read_smbios(reader),
         credentials=_read_credentials(reader),
+        files=files,
+        read_from=tuple(file for file, _ in parts),
     )
     transport = reader.choice("virtio", "transport", core.TRANSPORTS, "pci")
     # A firmware gets such devices only where its configuration names one of them.
@@ -124,39 +155,59 @@ def load_config(name: str, path: str) -> Config:
             for module in sorted(modules.values(), key=lambda module: int(module.ORDER))
             for device in module.read(reader, config)
         )
-        _check_names(config)
-    _check_terminals(config)
-    return config
+        _check_names(config, reader)
+    _check_terminals(config, reader)
+    return config, mistakes.errors
 
 
 def check_files(config: Config) -> None:
-    """Open every file that the configuration points to; the first that is wrong is a ConfigError."""
-    if config.kernel is not None:
-        _check_file(config, "kernel.path", config.kernel.path, "kernel")
-        if config.kernel.initramfs is not None:
-            _check_file(config, "kernel.initramfs", config.kernel.initramfs, "initramfs")
-    if config.firmware is not None:
-        _check_file(config, "firmware.path", config.firmware.path, "firmware image")
-    memory = config.memory.file
-    if memory is not None:
-        core.check_folder(config.path, "memory.file", memory)
-        if os.path.exists(memory) and not os.path.isdir(memory) and not os.path.isfile(memory):
-            raise ConfigError(f"{config.path}: memory.file is {memory}; expected a regular file or a directory")
-    core.check_output(config.path, "serial.path", config.serial.path)
-    core.check_output(config.path, "serial.log_path", config.serial.log_path)
-    if config.credentials:
-        from vmservice.config.credentials import read_values
+    """Open every file that the configuration points to; ConfigError for what is wrong."""
+    raise_all(file_errors(config))
 
-        read_values(config.credentials, config.path)
+
+def file_errors(config: Config) -> list[ConfigError]:
+    """The same; a path that is empty was wrong before."""
+    errors: list[ConfigError] = []
+
+    def attempt(check: Callable[..., object], *arguments: object) -> None:
+        try:
+            with config.naming():
+                check(*arguments)
+        except ConfigError as error:
+            errors.append(error)
+
+    if config.kernel is not None:
+        attempt(_check_file, "kernel.path", config.kernel.path, "kernel")
+        attempt(_check_file, "kernel.initramfs", config.kernel.initramfs, "initramfs")
+    if config.firmware is not None:
+        attempt(_check_file, "firmware.path", config.firmware.path, "firmware image")
+    attempt(_check_backing, config.memory.file)
+    attempt(core.check_output, "serial.path", config.serial.path)
+    attempt(core.check_output, "serial.log_path", config.serial.log_path)
+    if config.credentials:
+        from vmservice.config.credentials import value_of
+
+        for credential in config.credentials:
+            attempt(value_of, credential)
     for device in config.devices:
         module = section_module(device.kind)
-        if hasattr(module, "check_files"):
-            module.check_files(device, config.path)
+        if hasattr(module, "check_files") and getattr(device, "path", None) != "":
+            attempt(module.check_files, device, config.file_of(f"{device.kind} {device.name}"))
+    return errors
 
 
-def _check_file(config: Config, key: str, path: str, what: str) -> None:
-    with Naming(f"{config.path}: {key}"):
-        RegularFile(path, what).close()
+def _check_file(key: str, path: str | None, what: str) -> None:
+    if path:
+        with NamingKey(key):
+            RegularFile(path, what).close()
+
+
+def _check_backing(file: str | None) -> None:
+    if file is None:
+        return
+    core.check_folder("memory.file", file)
+    if os.path.exists(file) and not os.path.isdir(file) and not os.path.isfile(file):
+        raise ConfigError(f"memory.file is {quoted(file, PATH_SHOWN_MAX)}; expected a regular file or a directory")
 
 
 def _read_credentials(reader: TableReader) -> tuple[Credential, ...]:
@@ -193,58 +244,26 @@ def _exists(section: str) -> bool:
     return any(os.path.isfile(f"{folder}/{file}") for folder in sections.__path__)
 
 
-def _reader(path: str, table: Mapping[str, object], modules: Mapping[str, ModuleType]) -> TableReader:
+def _reader(
+    path: str, parts: Sequence[tuple[str, dict[str, object]]], modules: Mapping[str, ModuleType]
+) -> tuple[Mistakes, TableReader, dict[str, str]]:
+    """And the files of what is not from `path`, as `Config.files`."""
     known = {**core.KEYS, **{name: module.KEYS for name, module in modules.items()}}
     arrays = {name for name, module in modules.items() if module.ARRAY}
-    try:
-        return TableReader(path, table, known, arrays)
-    except ConfigError:
-        # Once more, with all that could have been meant: those modules are imported for the message only.
-        everything = {name: section_module(name) for name in section_names()}
-        known = {**core.KEYS, **{name: module.KEYS for name, module in everything.items()}}
-        return TableReader(path, table, known, {name for name, module in everything.items() if module.ARRAY})
+    mistakes = Mistakes()
+    taken = [(file, take_sections(file, table, known, arrays, mistakes)) for file, table in parts]
+    if mistakes.errors and len(known) < len(core.KEYS) + len(section_names()):
+        # Once more, with all that could have been meant: those modules are imported for the sentences only.
+        return _reader(path, parts, {name: section_module(name) for name in section_names()})
+    if len(taken) == 1 and taken[0][0] == path:
+        return mistakes, TableReader(path, taken[0][1], mistakes), {}
+    from vmservice.config.merge import by_key, merge
+
+    tables, origins = merge(taken)
+    return mistakes, TableReader(path, tables, mistakes, origins), by_key(tables, origins)
 
 
-def _read_table(name: str, path: str) -> dict[str, object]:
-    """The parsed file."""
-    try:
-        file = RegularFile(path, "configuration")
-    except ConfigError:
-        if not os.path.lexists(path):
-            raise ConfigError(f"there is no configuration for the VM {name}: {path} does not exist") from None
-        raise
-    with file:
-        if file.size_bytes > CONFIG_MAX_SIZE_BYTES:
-            raise ConfigError(
-                f"the configuration {path} has {file.size_bytes} bytes; at most {CONFIG_MAX_SIZE_BYTES} are allowed"
-            )
-        return _parse(path, file.read(CONFIG_MAX_SIZE_BYTES))
-
-
-def _parse(path: str, data: bytes) -> dict[str, object]:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"the configuration {path} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}"
-        ) from None
-    plain = plain_toml.read(text)
-    if plain is not None:
-        return plain
-    import tomllib
-
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(f"the configuration {path} is nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError is one, and so is what int() says to a number of thousands of digits
-        lines = text.split("\n")
-        place = f"at line {len(lines)}, column {len(lines[-1]) + 1}"
-        message = str(error).replace("at end of document", place)
-        raise ConfigError(f"the configuration {path} is not valid TOML: {message}") from None
-
-
-def _check_names(config: Config) -> None:
+def _check_names(config: Config, reader: TableReader) -> None:
     """By its name a device is found in the whole VM. Those without the key `name` have names of their own."""
     places = {"serial": ("serial", "")}
     count: dict[str, int] = {}
@@ -254,17 +273,17 @@ def _check_names(config: Config) -> None:
         if device.name in places:
             first, first_key = places[device.name]
             both = f"two {section_header(kind)}" if first == kind else f"{section_header(first)} and {section_header(kind)}"
-            expected = f"a name of its own in {key or first_key}"
-            raise ConfigError(f"{config.path}: {both} are called {quoted(device.name)}; expected {expected}")
+            of = key or first_key
+            expected = f"a name of its own in {reader.name(of.partition('.')[0], 'name')}"
+            reader.note(of, f"{both} are called {quoted(device.name)}; expected {expected}")
         places[device.name] = kind, key
         count[kind] = number + 1
 
 
-def _check_terminals(config: Config) -> None:
+def _check_terminals(config: Config, reader: TableReader) -> None:
     at_terminal = ["serial.mode"] if config.serial.mode == "tty" else []
     for device in config.devices:
         at_terminal += getattr(device, "terminals", ())
     if len(at_terminal) > 1:
-        raise ConfigError(
-            f'{config.path}: {" and ".join(at_terminal[:2])} are both "tty"; there is one terminal, for one of them'
-        )
+        both = " and ".join(at_terminal[:2])
+        reader.note(at_terminal[1], f'{both} are both "tty"; there is one terminal, for one of them')

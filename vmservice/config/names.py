@@ -34,7 +34,8 @@ def read_device_name(reader: TableReader, section: str, default: str) -> str:
     name = reader.text(section, "name", default)
     if not is_name(name):
         letters = "A-Z a-z 0-9 _ . - that begin with a letter or digit"
-        raise reader.refusal(section, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
+        reader.refuse(section, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
+        return default
     return name
 
 

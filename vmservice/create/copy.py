@@ -67,6 +67,8 @@ class Source:
 def open_source(path: str) -> Source:
     """ConfigError for what is no image that can be taken, HostFacilityMissing for one that is in use."""
     path = os.path.abspath(path)
+    if not os.path.exists(path):
+        raise ConfigError(f"--image: {path} does not exist")
     fd = storage.open_image(path, "--image", os.O_RDONLY, claim=False)
     try:
         image_lock.take(fd, path, "--image", writer=False)

@@ -211,7 +211,4 @@ def _remove_if(path: str, ours: os.stat_result) -> None:
 
 def _check(place: Place, draft: str) -> None:
     """Whether the VM could start: its kernel is loaded for a trial. The sentence names the file that it would have been."""
-    try:
-        check_config(load_config(place.name, draft))
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(draft, place.configuration)) from None
+    check_config(load_config(place.name, place.configuration, draft))

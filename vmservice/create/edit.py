@@ -13,7 +13,7 @@ from vmservice.config.load import load_config
 from vmservice.create import places
 from vmservice.create.places import Place
 from vmservice.create.undo import Undo, unmoved_by_ctrl_c
-from vmservice.errors import ConfigError, HostError, HostFacilityMissing
+from vmservice.errors import ConfigError, HostError, HostFacilityMissing, sentences
 
 _EDITORS = ("editor", "nano", "vim", "vi")
 
@@ -61,10 +61,10 @@ def _until_right(place: Place, draft: str, ask: Callable[[str], bool], say: Call
     while True:
         _run_editor(draft)
         try:
-            check_config(load_config(place.name, draft))
+            check_config(load_config(place.name, place.configuration, draft))
         except ConfigError as error:
-            text = str(error).replace(draft, place.configuration)
-            say(text)
+            for sentence in sentences(error):
+                say(sentence)
             if not ask("Edit it again? Otherwise nothing is changed."):
                 raise ConfigError(f"{place.configuration} is as it was") from None
         else:

@@ -5,6 +5,8 @@ The name service is not asked: it may wait for a server.
 
 from __future__ import annotations
 
+import os
+
 ACCOUNT_FILE = "/etc/passwd"
 GROUP_FILE = "/etc/group"
 
@@ -15,6 +17,16 @@ def account(uid: int) -> tuple[str, str] | None:
     """(name, gid as text) of the account `uid`, None where the file has none; OSError if it cannot be read."""
     entry = _entry(ACCOUNT_FILE, 2, str(uid), fields=7)
     return None if entry is None else (entry[0], entry[3])
+
+
+def own_name() -> str:
+    """The account of this process, as a sentence has it: `the account ada`."""
+    uid = os.geteuid()
+    try:
+        found = account(uid)
+    except OSError:
+        found = None
+    return f"the account {found[0] if found is not None else f'with the number {uid}'}"
 
 
 def group(name: str) -> tuple[str, tuple[str, ...]] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from vmservice.errors import ConfigError
+from vmservice.errors import ConfigError, FileError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,18 +37,18 @@ class RegularFile:
 
     __slots__ = ("fd", "path", "size_bytes", "status", "what")
 
-    def __init__(self, path: str, what: str) -> None:
+    def __init__(self, path: str, what: str, *, may_be_empty: bool = False) -> None:
         """`what` reads as the subject of a sentence: `kernel`, `initramfs`, `configuration`."""
         self.path = path
         self.what = what
         self.fd = -1
         try:
-            self._open()
+            self._open(may_be_empty)
         except ConfigError:
             self.close()
             raise
 
-    def _open(self) -> None:
+    def _open(self, may_be_empty: bool) -> None:
         try:
             # O_NONBLOCK: the open of a FIFO would wait for a writer that never comes. It changes nothing for a regular file.
             self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -56,14 +56,16 @@ class RegularFile:
         except FileNotFoundError:
             raise self._error("does not exist") from None
         except PermissionError:
-            raise self._error(f"is not readable for user {os.geteuid()}") from None
+            from vmservice.host.accounts import own_name
+
+            raise self._error(f"is not readable for {own_name()}") from None
         except OSError as error:
             # A socket cannot be opened at all: say what it is rather than "No such device or address".
             raise self._error(f"cannot be opened: {self._kind_of_path() or error.strerror}") from None
         self.size_bytes = self.status.st_size
         if not stat.S_ISREG(self.status.st_mode):
             raise self._error(f"is {_kind(self.status.st_mode)}; it must be a regular file")
-        if self.size_bytes == 0:
+        if self.size_bytes == 0 and not may_be_empty:
             raise self._error("is empty")
 
     def _kind_of_path(self) -> str:
@@ -106,7 +108,7 @@ class RegularFile:
         return self._error(f"is truncated: {present} of {needed_bytes} bytes are there")
 
     def _error(self, fault: str) -> ConfigError:
-        return ConfigError(f"the {self.what} {self.path} {fault}")
+        return FileError(self.what, self.path, fault)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1

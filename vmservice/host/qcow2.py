@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
-from vmservice.errors import ConfigError
+from vmservice.errors import PATH_SHOWN_MAX, ConfigError, quoted
 
 _MAGIC = b"QFI\xfb"
 
@@ -18,6 +19,9 @@ def check_qcow2(path: str, where: str) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        raise ConfigError(f"{where}: the image {path} cannot be read: {os.strerror(error.errno or 0)}") from None
+        shown = quoted(path, PATH_SHOWN_MAX)
+        if error.errno == errno.ENOENT:
+            raise ConfigError(f"{where}: path is {shown}, which does not exist") from None
+        raise ConfigError(f"{where}: path is {shown}, which cannot be read: {os.strerror(error.errno or 0)}") from None
     if magic != _MAGIC:
         raise ConfigError(f'{where}: {path} is no image in qcow2; expected one, or format = "raw"')

@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 
-from vmservice.errors import ConfigError, HostError
+from vmservice.errors import PATH_SHOWN_MAX, ConfigError, HostError, quoted
 from vmservice.host import direct_io, image_lock
 from vmservice.host.block_file import SECTOR_BYTES, BlockFile
 from vmservice.host.files import KINDS
@@ -158,10 +158,12 @@ def open_image(path: str, what: str, flags: int, *, claim: bool) -> int:
 
 def _cannot_open(path: str, what: str, flags: int, error: OSError) -> ConfigError:
     if error.errno == errno.ENOENT:
-        return ConfigError(f"{what}: {path} does not exist")
+        return ConfigError(f"{what}: path is {quoted(path, PATH_SHOWN_MAX)}, which does not exist")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        from vmservice.host.accounts import own_name
+
         how = "written" if flags & os.O_RDWR else "read"
-        return ConfigError(f"{what}: {path} cannot be {how} by user {os.geteuid()}: {error.strerror}")
+        return ConfigError(f"{what}: {path} cannot be {how} by {own_name()}: {error.strerror}")
     if error.errno == errno.EBUSY:
         return ConfigError(f"{what}: {path} is mounted, or used by another device of this host; a guest must have it alone")
     if error.errno == errno.EINVAL and flags & os.O_DIRECT:

@@ -166,13 +166,13 @@ class Tap:
 
     def _refusal(self, fd: int, number: int) -> ConfigError | HostError:
         tap = f"{self.what}: the tap {self.name}"
-        who = f"user {os.geteuid()}"
+        from vmservice.host.accounts import own_name
+
+        who = own_name()
         if number == errno.EPERM and (self._is_ours or self.mtu):
-            return NotPermitted(f"{tap} belongs to another account; expected one of {who}, who runs this VM", number)
+            return NotPermitted(f"{tap} belongs to another account; expected {who}, which runs this VM", number)
         if number == errno.EPERM:
-            return TapGone(
-                f"{tap} is not there, or belongs to another account than {who}, who runs this VM{self._advice}", number
-            )
+            return TapGone(f"{tap} is not there, or does not belong to {who}, which runs this VM{self._advice}", number)
         if number == errno.EBUSY:
             return HostError(f"{tap} is in use by another program; it has one queue, which one program can have", number)
         if number == errno.E2BIG:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vmservice.errors import Naming, quoted
+from vmservice.errors import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,12 +134,12 @@ class Backends:
         try:
             mode = config.serial.mode or _default_mode()
             if mode != "off":
-                with Naming(config.path):
+                with config.naming():
                     self.serial = host.open_console("serial", config.serial, mode)
             for device in config.devices:
                 plug = plug_module(device)
                 is_wanted = not host.is_simulated or getattr(plug, "IN_SIMULATION", False)
-                with Naming(config.path):
+                with config.naming():
                     self._opened[device.name] = plug.open(device, host) if is_wanted else NoBackend()
         except BaseException:
             self.close()

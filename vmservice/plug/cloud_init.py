@@ -6,7 +6,7 @@ import os
 
 from vmservice.config.sections.cloud_init import read_user_data
 from vmservice.config.sections.disk import DiskDevice
-from vmservice.errors import HostError, Naming
+from vmservice.errors import HostError, NamingKey
 from vmservice.host.files import RegularFile
 from vmservice.host.machine_id import machine_id, uuid5
 from vmservice.host.seed import host_name_of, meta_data, seed_image
@@ -41,7 +41,7 @@ def details(section: CloudInitDevice, backend: Backend) -> dict[str, Details]:
 def _files(section: CloudInitDevice, vm_name: str) -> dict[str, bytes]:
     user_data = _NO_USER_DATA
     if section.user_data is not None:
-        with Naming("cloud-init.user_data"):
+        with NamingKey("cloud-init.user_data"):
             user_data = read_user_data(section.user_data)
     keys = section.keys
     if section.keys_file is not None:

@@ -14,7 +14,7 @@ import time
 from vmservice.board.timers import Timers
 from vmservice.config.load import check_files, load_config
 from vmservice.config.names import check_name, config_path
-from vmservice.errors import VmmError
+from vmservice.errors import VmmError, sentences
 from vmservice.host import landlock, run_lock, signals
 from vmservice.host.consoles.mover import Mover
 from vmservice.plug.backend import Backends, Host
@@ -72,7 +72,8 @@ def run(options: RunOptions) -> int:
     try:
         return _run(options, log, notifier, outbox)
     except VmmError as error:
-        log.error(str(error))
+        for sentence in sentences(error):
+            log.error(sentence)
         notifier.failed(str(error), getattr(error, "errno", 0))
         return error.exit_status
     except Exception as error:  # the process's top: our bug, whole in the journal

@@ -8,7 +8,7 @@ from vmservice.board import resources
 from vmservice.board.board import Board
 from vmservice.board.slot import Services
 from vmservice.boot.firmware import image_of, load_firmware
-from vmservice.errors import ConfigError, Naming
+from vmservice.errors import ConfigError, NamingKey
 from vmservice.host.file_watch import FileWatch
 from vmservice.kvm import abi
 from vmservice.memory import backing
@@ -59,7 +59,7 @@ def build(config: Config, host: HostServices, vcpus: int) -> KvmMachine:
     """
     closers = Closers()
     try:
-        with Naming(config.path):
+        with config.naming():
             return _build(config, host, vcpus, closers)
     except BaseException:
         closers.close()
@@ -140,7 +140,7 @@ def _build(
             smbios.write_smbios(memory, smbios_tables(config, host.credentials))
             _boot_kernel(config.kernel, memory, created.first, vcpus, acpi, host)
     elif config.firmware is not None:
-        with Naming("firmware.path"):
+        with NamingKey("firmware.path"):
             image = load_firmware(config.firmware.path, memory) if tree is None else image_of(bytes.fromhex(tree["rom"]))
         closers.add(image.close)
         # Nothing but the image: vCPUs start as a processor comes out of reset, at the reset vector.
@@ -308,11 +308,11 @@ def _boot_kernel(
     from vmservice.boot.initramfs import load_initramfs
     from vmservice.boot.loader import load_kernel
 
-    with Naming("kernel.path"):
+    with NamingKey("kernel.path"):
         kernel = load_kernel(kernel_config.path, memory)
-    with Naming("kernel.initramfs"):
+    with NamingKey("kernel.initramfs"):
         initramfs = load_initramfs(kernel_config.initramfs, memory, kernel) if kernel_config.initramfs else None
-    with Naming("kernel.cmdline"):
+    with NamingKey("kernel.cmdline"):
         cmdline_size = write_cmdline(kernel_config.cmdline, memory, kernel)
     mptable.write_mptable(memory, vcpus)
     reset_vector.write_reset_vector(memory)

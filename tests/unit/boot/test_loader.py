@@ -14,6 +14,7 @@ from support.images import MakeFile, MakeMemory, bzimage, elf, pattern, segment
 
 from vmservice.boot.loader import load_kernel
 from vmservice.errors import ConfigError
+from vmservice.host.accounts import own_name
 from vmservice.memory.guest_memory import GuestMemory
 
 Preadv = Callable[[int, Sequence[memoryview], int], int]
@@ -71,7 +72,7 @@ def test_unreadable(memory: GuestMemory, make_file: MakeFile, monkeypatch: pytes
         monkeypatch.setattr(os, "open", deny)
     else:
         os.chmod(path, 0)
-    assert refusal(path, memory) == f"the kernel {path} is not readable for user {os.geteuid()}"
+    assert refusal(path, memory) == f"the kernel {path} is not readable for {own_name()}"
 
 
 def test_empty(memory: GuestMemory, make_file: MakeFile) -> None:

@@ -48,8 +48,8 @@ def test_the_keys_of_the_credential_are_told_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('user_data = "nowhere"', "cloud-init.user_data: the user data {folder}/nowhere does not exist"),
-        ('user_data = "."', "cloud-init.user_data: the user data {folder}/. is a directory; it must be a regular file"),
+        ('user_data = "nowhere"', 'cloud-init.user_data is "{folder}/nowhere", which does not exist'),
+        ('user_data = "."', 'cloud-init.user_data is "{folder}/.", which is a directory; it must be a regular file'),
         ('user_data = "long"', f"has {USER_DATA_MAX_BYTES + 1} bytes; at most {USER_DATA_MAX_BYTES} are allowed"),
         ("user_data = 1", "cloud-init.user_data is 1; expected a path"),
         ('user-data = "x"', "cloud-init.user-data is not a known key; did you mean user_data?"),

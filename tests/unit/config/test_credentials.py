@@ -81,9 +81,9 @@ NAME_WORDS = "cannot be the name of a credential; it must be 1 to 255 printable 
         (f'{LONG} = "{SECRET}"', f'credentials."{LONG[:255]}…" {NAME_WORDS}'),
         (
             f'a = "{"x" * ((1 << 20) - 120)}"\nb = {{ file = "." }}',
-            'credentials."b": the file {folder}/. is a directory; it must be',
+            'credentials."b".file is "{folder}/.", which is a directory; it must be',
         ),
-        ('a = { file = "nowhere" }', 'credentials."a": the file {folder}/nowhere does not exist'),
+        ('a = { file = "nowhere" }', 'credentials."a".file is "{folder}/nowhere", which does not exist'),
     ],
 )
 def test_what_is_refused_and_that_no_sentence_has_a_value(file: Path, text: str, words: str) -> None:
@@ -119,7 +119,9 @@ def test_a_file_that_this_account_may_not_read(file: Path) -> None:
             folder.chmod(folder.stat().st_mode | 0o011)
     os.seteuid(65534)
     try:
-        with pytest.raises(ConfigError, match=r'credentials\."a": the file .*/key is not readable for user 65534'):
+        with pytest.raises(
+            ConfigError, match=r'credentials\."a"\.file is ".*/key", which is not readable for the account (nobody|nfsnobody)'
+        ):
             check_files(config)
     finally:
         os.seteuid(0)
@@ -128,8 +130,8 @@ def test_a_file_that_this_account_may_not_read(file: Path) -> None:
 def test_a_file_that_is_too_large(file: Path) -> None:
     with (file.parent / "key").open("wb") as key:
         key.truncate((1 << 20) + 1)
-    words = f"the file {file.parent}/key has 1048577 bytes; systemd takes at most 1048576"
-    assert refusal(file, '[credentials]\na = { file = "key" }\n') == f'credentials."a": {words}'
+    words = f'"{file.parent}/key", which has 1048577 bytes; systemd takes at most 1048576'
+    assert refusal(file, '[credentials]\na = { file = "key" }\n') == f'credentials."a".file is {words}'
 
 
 @pytest.mark.parametrize("section", ['[credentials]\na = "b"\n', "[smbios]\n"])

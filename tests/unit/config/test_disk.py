@@ -47,7 +47,7 @@ def test_the_names_of_vm_and_disk_are_the_path_of_a_socket(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, r"disk disk0: the image .*/root\.qcow2 cannot be read: No such file or directory"),
+        (None, r'disk disk0: path is ".*/root\.qcow2", which does not exist'),
         (b"raw", r'disk disk0: .*/root\.qcow2 is no image in qcow2; expected one, or format = "raw"'),
         (b"", "is no image in qcow2"),
     ],
@@ -125,7 +125,7 @@ def check(folder: Path, text: str) -> None:
 
 
 def test_its_file_is_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"demo\.toml: disk disk0: .*/root\.raw does not exist$"):
+    with pytest.raises(ConfigError, match=r'demo\.toml: disk disk0: path is ".*/root\.raw", which does not exist$'):
         check(tmp_path, RAW)
     (tmp_path / "root.raw").mkdir()
     with pytest.raises(ConfigError, match=r"root\.raw (is a directory; it must be|cannot be opened: Is a directory)"):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import pytest
 
 from vmservice.config.forward import PORTS_MAX, parse_forward, read_forwards
-from vmservice.config.reader import TableReader
-from vmservice.errors import ConfigError
+from vmservice.config.reader import Mistakes, TableReader
+from vmservice.errors import ConfigError, raise_all
 
 
-def reader(*entries: object) -> TableReader:
-    table = {"network": [{"forward": list(entries)}]}
-    return TableReader("/etc/vmservice/web.toml", table, {"network": ("forward",)}, ("network",))
+def read_value(value: object, taken: set[tuple[str, int]]) -> tuple[str, ...]:
+    mistakes = Mistakes()
+    reader = TableReader("/etc/vmservice/web.toml", {"network[0]": {"forward": value}}, mistakes)
+    entries = read_forwards(reader, "network[0]", taken)
+    raise_all(mistakes.errors)
+    return entries
 
 
 def read(*entries: object) -> tuple[str, ...]:
-    return read_forwards(reader(*entries), "network[0]", set())
+    return read_value(list(entries), set())
 
 
 @pytest.mark.parametrize(
@@ -101,12 +104,19 @@ def test_tcp_and_udp_have_ports_of_their_own() -> None:
 
 def test_two_networks_share_the_hosts_ports() -> None:
     taken: set[tuple[str, int]] = set()
-    read_forwards(reader("8080:80"), "network[0]", taken)
+    read_value(["8080:80"], taken)
     with pytest.raises(ConfigError, match="8080/tcp is forwarded already"):
-        read_forwards(reader("8000-8100"), "network[0]", taken)
+        read_value(["8000-8100"], taken)
 
 
 def test_it_is_an_array() -> None:
-    table = {"network": [{"forward": "8080:80"}]}
     with pytest.raises(ConfigError, match=r'network\[0\].forward is "8080:80"; expected an array of strings'):
-        read_forwards(TableReader("/a.toml", table, {"network": ("forward",)}, ("network",)), "network[0]", set())
+        read_value("8080:80", set())
+
+
+def test_each_wrong_entry_is_named() -> None:
+    with pytest.raises(ConfigError) as refused:
+        read("80", "http", "80/tcp", "0")
+    assert [str(one).partition(": ")[2].partition(";")[0] for one in refused.value.errors] == [  # type: ignore[attr-defined]
+        *('network[0].forward has "http"', 'network[0].forward has "80/tcp"', 'network[0].forward has "0"')
+    ]

@@ -11,7 +11,7 @@ import pytest
 from vmservice.config.load import Config, check_files, load_config
 from vmservice.config.names import check_name, config_path
 from vmservice.config.sections.port import PortsDevice
-from vmservice.errors import ConfigError, UsageError
+from vmservice.errors import ConfigError, UsageError, sentences
 
 SIXTY = 60 * "a"
 KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'
@@ -43,7 +43,6 @@ def test_huge_pages(file: Path) -> None:
 
 
 NAME_WORDS = "1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"
-OWN_NAME = "a name of its own, also beside serial and hvc, which the consoles have"
 FILE_WORDS = 'port[0].path is missing; mode "file" needs the file that the console is written to'
 
 
@@ -148,6 +147,7 @@ def test_file_backed_memory_may_exceed_the_hosts(file: Path) -> None:
 
 
 SIZE_WORDS = 'a number of bytes, or a string like "512M" with K, M, G or T'
+UNIT_WORDS = "a whole number with K, M, G or T"
 CPU_WORDS = "a whole number from 1 to 254"
 
 
@@ -174,11 +174,19 @@ CPU_WORDS = "a whole number from 1 to 254"
         ("memory", "size", '"4097K"', '"4097K"', "a multiple of 4096 bytes"),
         ("memory", "size", "-1", "-1", SIZE_WORDS),
         ("memory", "size", "true", "true", SIZE_WORDS),
-        ("memory", "size", '"64m"', '"64m"', SIZE_WORDS),
-        ("memory", "size", '"64"', '"64"', SIZE_WORDS),
         ("memory", "size", '"M"', '"M"', SIZE_WORDS),
         ("memory", "size", '""', '""', SIZE_WORDS),
-        ("memory", "size", '"1.5G"', '"1.5G"', SIZE_WORDS),
+        ("memory", "size", '"64m"', '"64m"', f'"64M", {UNIT_WORDS}'),
+        ("memory", "size", '"64MiB"', '"64MiB"', f'"64M", {UNIT_WORDS}'),
+        ("memory", "size", '"64 M"', '"64 M"', f'"64M", {UNIT_WORDS}'),
+        ("memory", "size", '"2gb"', '"2gb"', f'"2G", {UNIT_WORDS}'),
+        ("memory", "size", '"1.5G"', '"1.5G"', f'"1536M", {UNIT_WORDS}'),
+        ("memory", "size", '"0,5 TiB"', '"0,5 TiB"', f'"512G", {UNIT_WORDS}'),
+        ("memory", "size", '"0.3K"', '"0.3K"', SIZE_WORDS),
+        ("memory", "size", '"64"', '"64"', "64 without quotes, or a string with K, M, G or T"),
+        ("memory", "size", '"0"', '"0"', "0 without quotes, or a string with K, M, G or T"),
+        ("memory", "size", "1e9", "1000000000.0", "a whole number of bytes, 1000000000"),
+        ("memory", "size", "1.5", "1.5", SIZE_WORDS),
         ("memory", "size", '"-1M"', '"-1M"', SIZE_WORDS),
         ("memory", "size", '"6 4M"', '"6 4M"', SIZE_WORDS),
         ("memory", "size", '"٦٤M"', '"٦٤M"', SIZE_WORDS),  # digits, but not ASCII ones
@@ -291,7 +299,7 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + "[rng]\nenabled = 1", "rng.enabled is 1; expected true or false"),
         (
             KERNEL + '[balloon]\nsize = "512M"',
-            'balloon.size is "512M"; expected a multiple of 4096 bytes, less than memory.size',
+            'balloon.size is "512M"; expected less than memory.size, which is 536870912 bytes',
         ),
         ("memry = 2", "memry is not in a section; did you mean [memory]?"),
         (KERNEL + '[port]\nname = "a"', "port is a table; expected sections, each as [[port]]"),
@@ -301,8 +309,14 @@ def test_refused_value(file: Path, section: str, key: str, value: str, shown: st
         (KERNEL + "[[port]]", f"port[0].name is missing; expected {NAME_WORDS}"),
         (KERNEL + '[[port]]\nname = "../a"', f'port[0].name is "../a"; expected {NAME_WORDS}'),
         (KERNEL + f'[[port]]\nname = "{"a" * 65}"', f'port[0].name is "{SIXTY}…"; expected {NAME_WORDS}'),
-        (KERNEL + '[[port]]\nname = "hvc"', f'port[0].name is "hvc"; expected {OWN_NAME}'),
-        (KERNEL + '[[port]]\nname = "a"\n[[port]]\nname = "a"', f'port[1].name is "a"; expected {OWN_NAME}'),
+        (
+            KERNEL + '[[port]]\nname = "hvc"',
+            'port[0].name is "hvc"; expected a name of its own: serial and hvc are the consoles\'',
+        ),
+        (
+            KERNEL + '[[port]]\nname = "a"\n[[port]]\nname = "a"',
+            'port[1].name is "a"; expected a name of its own; port[0].name is the same',
+        ),
         (KERNEL + '[[port]]\nname = "a"\nmode = "file"', FILE_WORDS),
         (KERNEL + '[[port]]\nname = "a"\nconsole = 1', "port[0].console is 1; expected true or false"),
         (
@@ -332,7 +346,8 @@ def test_refused_text(file: Path, text: str, expected: str) -> None:
         (KERNEL + "[kernel]", "(at line 3, column 8)"),
         ("[kernel]\npath: /boot", "(at line 2, column 5)"),
         ("", "is empty"),
-        (b"[kernel]\npath = '\xff'", "is not UTF-8: byte 0xff at offset 17"),
+        (b"[kernel]\npath = '\xff'", "is not UTF-8: line 2 has the byte 0xff"),
+        ("a = 1\n".encode("utf-16"), "is in UTF-16; it must be UTF-8"),
         ("a = " + "9" * 5000, "is not valid TOML: "),
         ("a = " + "[" * 5000, "is nested too deeply"),
         ("#" * (1 << 20) + "\n", "has 1048577 bytes; at most 1048576 are allowed"),
@@ -384,45 +399,45 @@ def test_where_the_configuration_belongs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def check(file: Path, text: str) -> str | None:
+    """The sentences, a line each."""
     config = load(file, text)
     try:
         check_files(config)
     except ConfigError as error:
-        return str(error)
+        return "\n".join(sentences(error))
     return None
 
 
 def test_files_that_the_configuration_points_to(file: Path, tmp_path: Path) -> None:
     kernel, initramfs = tmp_path / "vmlinuz", tmp_path / "initrd"
     text = '[kernel]\npath = "vmlinuz"\ninitramfs = "initrd"\n'
-    assert check(file, text) == f"{file}: kernel.path: the kernel {kernel} does not exist"
+    no_initramfs = f'{file}: kernel.initramfs is "{initramfs}", which does not exist'
+    assert check(file, text) == f'{file}: kernel.path is "{kernel}", which does not exist\n{no_initramfs}'
     kernel.write_bytes(b"")
-    assert check(file, text) == f"{file}: kernel.path: the kernel {kernel} is empty"
+    assert check(file, text) == f'{file}: kernel.path is "{kernel}", which is empty\n{no_initramfs}'
     kernel.write_bytes(b"kernel")
     initramfs.mkdir()
-    assert check(file, text) == f"{file}: kernel.initramfs: the initramfs {initramfs} is a directory; it must be a regular file"
+    assert check(file, text) == (f'{file}: kernel.initramfs is "{initramfs}", which is a directory; it must be a regular file')
     initramfs.rmdir()
     initramfs.write_bytes(b"initramfs")
     assert check(file, text) is None
-    assert (
-        check(file, '[firmware]\npath = "bios"') == f"{file}: firmware.path: the firmware image {tmp_path}/bios does not exist"
-    )
+    assert check(file, '[firmware]\npath = "bios"') == f'{file}: firmware.path is "{tmp_path}/bios", which does not exist'
 
 
 def test_places_that_the_configuration_writes_to(file: Path, tmp_path: Path) -> None:
     text = '[firmware]\npath = "demo.toml"\n'
     assert check(file, text + '[memory]\nfile = "."\n[serial]\nmode = "file"\npath = "log"') is None
     assert check(file, text + '[memory]\nfile = "none/ram"') == (
-        f"{file}: memory.file is {tmp_path}/none/ram, but there is no directory {tmp_path}/none"
+        f'{file}: memory.file is "{tmp_path}/none/ram", but there is no directory {tmp_path}/none'
     )
     assert check(file, text + '[memory]\nfile = "/dev/null"') == (
-        f"{file}: memory.file is /dev/null; expected a regular file or a directory"
+        f'{file}: memory.file is "/dev/null"; expected a regular file or a directory'
     )
     assert check(file, text + '[serial]\nmode = "file"\npath = "none/log"') == (
-        f"{file}: serial.path is {tmp_path}/none/log, but there is no directory {tmp_path}/none"
+        f'{file}: serial.path is "{tmp_path}/none/log", but there is no directory {tmp_path}/none'
     )
     assert check(file, text + '[serial]\nmode = "file"\npath = "/tmp"') == (
-        f"{file}: serial.path is /tmp, a directory; expected a file"
+        f'{file}: serial.path is "/tmp", a directory; expected a file'
     )
 
 
@@ -474,7 +489,7 @@ def test_the_folder_of_a_log_must_be_there(file: Path, text: str, key: str) -> N
     bios = file.with_name("bios")
     bios.write_bytes(b"x")
     file.write_text(f'[firmware]\npath = "bios"\n{text}')
-    with pytest.raises(ConfigError, match=re.escape(f"{key} is {file.parent}/none/l, but there is no directory")):
+    with pytest.raises(ConfigError, match=re.escape(f'{key} is "{file.parent}/none/l", but there is no directory')):
         check_files(load_config("demo", str(file)))
 
 

@@ -136,11 +136,13 @@ def test_a_tap_of_another_account() -> None:
             assert said == [
                 (
                     NotPermitted,
-                    "network lan: the tap vt-web belongs to another account; expected one of user 4243, who runs this VM",
+                    "network lan: the tap vt-web belongs to another account;"
+                    " expected the account with the number 4243, which runs this VM",
                 ),
                 (
                     TapGone,
-                    "network lan: the tap vt-no is not there, or belongs to another account than user 4243, who runs this VM",
+                    "network lan: the tap vt-no is not there, or does not belong to the account with the number 4243,"
+                    " which runs this VM",
                 ),
             ], said
             status = 0

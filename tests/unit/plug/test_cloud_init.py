@@ -42,7 +42,7 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
 
 
 def test_what_is_gone_since_the_check(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cloud-init\.user_data: the user data .* does not exist"):
+    with pytest.raises(ConfigError, match=r'cloud-init\.user_data is ".*", which does not exist'):
         cloud_init.open(CloudInitDevice(f"{tmp_path}/nowhere", "", None), HOST)
 
 

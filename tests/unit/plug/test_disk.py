@@ -132,7 +132,7 @@ def test_a_simulated_machine_needs_no_image(tmp_path: Path) -> None:
     config = load_config("demo", str(tmp_path / "demo.toml"))
     mover = Mover()
     log: Any = SimpleNamespace(info=lambda text: None, warning=lambda text: None)
-    with pytest.raises(ConfigError, match=r"disk disk0: .*/none does not exist"):
+    with pytest.raises(ConfigError, match=r'disk disk0: path is ".*/none", which does not exist'):
         Backends(config, Host("demo", log, mover, []))
     backends = Backends(config, Host("demo", log, mover, [], is_simulated=True))
     assert [console.label for console in backends.consoles] == ["serial", "hvc"]

@@ -199,7 +199,7 @@ def test_what_is_wrong_at_the_start_names_the_file(tmp_path: Path) -> None:
     mover = Mover()
     with pytest.raises(ConfigError) as caught:
         Backends(load_config("demo", str(file)), Host("demo", log, mover, []))
-    assert str(caught.value) == f"{file}: disk disk0: {tmp_path}/nowhere does not exist"
+    assert str(caught.value) == f'{file}: disk disk0: path is "{tmp_path}/nowhere", which does not exist'
     mover.close()
 
 

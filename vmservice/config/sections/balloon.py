@@ -36,8 +36,10 @@ def read(reader: TableReader, config: Config) -> tuple[BalloonDevice, ...]:
     if not reader.has("balloon"):
         return ()
     size = reader.size("balloon", "size", 0)
-    if size % PAGE_BYTES or size >= config.memory.size_bytes:
-        raise reader.refusal("balloon", "size", f"a multiple of {PAGE_BYTES} bytes, less than memory.size")
+    if size % PAGE_BYTES:
+        reader.refuse("balloon", "size", f"a multiple of {PAGE_BYTES} bytes")
+    if size >= config.memory.size_bytes:
+        reader.refuse("balloon", "size", f"less than memory.size, which is {config.memory.size_bytes} bytes", ["memory.size"])
     return (BalloonDevice(size),)
 
 

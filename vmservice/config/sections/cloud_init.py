@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmservice.errors import ConfigError, Naming
+from vmservice.errors import FileError, NamingKey
 from vmservice.host.files import RegularFile
 
 TYPE_CHECKING = False
@@ -50,15 +50,19 @@ def read(reader: TableReader, config: Config) -> tuple[CloudInitDevice, ...]:
     return (CloudInitDevice(reader.file("cloud-init", "user_data"), keys, keys_file),)
 
 
-def check_files(device: CloudInitDevice, path: str) -> None:
+def check_files(device: CloudInitDevice, _path: str) -> None:
     if device.user_data is not None:
-        with Naming(f"{path}: cloud-init.user_data"):
+        with NamingKey("cloud-init.user_data"):
             read_user_data(device.user_data)
 
 
 def read_user_data(path: str) -> bytes:
-    """The whole file; ConfigError where it is not there or too long."""
+    """The whole file; ConfigError where it is not there or too long.
+
+    A byte order mark is left out: cloud-init would not find what kind of file it is, which the first characters say.
+    """
     with RegularFile(path, "user data") as file:
         if file.size_bytes > USER_DATA_MAX_BYTES:
-            raise ConfigError(f"the user data {path} has {file.size_bytes} bytes; at most {USER_DATA_MAX_BYTES} are allowed")
-        return file.read(USER_DATA_MAX_BYTES)
+            fault = f"has {file.size_bytes} bytes; at most {USER_DATA_MAX_BYTES} are allowed"
+            raise FileError("user data", path, fault)
+        return file.read(USER_DATA_MAX_BYTES).removeprefix(b"\xef\xbb\xbf")

@@ -39,6 +39,6 @@ def read(reader: TableReader, _config: Config) -> tuple[ConsoleDevice, ...]:
     return (ConsoleDevice(output),) if output.mode != "off" else ()
 
 
-def check_files(device: ConsoleDevice, path: str) -> None:
-    check_output(path, "console.path", device.output.path)
-    check_output(path, "console.log_path", device.output.log_path)
+def check_files(device: ConsoleDevice, _path: str) -> None:
+    check_output("console.path", device.output.path)
+    check_output("console.log_path", device.output.log_path)

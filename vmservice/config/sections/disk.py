@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmservice.config.core import check_shared
 from vmservice.config.names import read_device_name
 
 TYPE_CHECKING = False
@@ -67,14 +68,14 @@ def _read_one(reader: TableReader, where: str, default_name: str, config: Config
     name = read_device_name(reader, where, default_name)
     image_format = reader.choice(where, "format", ("raw", "qcow2"), "")
     if not image_format:
-        raise reader.refusal(where, "format", '"raw" or "qcow2": it is never guessed')
+        reader.refuse(where, "format", '"raw" or "qcow2": it is never guessed')
     readonly = reader.boolean(where, "readonly", False)
     is_direct = reader.choice(where, "cache", ("writeback", "direct"), "writeback") == "direct"
     ephemeral = reader.boolean(where, "ephemeral", False)
     if ephemeral and readonly:
-        raise reader.refusal(where, "ephemeral", "false with readonly, for then nothing is written")
+        reader.refuse(where, "ephemeral", "false with readonly, for then nothing is written")
     if ephemeral and is_direct:
-        raise reader.refusal(where, "cache", '"writeback" with ephemeral, for nothing that is written is kept')
+        reader.refuse(where, "cache", '"writeback" with ephemeral, for nothing that is written is kept')
     if image_format == "qcow2":
         _check_qcow2(reader, where, name, config, ephemeral=ephemeral)
     return DiskDevice(
@@ -86,22 +87,19 @@ def _read_one(reader: TableReader, where: str, default_name: str, config: Config
         discard=reader.boolean(where, "discard", True),
         ephemeral=ephemeral,
         queues=reader.integer(where, "queues", 0, QUEUES_MAX, 0) or min(config.cpus.max, QUEUES_MAX),
-        plug=PLUG if image_format == "raw" else QCOW2_PLUG,
+        plug=QCOW2_PLUG if image_format == "qcow2" else PLUG,
     )
 
 
 def _check_qcow2(reader: TableReader, where: str, name: str, config: Config, *, ephemeral: bool) -> None:
     """What another process serves, it serves in its own way, and in memory that it shares with the guest."""
     if reader.text(where, "serial", ""):
-        raise reader.refusal(where, "serial", 'none with format = "qcow2": qemu-storage-daemon gives each disk the same')
+        reader.refuse(where, "serial", 'none with format = "qcow2": qemu-storage-daemon gives each disk the same')
     if ephemeral:
-        raise reader.refusal(where, "ephemeral", 'false with format = "qcow2"')
-    if not config.memory.shared:
-        key = "mergeable" if config.memory.mergeable else "shared"
-        expected = "false" if config.memory.mergeable else "true"
-        raise reader.refusal("memory", key, f'{expected}, for the disk {name} is "qcow2": another process maps the memory')
+        reader.refuse(where, "ephemeral", 'false with format = "qcow2"')
+    check_shared(reader, config.memory, f'for the disk {name} is "qcow2": another process maps the memory')
     if len(config.name) + len(name) > QCOW2_NAMES_MAX:
-        raise reader.refusal(
+        reader.refuse(
             where, "name", f"at most {QCOW2_NAMES_MAX - len(config.name)} letters: with the VM's they are the path of a socket"
         )
 
@@ -110,7 +108,7 @@ def _serial(reader: TableReader, where: str, name: str) -> str:
     """By default the name, where that is not too long: the guest has the disk as /dev/disk/by-id/virtio-SERIAL."""
     serial = reader.text(where, "serial", name if len(name) <= SERIAL_MAX_BYTES else "")
     if len(serial) > SERIAL_MAX_BYTES or not serial.isascii() or not serial.isprintable():
-        raise reader.refusal(where, "serial", f"at most {SERIAL_MAX_BYTES} printable ASCII characters")
+        reader.refuse(where, "serial", f"at most {SERIAL_MAX_BYTES} printable ASCII characters")
     return serial
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmservice.config.core import check_shared
 from vmservice.config.names import config_path, read_device_name
 from vmservice.errors import ConfigError, HostFacilityMissing
 from vmservice.host.machine_id import machine_id
@@ -88,9 +89,9 @@ def read(reader: TableReader, config: Config) -> tuple[NetworkDevice, ...]:
         # Of two with one name, that is what is wrong: whoever asked for this says so. Addresses and taps follow from it.
         for other in (one for one in networks if one.name != network.name):
             if other.mac == network.mac:
-                raise reader.refusal(where, "mac", f"an address of its own; {other.name} has {network.mac.hex(':')} already")
+                reader.refuse(where, "mac", f"an address of its own; {other.name} has {network.mac.hex(':')} already")
             if other.tap == network.tap != "":
-                raise reader.refusal(where, "tap", f"a tap of its own; {other.name} has {network.tap} already")
+                reader.refuse(where, "tap", f"a tap of its own; {other.name} has {network.tap} already")
         networks.append(network)
     return tuple(networks)
 
@@ -112,15 +113,12 @@ def _read_passt(reader: TableReader, where: str, name: str, config: Config, forw
 
     for key, nothing in (("tap", ""), ("bridge", "")):
         if reader.text(where, key, nothing):
-            raise reader.refusal(where, key, 'none with mode = "passt"')
+            reader.refuse(where, key, 'none with mode = "passt"', [f"{where}.mode"])
     if reader.integer(where, "queues", 1, QUEUES_MAX, 1) != 1:
-        raise reader.refusal(where, "queues", '1 with mode = "passt", which has one pair of virtqueues')
-    if not config.memory.shared:
-        key = "mergeable" if config.memory.mergeable else "shared"
-        expected = "false" if config.memory.mergeable else "true"
-        raise reader.refusal("memory", key, f"{expected}, for passt serves the network {name}, and maps the memory")
+        reader.refuse(where, "queues", '1 with mode = "passt", which has one pair of virtqueues')
+    check_shared(reader, config.memory, f"for passt serves the network {name}, and maps the memory")
     if len(config.name) + len(name) > PASST_NAMES_MAX:
-        raise reader.refusal(
+        reader.refuse(
             where, "name", f"at most {PASST_NAMES_MAX - len(config.name)} letters: with the VM's they are the path of a socket"
         )
     return NetworkDevice(
@@ -136,12 +134,14 @@ def _read_passt(reader: TableReader, where: str, name: str, config: Config, forw
 
 def _read_tap(reader: TableReader, where: str, name: str, config: Config) -> NetworkDevice:
     if reader.texts(where, "forward"):
-        raise reader.refusal(where, "forward", 'none with mode = "tap": the guest has an address that others reach')
+        expected = 'none with mode = "tap": the guest has an address that others reach'
+        reader.refuse(where, "forward", expected, [f"{where}.mode"])
     tap, bridge = _interface(reader, where, "tap"), _interface(reader, where, "bridge")
     if _is_users(config) and bridge:
-        raise reader.refusal(where, "bridge", "none in a user's own VM: taps are made for VMs of the system only")
-    if _is_users(config) and not tap:
-        raise reader.refusal(where, "tap", "one that is there: taps are made for VMs of the system only")
+        reader.refuse(where, "bridge", "none in a user's own VM: taps are made for VMs of the system only")
+    elif _is_users(config) and not tap:
+        expected = "one that is there: taps are made for VMs of the system only"
+        reader.refuse(where, "tap", expected, [f"{where}.mode"])
     return NetworkDevice(
         name,
         _mac(reader, where, config.name, name),
@@ -160,9 +160,9 @@ def _interface(reader: TableReader, where: str, key: str) -> str:
     name = reader.text(where, key, "")
     plain = name.isascii() and name.isprintable() and not any(letter in " /:%" for letter in name)
     if len(name) > INTERFACE_NAME_MAX or not plain or name in (".", ".."):
-        raise reader.refusal(
-            where, key, f"the name of an interface, up to {INTERFACE_NAME_MAX} characters without / : % and spaces"
-        )
+        expected = f"the name of an interface, up to {INTERFACE_NAME_MAX} characters without / : % and spaces"
+        reader.refuse(where, key, expected)
+        return ""
     return name
 
 
@@ -173,12 +173,13 @@ def _mac(reader: TableReader, where: str, vm_name: str, device: str) -> bytes:
     parts = text.split(":")
     digits = "0123456789abcdefABCDEF"
     if len(parts) != MAC_BYTES or not all(len(part) == 2 and part[0] in digits and part[1] in digits for part in parts):
-        raise reader.refusal(where, "mac", 'six bytes as in "02:00:5e:00:53:01"')
+        reader.refuse(where, "mac", 'six bytes as in "02:00:5e:00:53:01"')
+        return default_mac(vm_name, device)
     mac = bytes.fromhex("".join(parts))
     if mac[0] & _MULTICAST:
-        raise reader.refusal(where, "mac", "an address of one station: a multicast address, with an odd first byte, is none")
+        reader.refuse(where, "mac", "an address of one station: a multicast address, with an odd first byte, is none")
     if not any(mac):
-        raise reader.refusal(where, "mac", "an address that is not all zeros")
+        reader.refuse(where, "mac", "an address that is not all zeros")
     return mac
 
 

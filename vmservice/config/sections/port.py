@@ -56,19 +56,24 @@ def read(reader: TableReader, _config: Config) -> tuple[PortsDevice, ...]:
         name = reader.text(section, "name", "")
         if not is_name(name):
             letters = "A-Z a-z 0-9 _ . - that begin with a letter or digit"
-            raise reader.refusal(section, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
-        if name in _TAKEN or name in ports:
-            raise reader.refusal(section, "name", "a name of its own, also beside serial and hvc, which the consoles have")
+            reader.refuse(section, "name", f"1 to {NAME_MAX_LENGTH} of {letters}")
+            name = f"{section}"  # which no other has
+        elif name in _TAKEN:
+            reader.refuse(section, "name", "a name of its own: serial and hvc are the consoles'")
+        elif name in ports:
+            reader.refuse(section, "name", f"a name of its own; {reader.name(ports[name].where, 'name')} is the same")
+            name = f"{section}"
         output = read_console(reader, section, "socket")
         is_console = reader.boolean(section, "console", False)
         if output.log != "off" and not is_console:
-            raise reader.refusal(section, "log", '"off", or console = true: a stream of bytes has no log')
+            expected = '"off", or console = true: a stream of bytes has no log'
+            reader.refuse(section, "log", expected, [f"{section}.console"])
         ports[name] = PortConfig(section, name, output, is_console=is_console)
     used = tuple(port for port in ports.values() if port.output.mode != "off")
     return (PortsDevice(used),) if used else ()
 
 
-def check_files(device: PortsDevice, path: str) -> None:
+def check_files(device: PortsDevice, _path: str) -> None:
     for port in device.ports:
-        check_output(path, f"{port.where}.path", port.output.path)
-        check_output(path, f"{port.where}.log_path", port.output.log_path)
+        check_output(f"{port.where}.path", port.output.path)
+        check_output(f"{port.where}.log_path", port.output.log_path)

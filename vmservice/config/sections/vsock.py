@@ -38,5 +38,5 @@ def read(reader: TableReader, _config: Config) -> tuple[VsockDevice, ...]:
         return ()
     cid = reader.integer("vsock", "cid", 0, CID_MAX, 0)
     if 0 < cid < CID_MIN:
-        raise reader.refusal("vsock", "cid", f"a number from {CID_MIN} to {CID_MAX}, or 0 for one that is chosen")
+        reader.refuse("vsock", "cid", f"a number from {CID_MIN} to {CID_MAX}, or 0 for one that is chosen")
     return (VsockDevice(cid),)
