@@ -110,7 +110,7 @@ def _add_watching(add: Any) -> None:
         type=_whole_number,
         help=f"only the last N entries; all unless given, {FOLLOWED_ENTRIES} with --follow",
     )
-    console = add("console", 'join this terminal to a console of a VM in mode "pty" or "socket"')
+    console = add("console", 'type at a console of a VM in mode "pty" or "socket", or talk to it through a pipe')
     console.add_argument(
         "console",
         nargs="?",
@@ -182,10 +182,19 @@ def _run_logs(name: str, count: int | None, *, user: bool, follow: bool) -> int:
 
 
 def _run_console(name: str, label: str | None, *, user: bool) -> int:
-    """Until the person leaves or the VM goes."""
+    """Until the person leaves, the input ends or the VM goes."""
     from vmservice.client import console
 
     if label is not None and not is_name(label):
         raise UsageError(f"{quoted(label)} cannot be the name of a console: it is serial, hvc, or a port's name")
-    console.attach(name, console.runtime_directory(name, user=user), label)
+    try:
+        console.attach(name, console.runtime_directory(name, user=user), label)
+    except console.NoConsole as error:
+        from vmservice.client.no_console import why
+
+        raise why(name, label, user=user) or error from None
+    except KeyboardInterrupt:
+        from vmservice.client.logs import EXIT_INTERRUPTED
+
+        return EXIT_INTERRUPTED
     return os.EX_OK

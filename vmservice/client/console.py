@@ -1,4 +1,4 @@
-"""`vmservice console NAME`: a person at the console of a VM that runs, in a pseudoterminal, for as long as they like.
+"""`vmservice console NAME`: a person at the console of a VM that runs, for as long as they like, or a program by a pipe.
 
 In its unit's RuntimeDirectory the VM keeps, for each console or port by its label, a link to its pseudoterminal in mode "pty",
 or in mode "socket" the socket LABEL.sock. A socket that systemd holds for the serial console is in a directory of its own.
@@ -43,31 +43,52 @@ def runtime_directory(name: str, *, user: bool) -> str:
     return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/vmservice/{name}"
 
 
+class NoConsole(HostFacilityMissing):
+    """There is none to attach to: no such VM, or it does not run, or not with such a console. no_console.py says which."""
+
+
 def attach(name: str, directory: str, label: str | None = None, *, input_fd: int = 0, output_fd: int = 1) -> None:
-    """Join the terminal at `input_fd` and `output_fd` to a console, until the person leaves it or the VM goes.
+    """Join `input_fd` and `output_fd` to a console. From a terminal until the person leaves it or the VM goes; else as
+    console_pipe.py says.
 
     `label` is serial, hvc or a port's name, None for the console that is there. What comes from the guest is passed on as it
-    is. Raises UsageError without a terminal, HostFacilityMissing where there is no such console, NotPermitted, and HostError
-    when it is taken.
+    is. Raises UsageError, NoConsole, NotPermitted, and HostError when it is taken; what console_pipe.py raises, too.
     """
-    if not (os.isatty(input_fd) and os.isatty(output_fd)):
-        raise UsageError("console needs a terminal for standard input and output")
+    for fd in (input_fd, output_fd):
+        _check_open(fd)
     chosen, console = _open_console(name, directory, label)
     try:
-        terminal = RawTerminal(input_fd, raw_output=True)
-        if not terminal.is_ours():
-            raise UsageError("console needs a terminal that it is in the foreground of")
-        terminal.enter()
-        jobs = _JobControl(terminal)
-        try:
-            _say(f"vmservice: at the {chosen} console of {name}; Ctrl-] three times within a second leaves it\r")
-            gone = _join(console, name, input_fd, output_fd)
-        finally:
-            jobs.close()
-            terminal.leave()
-        _say(f"\nvmservice: {'the VM has closed the' if gone else 'left the'} {chosen} console of {name}")
+        if os.isatty(input_fd):
+            _attach_terminal(console, name, chosen, input_fd, output_fd)
+        else:
+            from vmservice.client.console_pipe import Pipe
+
+            Pipe(console, f"the {chosen} console of {name}", input_fd, output_fd).run()
     finally:
         os.close(console)
+
+
+def _attach_terminal(console: int, name: str, label: str, input_fd: int, output_fd: int) -> None:
+    terminal = RawTerminal(input_fd, raw_output=True)
+    if not terminal.is_ours():
+        raise UsageError("console needs a terminal that it is in the foreground of")
+    terminal.enter()
+    jobs = _JobControl(terminal)
+    try:
+        _tell(f"vmservice: at the {label} console of {name}; Ctrl-] three times within a second leaves it\r")
+        gone = _join(console, name, input_fd, output_fd)
+    finally:
+        jobs.close()
+        terminal.leave()
+    _tell(f"\nvmservice: {'the VM has closed the' if gone else 'left the'} {label} console of {name}")
+
+
+def _check_open(fd: int) -> None:
+    """What is opened next would take its place."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise UsageError("console needs an open standard input and output; < /dev/null is an input that ends at once") from None
 
 
 class _JobControl:
@@ -110,7 +131,7 @@ def _open_console(name: str, directory: str, label: str | None) -> tuple[str, in
         if fd >= 0:
             return candidate, fd
     wanted = f"{label} console" if label is not None else "console"
-    raise HostFacilityMissing(
+    raise NoConsole(
         f'{name} has no {wanted} to attach to: it must run, with mode = "pty" or "socket" for it in its configuration'
     )
 
@@ -186,7 +207,7 @@ def _join(console: int, name: str, input_fd: int, output_fd: int) -> bool:
     waiting = b""  # typed, and not yet taken by the VM
     while True:
         if not is_socket:
-            size = _pass_size_on(output_fd, console, size)
+            size = _pass_size_on(input_fd, console, size)
         poll.register(console, select.POLLIN | (select.POLLOUT if waiting else 0))
         events = dict(poll.poll(_PERIOD_MS))
         if events.get(console, 0) & ~select.POLLOUT:
@@ -206,9 +227,9 @@ def _join(console: int, name: str, input_fd: int, output_fd: int) -> bool:
             waiting = waiting[_write_some(console, waiting) :]
 
 
-def _pass_size_on(output_fd: int, console: int, before: bytes) -> bytes:
+def _pass_size_on(terminal: int, console: int, before: bytes) -> bytes:
     """The VM's end learns how large our terminal is, and the guest at a virtio-console from that; the size as of now."""
-    size = fcntl.ioctl(output_fd, termios.TIOCGWINSZ, bytes(struct.calcsize("4H")))
+    size = fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(struct.calcsize("4H")))
     if size != before:
         fcntl.ioctl(console, termios.TIOCSWINSZ, size)
     return size
@@ -236,5 +257,7 @@ def _write_some(fd: int, data: bytes) -> int:
         return 0
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _tell(text: str) -> None:
+    """For a person, where one reads it."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from support.movers import MoveNow
 from support.process import CHECKOUT
 
 from vmservice.client import console as consoles
-from vmservice.errors import HostError, HostFacilityMissing, UsageError
+from vmservice.errors import HostError, HostFacilityMissing
 from vmservice.host.consoles.pty import PtyConsole
 from vmservice.host.consoles.socket import open_socket_console
 
@@ -52,7 +53,7 @@ def console(tmp_path: Path) -> Iterator[PtyConsole]:
 
 
 class Person:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, output: IO[bytes] | None = None, errors: IO[bytes] | None = None) -> None:
         self.screen, self.terminal = os.openpty()
         self.before = termios.tcgetattr(self.terminal)
         termios.tcsetwinsize(self.terminal, (24, 80))
@@ -60,8 +61,8 @@ class Person:
         self.process = subprocess.Popen(
             ["setsid", "--ctty", sys.executable, "-c", PROGRAM, directory],
             stdin=self.terminal,
-            stdout=self.terminal,
-            stderr=self.terminal,
+            stdout=output or self.terminal,
+            stderr=errors or self.terminal,
             env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         )
 
@@ -169,12 +170,20 @@ def test_a_signal_gives_the_terminal_back_too(console: PtyConsole, come: Callabl
     person.wait(lambda: termios.tcgetattr(person.terminal) == person.before, "the terminal is still raw")
 
 
-def test_without_a_terminal(tmp_path: Path, console: PtyConsole) -> None:
-    reader, writer = os.pipe()
-    with pytest.raises(UsageError, match="needs a terminal for standard input and output"):
-        consoles.attach("demo", str(tmp_path), input_fd=reader, output_fd=writer)
-    os.close(reader)
-    os.close(writer)
+def test_output_may_go_elsewhere(tmp_path: Path, console: PtyConsole) -> None:
+    """Into a file: with nothing of ours in it, nor on a standard error that nobody sits at. Keys are those of a terminal."""
+    shown, errors = tmp_path / "shown", tmp_path / "errors"
+    console.write(b"demo login: \r\n")
+    with shown.open("wb") as output, errors.open("wb") as error:
+        person = Person(tmp_path, output, error)
+    try:
+        person.wait(lambda: shown.read_bytes() == b"demo login: \r\n", "it does not come to the file")
+        assert console.size() == (80, 24), "of the terminal that is typed at"
+        person.type(b"\x1d\x1d\x1d")
+        assert person.wait_end() == 0
+    finally:
+        person.close()
+    assert (shown.read_bytes(), errors.read_bytes(), person.shown) == (b"demo login: \r\n", b"", b"")
 
 
 def test_a_vm_without_such_a_console(tmp_path: Path, console: PtyConsole) -> None:

@@ -1,0 +1,65 @@
+"""Why a VM has no console to attach to, and what to do about it: asked of the bus when the attempt has failed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from vmservice.client.bus import connected_bus
+from vmservice.client.console import LABELS
+from vmservice.client.vms import Facts, NotRunning, facts
+from vmservice.config.core import LOGGED_MODES
+from vmservice.config.names import config_path
+from vmservice.errors import HostFacilityMissing, VmmError, quoted
+
+_SECTIONS = {"serial": "serial", "hvc": "console"}
+# What else is to be set, that nothing of what goes to the journal or file now is lost.
+_LOGS: dict[object, str] = {"journal": 'log to "journal"', "file": 'log to "file", with its path in log_path'}
+
+
+def why(name: str, label: str | None, *, user: bool) -> HostFacilityMissing | None:
+    """The sentence, as an error; None where the bus cannot be asked. `label` is the console that was wanted, if one was."""
+
+    async def ask() -> Facts:
+        async with connected_bus(user=user) as bus:
+            return await facts(bus, name)
+
+    try:
+        vm = asyncio.run(ask())
+    except NotRunning as error:
+        return _not_there(name, user=user) or error
+    except VmmError:
+        return None
+    return HostFacilityMissing(_of_a_running_vm(vm, label, config_path(name, user=user)))
+
+
+def _not_there(name: str, *, user: bool) -> HostFacilityMissing | None:
+    """Where the VM does not even have a configuration."""
+    path, others = (config_path(name, user=whose) for whose in (user, not user))
+    if os.path.lexists(path):
+        return None
+    text = f"there is no VM {name}: {path} does not exist"
+    if os.path.lexists(others):
+        text += f"; for that of {others} run the command {'without' if user else 'with'} --user"
+    return HostFacilityMissing(text)
+
+
+def _of_a_running_vm(vm: Facts, label: str | None, path: str) -> str:
+    """A sentence. The mode of what can be attached to is the last that is looked at: it is not where it is looked for."""
+    consoles = {device.name: device.details for device in vm.devices or () if device.kind in ("console", "port")}
+    wanted = label or next((one for one in LABELS if one in consoles), None)
+    if wanted is None:
+        return f"{vm.name} has no console: [serial] and [console] are off in {path}"
+    if wanted not in consoles:
+        section = f"[{_SECTIONS[wanted]}]" if wanted in _SECTIONS else f"a [[port]] called {quoted(wanted)}"
+        others = ", ".join(consoles) or "none"
+        return f"{vm.name} has no console {wanted}: {section} is not there, or off, in {path}; it has {others}"
+    mode = consoles[wanted].get("mode")
+    if mode in LOGGED_MODES:
+        return f"{vm.name} was not started by its unit: its {wanted} console is at {consoles[wanted].get('path')}"
+    prefix, place = (f"{_SECTIONS[wanted]}.", "") if wanted in _SECTIONS else ("", f", [[port]] {quoted(wanted)},")
+    advice = f'set {prefix}mode to "socket"'
+    if mode in _LOGS and consoles[wanted].get("console", True):
+        advice += f" and {prefix}{_LOGS[mode]}, which keeps what is printed there"
+    wrong = f"the {wanted} console of {vm.name} cannot be attached to in mode {quoted(str(mode))}"
+    return f"{wrong}: in {path}{place} {advice}; then restart the VM"
