@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from vmservice.config.names import is_made_by_unit
 from vmservice.errors import PATH_SHOWN_MAX, ConfigError, quoted
 
 TYPE_CHECKING = False
@@ -340,5 +341,5 @@ def check_output(key: str, file: str | None) -> None:
 
 def check_folder(key: str, file: str) -> None:
     folder = os.path.dirname(file)
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder) and not is_made_by_unit(folder):
         raise ConfigError(f"{key} is {quoted(file, PATH_SHOWN_MAX)}, but there is no directory {folder}")

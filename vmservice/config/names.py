@@ -59,3 +59,18 @@ def whose_config(path: str) -> tuple[str, bool] | None:
             if path == config_path(name, user=user):
                 return name, user
     return None
+
+
+def is_made_by_unit(folder: str) -> bool:
+    """Whether it is one that a VM's unit makes at its start by StateDirectory=, LogsDirectory= or RuntimeDirectory=, of the
+    system or of the user."""
+    parent, name = os.path.split(folder)
+    if not is_name(name):
+        return False
+    home = os.path.expanduser("~")
+    settings = os.environ.get("XDG_CONFIG_HOME", f"{home}/.config")
+    state = os.environ.get("XDG_STATE_HOME", f"{home}/.local/state")
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "/run")
+    # Before version 254 systemd had a user's state and logs below the settings.
+    places = (runtime, state, f"{state}/log", settings, f"{settings}/log", "/run", "/var/lib", "/var/log")
+    return parent in [f"{place}/vmservice" for place in places]

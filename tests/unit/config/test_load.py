@@ -520,3 +520,32 @@ def test_ports(file: Path) -> None:
 )
 def test_shared_memory(file: Path, keys: str, shared: bool) -> None:
     assert load(file, f"{KERNEL}[memory]\n{keys}").memory.shared is shared
+
+
+def test_a_log_in_a_directory_that_only_the_unit_makes(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "firmware").write_bytes(b"x")
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    text = '[firmware]\npath = "firmware"\n[serial]\nmode = "file"\npath = "{}/log"\n'
+    made = (
+        "ada/.local/state/vmservice/web",
+        "ada/.local/state/log/vmservice/web",
+        "ada/.config/log/vmservice/web",
+        "run/vmservice/a",
+    )
+    for folder in (
+        "/var/log/vmservice/web",
+        "/var/lib/vmservice/web",
+        "/run/vmservice/web",
+        *(f"{tmp_path}/{one}" for one in made),
+    ):
+        assert check(file, text.format(folder)) is None
+    for folder in (
+        "/var/log/vmservice/web/more",
+        "/var/log/vmservice/.web",
+        "/var/log/nosuch",
+        f"{tmp_path}/ada/vmservice/web",
+    ):
+        assert f"there is no directory {folder}" in str(check(file, text.format(folder)))
