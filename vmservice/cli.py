@@ -130,6 +130,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands[Any]]:
 
 def _check_config(target: str, user: bool) -> int:
     from vmservice.check.configuration import find_mistakes
+    from vmservice.check.in_unit import judge_files
     from vmservice.config.load import read_config
     from vmservice.config.names import config_path, whose_config
     from vmservice.errors import raise_all
@@ -137,11 +138,10 @@ def _check_config(target: str, user: bool) -> int:
     path = target if "/" in target or target.endswith(".toml") else config_path(target, user=user)
     owner = whose_config(path)
     config, mistakes = read_config(owner[0] if owner is not None else "config", path)
-    raise_all([*mistakes, *find_mistakes(config, is_whole=not mistakes)])
-    if owner is not None and not owner[1]:
-        from vmservice.check.readable import check_readable
-
-        check_readable(config)
+    judge = judge_files(config, is_system=owner is not None and not owner[1])
+    for note in judge.notes:
+        print(f"vmservice: {note}", file=sys.stderr)
+    raise_all([*mistakes, *find_mistakes(config, is_whole=not mistakes), *judge.mistakes])
     if len(config.read_from) > 1:
         print(f"read {', '.join(config.read_from)}")
     print(f"{path}: no problem found")

@@ -103,12 +103,12 @@ def test_all_of_them_reach_the_guest_and_nobody_else(guest: UnitVm, container: C
 @every_release
 def test_a_file_that_the_account_may_not_read(guest: UnitVm) -> None:
     guest.host.run(f"chown root /etc/vmservice/{guest.name}.key", check=True)
-    words = (
-        f'/etc/vmservice/{guest.name}.toml: credentials."own.file": the file /etc/vmservice/{guest.name}.key is not readable'
-    )
+    file = f"/etc/vmservice/{guest.name}.key"
+    place = f'/etc/vmservice/{guest.name}.toml: credentials."own.file": '
     checked = guest.host.run(f"vmservice check-config {guest.name}")
     assert checked.returncode == 78
-    assert f"{words} for the account vmservice, which the VM runs as" in checked.stderr
+    assert f'{place}file is "{file}", which the account vmservice of {guest.unit} may not read' in checked.stderr
+    assert "or use LoadCredential= in a drop-in of the unit instead" in checked.stderr
     assert guest.host.run(f"systemctl start {guest.unit}").returncode != 0
     guest.wait_inactive()
     assert '.key", which is not readable for the account vmservice' in guest.journal()

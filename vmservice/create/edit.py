@@ -7,13 +7,14 @@ import shlex
 import subprocess
 from collections.abc import Callable
 
-from vmservice.check.configuration import check_config
+from vmservice.check.configuration import find_mistakes
+from vmservice.check.in_unit import judge_files
 from vmservice.client.systemctl import run_systemctl
 from vmservice.config.load import load_config
 from vmservice.create import places
 from vmservice.create.places import Place
 from vmservice.create.undo import Undo, unmoved_by_ctrl_c
-from vmservice.errors import ConfigError, HostError, HostFacilityMissing, sentences
+from vmservice.errors import ConfigError, HostError, HostFacilityMissing, raise_all, sentences
 
 _EDITORS = ("editor", "nano", "vim", "vi")
 
@@ -61,7 +62,8 @@ def _until_right(place: Place, draft: str, ask: Callable[[str], bool], say: Call
     while True:
         _run_editor(draft)
         try:
-            check_config(load_config(place.name, place.configuration, draft))
+            config = load_config(place.name, place.configuration, draft)
+            raise_all([*find_mistakes(config), *judge_files(config, is_system=not place.user).mistakes])
         except ConfigError as error:
             for sentence in sentences(error):
                 say(sentence)

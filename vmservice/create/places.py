@@ -8,7 +8,7 @@ import pwd
 import subprocess
 from dataclasses import dataclass, field
 
-from vmservice.check.readable import account_of_unit
+from vmservice.check.unit import account_of_unit
 from vmservice.client.systemctl import systemctl_line
 from vmservice.config.names import NAME_MAX_LENGTH, config_path
 from vmservice.errors import ConfigError, HostError, HostFacilityMissing, NotPermitted
