@@ -96,3 +96,15 @@ def test_a_crash_kernel_is_only_noted(tmp_path: Path) -> None:
         wait_until(lambda: guest.warnings or None, "nothing was noted")
         assert guest.warnings == ["the guest panicked, and goes on with its crash kernel"]
         assert guest.events.drain() == []
+
+
+def test_a_panic_that_only_its_console_tells_is_heard_of(tmp_path: Path) -> None:
+    with running_guest(image(tmp_path, HANGS)) as guest:
+        for byte in b"Kernel panic - not syncing: No working init found.\r\n":
+            guest.machines[-1].board.pio.write(layout.COM1_BASE, bytes([byte]))
+        event = guest.next_event()
+        assert (event.kind, event.detail) == (EventKind.PANIC_LINE, "No working init found.")
+        reasons: list[str] = []
+        guest.vm.on_panic_line = reasons.append
+        guest.vm.on_guest_event(event)
+        assert (reasons, guest.vm.state) == (["No working init found."], State.RUNNING)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vmservice.errors import MachineLost, VmmError
 from vmservice.host import signals
 from vmservice.service.dump import Dump
+from vmservice.service.panic_notice import PanicNotice
 from vmservice.service.reload import Reload
 from vmservice.service.reopening import Reopening
 from vmservice.service.sd_notify import watchdog_sec
@@ -98,6 +99,7 @@ class Service:
             Watchdog(vm, log, notifier, timeout_sec, self._tell_status, self._dump.soon) if timeout_sec is not None else None
         )
         self._guest = self._listen_to_guest(listener, config.service.ready_timeout_sec) if listener is not None else None
+        self._panic_notice: PanicNotice
         self._exit: asyncio.Future[int]
 
     def run(self) -> int:
@@ -108,6 +110,7 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_bug)
         self._exit = loop.create_future()
+        self._panic_notice = PanicNotice(self._vm, self._log, loop, self._tell_status)
         self._outbox.on_bug(lambda error: self._on_thread_bug(loop, "the outbox failed", error))
         self._backends.mover.on_bug(lambda error: self._on_thread_bug(loop, "the consoles' thread failed", error))
         self._outbox.start()
@@ -259,7 +262,8 @@ class Service:
             text = f"{text}; not on the bus"
         if self._guest is not None and not self._vm.guest_ready and self._vm.state == State.RUNNING:
             text = f"{text}; waits for the guest to be ready"
-        more = (self._watchdog.trouble if self._watchdog is not None else "", self._guest_status())
+        trouble = self._watchdog.trouble if self._watchdog is not None else ""
+        more = (trouble, self._panic_notice.status, self._guest_status())
         return "; ".join((text, *(clause for clause in more if clause)))
 
     def _guest_status(self) -> str:
@@ -304,8 +308,10 @@ class Service:
         self._log.state(self._vm, changes)
         if self._vm.state == State.SHUTDOWN and "State" in changes:
             self._on_shutdown()
-        if self._guest is not None and "LastExit" in changes:
-            self._guest.forget()
+        if "LastExit" in changes:
+            self._panic_notice.forget()
+            if self._guest is not None:
+                self._guest.forget()
         if changes.get("GuestReady"):
             self._become_ready()
         self._tell_status()

@@ -17,6 +17,7 @@ from vmservice.vm.exit_handler import ExitHandler
 from vmservice.vm.guest_requests import GuestRequests
 from vmservice.vm.identity import smbios_tables
 from vmservice.vm.machine import KvmMachine
+from vmservice.vm.panic_line import PanicLine
 from vmservice.vm.vcpus import Vcpus
 
 TYPE_CHECKING = False
@@ -120,7 +121,7 @@ def _build(
         split_irqchip=split_irqchip,
         vcpus=vcpus,
         max_vcpus=config.cpus.max,
-        console=serial.write if serial is not None else None,
+        console=PanicLine(serial.write, guest.panic_line).write if serial is not None else None,
         on_console_room=services.on_input_room,
         watchdog_fired=host.take_watchdog_fired(),
         on_watchdog=host.note_watchdog,

@@ -19,6 +19,7 @@ class EventKind:
     RESET = "reset"  # reset register, keyboard controller, triple fault
     ERROR = "error"  # KVM failed; the detail says how
     PANIC = "panic"  # its kernel says so, by pvpanic; it runs on until something is done about it
+    PANIC_LINE = "panic line"  # its console says that its kernel has panicked, for the reason in the detail
     WATCHDOG = "watchdog"  # it did not feed its watchdog in time; it runs on likewise
     VCPUS = "vcpus"  # the guest took a new vCPU, or gave one back
     CALL = "call"  # a device has something to do that the guest's own threads are not to wait for: `call` does it

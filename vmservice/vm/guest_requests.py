@@ -36,6 +36,9 @@ class GuestRequests:
         if not self.has_left:
             self._post(EventKind.PANIC)
 
+    def panic_line(self, reason: str) -> None:
+        self._post(EventKind.PANIC_LINE, reason)
+
     def watchdog(self) -> None:
         if not self.has_left:
             self._post(EventKind.WATCHDOG)

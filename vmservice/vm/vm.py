@@ -43,7 +43,8 @@ class Vm:
     `devices` lists them as `Devices` on the bus has them: see Backends.details.
     Listeners are told after each change which properties have new values: a dict of D-Bus property names to plain values.
     `on_trouble` is told what went wrong where no caller is told: a policy that could not be carried out, or MachineLost, after
-    which the process has to end. `on_input_room` is told a console that may take typed bytes again after it refused some.
+    which the process has to end. `on_input_room` is told a console that may take typed bytes again after it refused some,
+    `on_panic_line` the reason for which the guest's console says that its kernel has panicked.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Vm:
         self._on_panic = on_panic
         self._on_watchdog = on_watchdog
         self.on_input_room: Callable[[str], None] = lambda _console: None
+        self.on_panic_line: Callable[[str], None] = lambda _reason: None
         self._holder = MachineHolder(build, memory_bytes, self._tell_input_room)
         self._deferred: list[GuestEvent] = []
         self._operation: Operation | None = None
@@ -333,6 +335,8 @@ class Vm:
         elif event.kind == EventKind.VCPUS:
             self._note_vcpus()
             self._holder.present.settle_vcpus()
+        elif event.kind == EventKind.PANIC_LINE:
+            self.on_panic_line(event.detail)
         elif event.kind == EventKind.POWEROFF:
             self._end(LastExit.POWEROFF, event.detail)
         elif event.kind in (EventKind.ERROR, EventKind.BUG):
