@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import groupby
 
 from vmservice.errors import UsageError, quoted
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 NAME_MAX_LENGTH = 64
 NAME_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 NAME_REST = NAME_FIRST | frozenset("_.-")
+
+SYSTEM_DIRECTORY = "/etc/vmservice"
+_SUFFIX = ".toml"
 
 
 def check_name(name: str) -> None:
@@ -42,18 +46,39 @@ def read_device_name(reader: TableReader, section: str, default: str) -> str:
 def config_path(name: str, *, user: bool) -> str:
     """Where the configuration of the VM `name` belongs: for the system instance, or for the user's own."""
     check_name(name)
+    return f"{config_directory(user=user)}/{name}{_SUFFIX}"
+
+
+def config_directory(*, user: bool) -> str:
+    """Where all configurations of the system instance are, or those of the user's own VMs."""
     if not user:
-        return f"/etc/vmservice/{name}.toml"
+        return SYSTEM_DIRECTORY
     home = os.environ.get("XDG_CONFIG_HOME", "")
     if not home.startswith("/"):  # XDG base directory specification: a relative path is to be ignored
         home = os.path.expanduser("~/.config")
-    return os.path.normpath(f"{home}/vmservice/{name}.toml")
+    return os.path.normpath(f"{home}/vmservice")
+
+
+def configured_names(*, user: bool) -> list[str]:
+    """The VMs that have a file there, whatever is in it, in the order of `natural_key`; OSError where nobody may look."""
+    try:
+        files = os.listdir(config_directory(user=user))
+    except FileNotFoundError:
+        return []
+    names = (file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX))
+    return sorted((name for name in names if is_name(name)), key=natural_key)
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """By this names are sorted as a person counts: web2 is before web10."""
+    parts = ("".join(letters) for _, letters in groupby(name, "0123456789".__contains__))
+    return [(0, int(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
 def whose_config(path: str) -> tuple[str, bool] | None:
     """The VM whose configuration belongs at `path`, and whether it is the user's own; None for a file elsewhere."""
     path = os.path.abspath(path)
-    name = os.path.basename(path).removesuffix(".toml")
+    name = os.path.basename(path).removesuffix(_SUFFIX)
     if is_name(name):
         for user in (False, True):
             if path == config_path(name, user=user):
