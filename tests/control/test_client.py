@@ -19,13 +19,14 @@ from dbus_next import Message, Variant
 from dbus_next.constants import MessageFlag, MessageType
 from support.bus_client import PROPERTIES, Client, client, served_vm
 from support.fake_journal import FakeJournal
+from support.fake_systemd import FAILED, NOT_LOADED, RUNNING, systemd
 from support.private_bus import OPEN_POLICY, PrivateBus
 from support.process import CHECKOUT, SIM_CONFIG, Manager, VmProcess, vmservice
 
 from vmservice.cli import main
 from vmservice.client import bus as client_bus
-from vmservice.client import vms
-from vmservice.client.units import UNIT_INTERFACE, unit_path
+from vmservice.client import usage, vms
+from vmservice.config import names
 from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 
 ADDRESS = "DBUS_SYSTEM_BUS_ADDRESS"
@@ -37,8 +38,12 @@ Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def system_bus(bus: PrivateBus, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bus of the test is the system bus of the commands, and there is no session."""
+def system_bus(bus: PrivateBus, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The bus of the test is the system bus of the commands, and there is no session. Only demo has a configuration."""
+    (tmp_path / "vmservice").mkdir()
+    (tmp_path / "vmservice/demo.toml").write_text(SIM_CONFIG)
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path / "vmservice"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     own: PrivateBus = request.getfixturevalue("own_bus") if "own_bus" in request.fixturenames else bus
     monkeypatch.setenv(ADDRESS, own.address)
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
@@ -72,7 +77,7 @@ def silent(_call: Message) -> None:
 
 def test_list_without_a_vm(capsys: Output) -> None:
     assert asyncio.run(run("list")) == 0
-    assert capsys.readouterr() == ("", "vmservice: no VM is running\n")
+    assert capsys.readouterr() == ("", "vmservice: no VM is running; 1 is configured (`vmservice list --all`)\n")
     assert asyncio.run(run("list", "--json")) == 0
     assert capsys.readouterr() == ("[]\n", "")
 
@@ -85,19 +90,29 @@ def test_list(bus: PrivateBus, capsys: Output) -> None:
             nine.vm.boot()
             nine.vm.shutdown()
             assert await run("list") == 0
-            assert capsys.readouterr() == (
-                "NAME    STATE     VCPUS  MEMORY  LAST-EXIT\n"
-                "9lives  shutdown  1/4    64 MiB  shutdown\n"
-                "web-1   paused    1/4    64 MiB  -\n",
-                "",
-            )
+            said = capsys.readouterr()
+            assert said.err == ""
+            header, *lines = (line.split() for line in said.out.splitlines())
+            assert header == ["NAME", "STATE", "VCPUS", "CPU", "MEMORY", "USED", "LAST-EXIT"]
+            assert [(line[:3], line[4:6], line[-1]) for line in lines] == [
+                (["9lives", "shutdown", "1/4"], ["64", "MiB"], "shutdown"),
+                (["web-1", "paused", "1/4"], ["64", "MiB"], "-"),
+            ]
             assert await run("list", "--json") == 0
             nine_said, web_said = json.loads(capsys.readouterr().out)
             assert (nine_said["name"], nine_said["state"], nine_said["last_exit"]) == ("9lives", "shutdown", "shutdown")
+            # All are this process.
+            assert web_said.pop("cpu_percent") >= 0
+            assert web_said.pop("cpu_sec") > 0
+            assert web_said.pop("memory_used") > 1 << 20
             assert web_said == {
                 "name": "web-1",
                 "bus_name": "org.vmservice.VM1.web_2d1",
+                "condition": "paused",
                 "state": "paused",
+                "pid": os.getpid(),
+                "unit": None,
+                "reason": None,
                 "vcpus": 1,
                 "max_vcpus": 4,
                 "memory": 64 << 20,
@@ -123,16 +138,20 @@ def test_a_vm_that_hangs_holds_up_no_other(bus: PrivateBus, capsys: Output, monk
         ):
             assert await run("list") == 0
             said = capsys.readouterr()
-            assert [line.split() for line in said.out.splitlines()[1:]] == [
-                *([name, "?", "?", "?", "?"] for name in "abc"),
-                ["demo", "created", "1/4", "64", "MiB", "-"],
-            ]
-            assert said.err.splitlines() == [f"vmservice: the VM {name} did not answer within 0.5 seconds" for name in "abc"]
+            *stuck, demo = (line.split() for line in said.out.splitlines()[1:])
+            assert demo[:3] == ["demo", "created", "1/4"]
+            for name, line in zip("abc", stuck, strict=True):
+                assert (line[:3], line[4], line[7]) == ([name, "?", "?"], "?", "?")
+                assert " ".join(line[8:]) == f"the VM {name} did not answer within 0.5 seconds"
+            assert said.err == ""
             assert await run("list", "--json") == 0
             said = capsys.readouterr()
             assert json.loads(said.out)[0]["error"] == "the VM a did not answer within 0.5 seconds"
             assert said.err == ""
             assert await run("status", "a") == 75
+            said = capsys.readouterr()
+            assert said.out.splitlines()[1:3] == ["      State: ?", "     Reason: the VM a did not answer within 0.5 seconds"]
+            assert said.err == "vmservice: the VM a did not answer within 0.5 seconds\n"
 
     asyncio.run(check())
 
@@ -156,10 +175,9 @@ def test_what_others_put_on_the_bus(bus: PrivateBus, capsys: Output) -> None:
             impostor(bus.address, bus_name("odd"), lie_otherwise),
         ):
             assert await run("list") == 0
-            assert capsys.readouterr().out.splitlines()[1:] == [
-                "liar  ?[31mfine  ?      1 MiB   ?",
-                "odd   ?          ?      ?       ?",
-            ]
+            liar, odd = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+            assert (liar[:3], liar[4:6], liar[-1]) == (["liar", "?[31mfine", "?"], ["1", "MiB"], "?")
+            assert (odd[:3], odd[4], odd[-1]) == (["odd", "?", "?"], "?", "?")
 
     asyncio.run(check())
 
@@ -168,7 +186,7 @@ def test_a_vm_that_ends_while_it_is_looked_at_is_not_listed(bus: PrivateBus, cap
     async def check() -> None:
         async with impostor(bus.address, bus_name("brief"), lambda _call: brief.bus.disconnect()) as brief:
             assert await run("list") == 0
-            assert capsys.readouterr() == ("", "vmservice: no VM is running\n")
+            assert capsys.readouterr().out == ""
 
     asyncio.run(check())
 
@@ -257,10 +275,10 @@ def test_reboot_of_a_vm_whose_process_ends(
     systemctl.write_text('#!/bin/sh\necho "asked to $*"\n')
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    unit = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": sim.pid if of_unit else 0}
+    unit = {**RUNNING, "MainPID": sim.pid if of_unit else 0}
 
     async def check() -> None:
-        async with systemd(bus.address, "demo", **unit):
+        async with systemd(bus.address, {"demo": unit}):
             status = await run("reboot", "demo")
         said = capfd.readouterr()
         if of_unit:
@@ -294,7 +312,14 @@ def test_a_refusal_is_the_vms_own_sentence(bus: PrivateBus, capsys: Output) -> N
 @pytest.mark.parametrize("command", ["status", "pause"])
 def test_a_vm_that_is_not_running(capsys: Output, command: str) -> None:
     assert asyncio.run(run(command, "demo")) == 69
-    assert capsys.readouterr() == ("", "vmservice: the VM demo is not running; `systemctl start vm@demo` starts it\n")
+    shown = (
+        f"demo\n          State: stopped\n  Configuration: {names.SYSTEM_DIRECTORY}/demo.toml\n" if command == "status" else ""
+    )
+    assert capsys.readouterr() == (shown, "vmservice: the VM demo is not running; `systemctl start vm@demo` starts it\n")
+    assert asyncio.run(run(command, "nosuch")) == 69
+    path = f"{names.SYSTEM_DIRECTORY}/nosuch.toml"
+    sentence = f"the VM nosuch does not exist: it does not run, and there is no {path}"
+    assert capsys.readouterr() == ("", f"vmservice: {sentence}\n")
 
 
 def test_a_vm_that_ends_in_the_middle_of_a_call(bus: PrivateBus, capsys: Output) -> None:
@@ -372,8 +397,8 @@ def test_the_session_bus(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, capsy
             assert await run("boot", "--user", "demo") == 0
             assert await run("list", "--user") == 0
             assert "demo  running" in capsys.readouterr().out
-            assert await run("pause", "other", "--user") == 69
-            assert "`systemctl --user start vm@other` starts it" in capsys.readouterr().err
+        assert await run("pause", "demo", "--user") == 69
+        assert "`systemctl --user start vm@demo` starts it" in capsys.readouterr().err
 
     asyncio.run(check())
 
@@ -389,35 +414,26 @@ def test_a_bus_that_is_stopped(own_bus: PrivateBus, monkeypatch: pytest.MonkeyPa
 # status
 
 
-@asynccontextmanager
-async def systemd(address: str, vm: str, **values: object) -> AsyncIterator[None]:
-    """org.freedesktop.systemd1 with the unit of one VM."""
-
-    def answer(call: Message) -> Message:
-        assert (call.path, call.member) == (unit_path(f"vm@{vm}.service"), "Get")
-        interface, name = call.body
-        assert interface == (UNIT_INTERFACE if name != "MainPID" else "org.freedesktop.systemd1.Service")
-        value = values[name]
-        return Message.new_method_return(call, "v", [Variant("u" if isinstance(value, int) else "s", value)])
-
-    async with impostor(address, "org.freedesktop.systemd1", answer):
-        yield
-
-
-def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     journal = FakeJournal(monkeypatch)
     journal.vmm("VM started", "web-1")
+    group = tmp_path / "vm"
+    group.mkdir()
+    (group / "cpu.stat").write_text("usage_usec 12345678\nuser_usec 1\n")
+    (group / "memory.current").write_text("85354086\n")
+    monkeypatch.setattr(usage, "CGROUPS", str(tmp_path))
 
     async def check() -> None:
-        unit = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": 485}
-        async with served_vm(bus.address, "web-1") as served, systemd(bus.address, "web-1", **unit):
+        unit = {**RUNNING, "MainPID": 485, "ControlGroup": "/vm"}
+        async with served_vm(bus.address, "web-1") as served, systemd(bus.address, {"web-1": unit}):
             served.vm.boot()
             assert await run("status", "web-1") == 0
             assert capsys.readouterr() == (
                 "web-1\n"
                 "      State: running\n"
                 "      vCPUs: 1 of 4\n"
-                "     Memory: 64 MiB\n"
+                "        CPU: 0.0% of one processor, 12.3 s since the start\n"
+                "     Memory: 64 MiB, 81.4 MiB used of the host's\n"
                 "  Last exit: -\n"
                 "   Bus name: org.vmservice.VM1.web_2d1\n"
                 f"    Process: {os.getpid()}\n"
@@ -435,7 +451,11 @@ def test_status(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch
                 "active_state": "active",
                 "sub_state": "running",
                 "main_pid": 485,
+                "result": "success",
+                "exit_status": None,
+                "status_text": None,
             }
+            assert (said["cpu_percent"], said["cpu_sec"], said["memory_used"]) == (0.0, 12.345678, 85354086)
             assert [line["text"] for line in said["journal"]] == ["VM started"]
             assert said["devices"] == [{"kind": "console", "name": "serial", "details": {"mode": "null"}}]
             assert said["stats"] == {"sim.heartbeats": 0.0}
@@ -450,8 +470,7 @@ def test_status_without_systemd(bus: PrivateBus, capsys: Output) -> None:
             assert "Unit" not in capsys.readouterr().out
             assert await run("status", "demo", "--json") == 0
             assert json.loads(capsys.readouterr().out)["unit"] is None
-            unknown = {"LoadState": "not-found", "ActiveState": "inactive", "SubState": "dead", "MainPID": 0}
-            async with systemd(bus.address, "demo", **unknown):
+            async with systemd(bus.address, {"demo": NOT_LOADED}):
                 assert await run("status", "demo") == 0
                 assert "Unit" not in capsys.readouterr().out
 
@@ -460,17 +479,21 @@ def test_status_without_systemd(bus: PrivateBus, capsys: Output) -> None:
 
 def test_status_of_a_vm_whose_unit_has_failed(bus: PrivateBus, capsys: Output) -> None:
     async def check() -> None:
-        unit = {"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed", "MainPID": 0}
-        async with systemd(bus.address, "demo", **unit):
-            sentence = "the VM demo is not running; `systemctl start vm@demo` starts it (its unit is failed)"
+        unit = {**FAILED, "ExecMainStatus": 134, "StatusText": "the guest panicked"}
+        async with systemd(bus.address, {"demo": unit}):
+            reason = "the guest panicked (exit status 134)"
+            advice = "the VM demo is not running; `systemctl start vm@demo` starts it again"
+            sentence = f"{advice} (it has failed: {reason})"
             assert await run("status", "demo", "--json") == 69
             said = capsys.readouterr()
             assert said.err == f"vmservice: {sentence}\n"
             answer = json.loads(said.out)
-            assert (answer["state"], answer["error"], answer["unit"]["active_state"]) == (None, sentence, "failed")
+            assert (answer["condition"], answer["state"], answer["reason"]) == ("failed", None, reason)
+            assert (answer["error"], answer["unit"]["active_state"]) == (sentence, "failed")
             assert await run("status", "demo") == 69
             said = capsys.readouterr()
-            assert "       Unit: vm@demo.service, failed (failed)\n" in said.out
+            assert "          State: failed\n         Reason: the guest panicked (exit status 134)\n" in said.out
+            assert "           Unit: vm@demo.service, failed (failed)\n" in said.out
             assert said.err.endswith(f"vmservice: {sentence}\n")
         assert await run("status", "demo", "--json") == 69
         assert json.loads(capsys.readouterr().out)["unit"] is None

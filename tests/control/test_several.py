@@ -9,9 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from dbus_next import Message, Variant
-from dbus_next.constants import MessageType
-from support.bus_client import Served, client, served_vm
+from support.bus_client import Served, served_vm
+from support.fake_systemd import RUNNING, systemd
 from support.private_bus import PrivateBus
 
 from vmservice.cli import main
@@ -58,7 +57,7 @@ def test_all_are_worked_on_though_some_fail(bus: PrivateBus, capsys: Output) -> 
             assert said.out == ""
             assert sorted(said.err.splitlines()) == [
                 "vmservice: a is already paused",
-                "vmservice: the VM nobody is not running; `systemctl start vm@nobody` starts it",
+                "vmservice: the VM nobody does not exist: it does not run, and there is no /etc/vmservice/nobody.toml",
             ]
             assert await run("pause a nobody") == 1
             assert await run("poweroff --force a b web-1") == 0
@@ -114,19 +113,10 @@ def test_a_reboot_by_systemd_holds_up_nobody(bus: PrivateBus, tmp_path: Path, mo
     systemctl.write_text(f"#!/bin/sh\nread line < {fifo}\nexit 3\n")
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    values = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": os.getpid()}
+    units = {"slow": {**RUNNING, "MainPID": os.getpid()}}
 
     async def check() -> None:
-        async with client(bus.address) as systemd, running(bus, "slow", "a") as (slow, other):
-
-            def answer(call: Message) -> Message | None:
-                if call.message_type is not MessageType.METHOD_CALL:
-                    return None
-                value = values[call.body[1]]
-                return Message.new_method_return(call, "v", [Variant("u" if isinstance(value, int) else "s", value)])
-
-            systemd.bus.add_message_handler(answer)
-            await systemd.bus.request_name("org.freedesktop.systemd1")
+        async with systemd(bus.address, units), running(bus, "slow", "a") as (slow, other):
             assert slow.joined is not None
             slow.joined._object._verbs["Boot"] = refuse
             leaving = asyncio.ensure_future(leave(slow))

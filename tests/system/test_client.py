@@ -18,14 +18,19 @@ def test_a_vm_from_start_to_stop(vm: UnitVm) -> None:
     host.run(f"systemctl start --no-block {vm.unit} && vmservice wait {name} running --timeout 60", check=True)
 
     table = host.run("vmservice list", check=True).stdout.splitlines()
-    assert table[0].split() == ["NAME", "STATE", "VCPUS", "MEMORY", "LAST-EXIT"]
-    assert [name, "running", "2/2", "64", "MiB", "-"] in [line.split() for line in table]
+    assert table[0].split() == ["NAME", "STATE", "VCPUS", "CPU", "MEMORY", "USED", "LAST-EXIT"]
+    (row,) = (line.split() for line in table if line.startswith(f"{name} "))
+    assert (row[:3], row[4:6], row[-1]) == ([name, "running", "2/2"], ["64", "MiB"], "-")
 
     host.run(f"vmservice pause {name}", check=True)
     said = json.loads(host.run(f"vmservice status --json {name}", check=True).stdout)
     pid = vm.main_pid()
     assert (said["state"], said["pid"]) == ("paused", pid)
-    assert said["unit"] == {"name": vm.unit, "active_state": "active", "sub_state": "running", "main_pid": pid}
+    unit = said["unit"]
+    assert (unit["name"], unit["active_state"], unit["sub_state"], unit["main_pid"]) == (vm.unit, "active", "running", pid)
+    assert said["cpu_sec"] > 0
+    assert said["cpu_percent"] is not None
+    assert said["memory_used"] > 1 << 20
     shown = host.run(f"vmservice status {name}", check=True)
     assert f"{vm.unit}, active (running), main process {pid}" in shown.stdout
     assert "vmservice: VM paused\n" in shown.stdout
@@ -40,9 +45,7 @@ def test_a_vm_from_start_to_stop(vm: UnitVm) -> None:
     gone = host.run(f"vmservice status {name}")
     assert gone.returncode == 69
     assert "vmservice: VM shut down (poweroff)\n" in gone.stdout
-    assert gone.stderr == (
-        f"vmservice: the VM {name} is not running; `systemctl start vm@{name}` starts it (its unit is inactive)\n"
-    )
+    assert gone.stderr == f"vmservice: the VM {name} is not running; `systemctl start vm@{name}` starts it\n"
 
 
 def test_the_journal_of_a_vm(vm: UnitVm) -> None:
@@ -81,13 +84,67 @@ def test_a_vm_that_hangs_is_shown_as_such(vm: UnitVm) -> None:
     vm.host.run(f"kill -STOP {vm.main_pid()}", check=True)
     try:
         listed = vm.host.run("vmservice list", check=True)
-        assert [vm.name, "?", "?", "?", "?"] in [line.split() for line in listed.stdout.splitlines()]
-        assert f"vmservice: the VM {vm.name} did not answer within 2 seconds\n" in listed.stderr
+        (row,) = (line.split() for line in listed.stdout.splitlines() if line.startswith(f"{vm.name} "))
+        assert row[1:3] == ["?", "?"]
+        assert f"the VM {vm.name} did not answer within 2 seconds\n" in listed.stdout
         waited = vm.host.run(f"vmservice wait {vm.name} paused --timeout 1")
         assert (waited.returncode, waited.stderr.count("it does not answer")) == (75, 1)
     finally:
         vm.host.run(f"kill -CONT {vm.main_pid()}", check=True)
     assert vm.state == "running"
+
+
+@every_release
+def test_all_there_is(vm: UnitVm) -> None:
+    """What failed says why, what is configured is there, what stops and starts is shown so, and nobody is told to start what
+    cannot be."""
+    host = vm.host
+    others = [UnitVm(host, f"{vm.name}-{number}") for number in (2, 10, 9)]
+    panicked, broken, simulated = others
+    try:
+        panicked.configure(firmware_config("panic", service='on_panic = "exit"'))
+        host.run(f"mkdir -p /run/systemd/system/{panicked.unit}.d", check=True)
+        host.run(
+            f"printf '[Service]\\nRestartForceExitStatus=\\nRestart=no\\n' > /run/systemd/system/{panicked.unit}.d/once.conf"
+        )
+        broken.configure("[cpus]\nboot = many\n")
+        host.run(f"systemctl daemon-reload; systemctl start {panicked.unit}; systemctl start {broken.unit}")
+        panicked.wait_inactive()
+        # Without a unit, and without a configuration of its own.
+        host.run(
+            f"systemd-run --unit=sim-{vm.name} vmservice run --sim --config /etc/vmservice/{vm.name}.toml {simulated.name}",
+            check=True,
+        )
+        host.run(f"vmservice wait {simulated.name} running --timeout 60", check=True)
+        # A guest that takes no notice of its power button.
+        vm.configure(firmware_config("deaf"))
+        vm.start()
+        host.run(f"systemctl stop --no-block {vm.unit}", check=True)
+        host.run(f"timeout 30 sh -c 'until systemctl show -P ActiveState {vm.unit} | grep -q deactivating; do sleep 0.1; done'")
+
+        lines = host.run("vmservice list --all", check=True).stdout.splitlines()
+        rows = {line.split()[0]: line for line in lines}
+        assert list(rows) == ["NAME", vm.name, panicked.name, simulated.name, broken.name], lines
+        assert rows[vm.name].split()[1] == "stopping"
+        assert rows[panicked.name].split()[1] == "failed"
+        assert rows[panicked.name].endswith("(exit status 134)")
+        assert rows[simulated.name].split()[1] == "running"
+        assert rows[broken.name].split()[1] == "failed"
+        assert f"/etc/vmservice/{broken.name}.toml" in rows[broken.name]
+        assert rows[broken.name].endswith("(exit status 78)")
+        said = host.run(f"vmservice status {panicked.name}")
+        assert said.returncode == 69
+        assert "  Reason: " in said.stdout
+        missing = host.run("vmservice status nosuch")
+        assert (missing.returncode, missing.stdout) == (69, "")
+        path = "/etc/vmservice/nosuch.toml"
+        sentence = f"the VM nosuch does not exist: it does not run, and there is no {path}"
+        assert missing.stderr == f"vmservice: {sentence}\n"
+        assert "nosuch" not in host.run("vmservice list --all", check=True).stdout
+    finally:
+        host.run(f"systemctl stop sim-{vm.name}; rm -r /run/systemd/system/{panicked.unit}.d; systemctl daemon-reload")
+        for other in others:
+            other.remove()
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ def add_commands(commands: Commands[Any]) -> None:
         add_common_options(parser, "user", *common)
         return parser
 
-    add("list", "list the VMs on the bus", "json", names="none")
+    listing = add("list", "list the VMs that run", "json", names="none")
+    listing.add_argument("--all", action="store_true", help="also those that have failed, and those that are only configured")
     add("status", "show a VM, its process, its unit, and the last lines of its journal", "json")
     for verb in VERBS:
         if verb.command:
@@ -128,7 +129,7 @@ def run_command(options: argparse.Namespace) -> int:
     if command == "list":
         from vmservice.client.commands import list_vms
 
-        return list_vms(user=user, as_json=options.json)
+        return list_vms(user=user, as_json=options.json, everything=options.all)
     if command in UNIT_VERBS or hasattr(options, "names"):
         return _run_on_several(options, list(dict.fromkeys(options.names)))
     check_name(options.name.rpartition("@")[2] if command == "ssh" else options.name)

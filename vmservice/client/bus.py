@@ -19,12 +19,12 @@ from vmservice.errors import HostFacilityMissing, VmmError, seconds
 CONNECT_TIMEOUT_SEC = 5.0
 # What the bus itself is asked, it answers from its own tables.
 DAEMON_TIMEOUT_SEC = 5.0
-# ListNames of a bus with tens of thousands of names.
+# ListNames of a bus with tens of thousands of names, or systemd's list of thousands of units.
 NAMES_LIMIT_BYTES = 1 << 20
 TEXT_LIMIT_CHARS = 2048
 
-_NAMES = "as"
-_UNPACKED_REPLIES = ("s", "u", "v", "a{sv}", _NAMES)
+_LISTS = ("as", "a(ssssssouso)")
+_UNPACKED_REPLIES = ("s", "u", "v", "a{sv}", *_LISTS)
 _UNPACKED_SIGNALS = ("sss", "sa{sv}as")  # NameOwnerChanged, PropertiesChanged
 
 
@@ -48,7 +48,7 @@ class ClientReader(MessageReader):
     """Unpacks what is answered to a client, and no call: nobody has anything to call here."""
 
     def _body_limit_bytes(self, kind: MessageType, signature: str) -> int:
-        if kind is MessageType.METHOD_RETURN and signature == _NAMES:
+        if kind is MessageType.METHOD_RETURN and signature in _LISTS:
             return NAMES_LIMIT_BYTES
         return super()._body_limit_bytes(kind, signature)
 

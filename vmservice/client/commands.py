@@ -10,28 +10,36 @@ from collections.abc import Coroutine, Sequence
 from vmservice.client import output
 from vmservice.client.bus import connected_bus
 from vmservice.client.logs import EXIT_INTERRUPTED, LastLines
+from vmservice.client.overview import Overview, measured, overview, overviews, without_bus
 from vmservice.client.power import power_cycle, press_power_button
 from vmservice.client.several import for_each, tell
-from vmservice.client.units import unit_state
-from vmservice.client.vms import Facts, NotRunning, all_facts, call_verb, facts, process_id
+from vmservice.client.vms import call_verb
 from vmservice.client.wait import StateWatch
+from vmservice.config.names import config_directory
+from vmservice.errors import VmmError
 
 
-def list_vms(*, user: bool, as_json: bool) -> int:
-    """Print every VM on the bus."""
+def list_vms(*, user: bool, as_json: bool, everything: bool = False) -> int:
+    """Print the VMs that run, or all that there are."""
 
     async def ask() -> int:
-        async with connected_bus(user=user) as bus:
-            found = await all_facts(bus)
+        missing: VmmError | None = None
+        try:
+            async with connected_bus(user=user) as bus:
+                found = await measured(await overviews(bus, user=user, everything=everything))
+        except VmmError as error:
+            if not as_json and not everything:
+                raise
+            missing = error
+            found = without_bus(str(error), user=user) if everything else []
         if as_json:
             _print_json([output.as_dict(vm) for vm in found])
         elif found:
-            print(output.table(found, colours=output.colours_wanted(sys.stdout)))
-        else:
-            tell("no VM is running")
-        for vm in found:
-            if vm.error is not None and not as_json:
-                tell(vm.error)
+            print(output.table(found, colours=output.colours_wanted(sys.stdout), width=output.width_of(sys.stdout)))
+        elif missing is None:
+            tell(_nothing(user=user, everything=everything))
+        if missing is not None:
+            raise missing
         return os.EX_OK
 
     return _run(ask())
@@ -40,35 +48,44 @@ def list_vms(*, user: bool, as_json: bool) -> int:
 def show_status(name: str, *, user: bool, as_json: bool) -> int:
     """Print what one VM, the bus, systemd and the journal say of it.
 
-    One that does not run is NotRunning, when what is known of its unit and its last lines has been printed all the same.
+    One that does not run is NotRunning, when what is known of its unit and its last lines has been printed all the same; so is
+    NotInTime one that does not answer.
     """
 
     async def ask() -> int:
-        missing: NotRunning | None = None
-        async with connected_bus(user=user) as bus:
-            unit = await unit_state(bus, name)
-            try:
-                vm = await facts(bus, name)
-                pid = await process_id(bus, name)
-            except NotRunning as error:
-                if unit is None and not as_json:
-                    raise
-                missing = error if unit is None else NotRunning(f"{error} (its unit is {unit.active_state})")
-                vm, pid = Facts(name, error=str(missing)), None
-        lines = LastLines(name, user=user) if unit is not None else None
+        try:
+            async with connected_bus(user=user) as bus:
+                vm, failure = await overview(bus, name, user=user)
+        except VmmError as error:
+            if not as_json:
+                raise
+            vm, failure = Overview(name, user, error=str(error)), error
+        if failure is not None and not vm.exists and not as_json:
+            raise failure
+        lines = LastLines(name, user=user) if vm.unit is not None and vm.exists else None
         if as_json:
-            _print_json({**output.details_as_dict(vm, pid, unit), "journal": lines.as_list() if lines is not None else []})
+            answer = {**output.details_as_dict(vm), "journal": lines.as_list() if lines is not None else []}
+            _print_json(answer if failure is None else {**answer, "error": str(failure)})
         else:
-            print(output.details(vm, pid, unit, colours=output.colours_wanted(sys.stdout)))
+            print(output.details(vm, colours=output.colours_wanted(sys.stdout)))
             if lines is not None:
                 print(lines.as_text(), end="")
                 if lines.note is not None:
                     tell(lines.note)
-        if missing is not None:
-            raise missing
+        if failure is not None:
+            raise failure
         return os.EX_OK
 
     return _run(ask())
+
+
+def _nothing(*, user: bool, everything: bool) -> str:
+    folder = config_directory(user=user)
+    if everything:
+        return f"there is no VM: none runs, and {folder} has no NAME.toml"
+    count = len(without_bus("", user=user))
+    configured = "1 is configured" if count == 1 else f"{count} are configured"
+    return f"no VM is running; {configured} (`vmservice list --all`)" if count else "no VM is running"
 
 
 def run_verb(member: str, names: Sequence[str], *, user: bool, vcpus: int | None = None) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.systemctl import systemctl_line
-from vmservice.config.names import check_name
+from vmservice.config.names import check_name, config_path, natural_key
 from vmservice.control.errors import ERROR_NAMES, FAILED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.errors import GuestNotResponding, HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError, seconds
@@ -104,14 +104,14 @@ class Facts:
 
 
 async def running_names(bus: Bus) -> list[str]:
-    """The names of all VMs on the bus, sorted. A bus name that no VM could have is nobody's."""
+    """The names of all VMs on the bus, in their natural order. A bus name that no VM could have is nobody's."""
     try:
         (owned,) = await bus.ask_daemon("ListNames")
     except CallFailed as failed:
         raise HostError(f"the {bus.kind} bus does not list its names: {failed.text}") from None
     prefix = f"{INTERFACE}."
     found = (name_of_label(name.removeprefix(prefix)) for name in owned if name.startswith(prefix))
-    return sorted(name for name in found if name is not None)
+    return sorted((name for name in found if name is not None), key=natural_key)
 
 
 def name_of_label(label: str) -> str | None:
@@ -132,32 +132,15 @@ def name_of_label(label: str) -> str | None:
     return name if bus_name(name) == f"{INTERFACE}.{label}" else None
 
 
-async def all_facts(bus: Bus) -> list[Facts]:
-    """What every VM says of itself. One that does not answer is there with an `error`, and holds up no other for long."""
-    turn = asyncio.Semaphore(LOOKS_AT_A_TIME)
-
-    async def look(name: str) -> Facts | None:
-        async with turn:
-            try:
-                return await facts(bus, name)
-            except NotRunning:  # it ended meanwhile
-                return None
-            except (NotInTime, Refused, NotPermitted) as error:
-                return Facts(name, error=str(error))
-
-    async with asyncio.TaskGroup() as group:
-        looks = [group.create_task(look(name)) for name in await running_names(bus)]
-    return [found for found in (task.result() for task in looks) if found is not None]
-
-
-async def facts(bus: Bus, name: str) -> Facts:
-    """What the VM says of itself; raises what `failure` makes of an error."""
+async def facts(bus: Bus, name: str, timeout_sec: float | None = None) -> Facts:
+    """What the VM says of itself; raises what `failure` makes of an error. The limit is LOOK_TIMEOUT_SEC unless given."""
+    limit_sec = LOOK_TIMEOUT_SEC if timeout_sec is None else timeout_sec
     try:
         body = await bus.call(
-            bus_name(name), OBJECT_PATH, PROPERTIES_INTERFACE, "GetAll", "s", [INTERFACE], timeout_sec=LOOK_TIMEOUT_SEC
+            bus_name(name), OBJECT_PATH, PROPERTIES_INTERFACE, "GetAll", "s", [INTERFACE], timeout_sec=limit_sec
         )
     except TimeoutError:
-        raise NotInTime(f"the VM {name} did not answer within {seconds(LOOK_TIMEOUT_SEC)}") from None
+        raise NotInTime(f"the VM {name} did not answer within {seconds(limit_sec)}") from None
     except CallFailed as failed:
         raise failure(bus, name, "look at", failed) from None
     values = body[0] if body else {}
@@ -195,10 +178,29 @@ async def call_verb(bus: Bus, name: str, member: str, vcpus: int | None = None) 
         raise failure(bus, name, member, failed) from None
 
 
+def is_configured(name: str, *, user: bool) -> bool:
+    """Whether the VM has a configuration, or may have one where this account cannot look."""
+    try:
+        os.stat(config_path(name, user=user))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def not_running(name: str, *, user: bool) -> NotRunning:
+    """What is said of a VM without a process, with the way to start it if there is any."""
+    if is_configured(name, user=user):
+        return NotRunning(f"the VM {name} is not running; `{systemctl_line('start', name, user=user)}` starts it")
+    path = config_path(name, user=user)
+    return NotRunning(f"the VM {name} does not exist: it does not run, and there is no {path}")
+
+
 def failure(bus: Bus, name: str, what: str, failed: CallFailed) -> VmmError:
     """What a person is told about the error that answered `what` ("Pause")."""
     if failed.by_bus and failed.name in NOBODY_THERE:
-        return NotRunning(f"the VM {name} is not running; `{systemctl_line('start', name, user=bus.user)}` starts it")
+        return not_running(name, user=bus.user)
     if failed.by_bus and failed.name == GONE:
         return NotRunning(f"the VM {name} ended before it answered")
     if failed.name in _DENIED and failed.by_bus:

@@ -54,7 +54,12 @@ def test_a_hard_stop_is_never_the_plain_word(calls: list[Call]) -> None:
 def test_options_go_before_or_after_the_command(calls: list[Call], words: str) -> None:
     assert main(words.split()) == 0
     assert main(["list"]) == 0
-    assert [options for _, _, options in calls] == [{"user": True, "as_json": True}, {"user": False, "as_json": False}]
+    assert [(options["user"], options["as_json"]) for _, _, options in calls] == [(True, True), (False, False)]
+
+
+def test_list_takes_all(calls: list[Call]) -> None:
+    assert main(["list", "--all"]) == main(["list"]) == 0
+    assert [options["everything"] for _, _, options in calls] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from vmservice.client.bus import CallFailed, printable
 from vmservice.client.units import unit_path
-from vmservice.client.vms import DeviceFacts, Facts, failure, name_of_label
+from vmservice.client.vms import DeviceFacts, Facts, failure, is_configured, name_of_label
+from vmservice.config import names
+from vmservice.config.names import config_path
 from vmservice.control.names import escape_label
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
@@ -66,6 +69,15 @@ def test_what_others_say_cannot_steer_a_terminal() -> None:
     assert len(printable("x" * 100_000)) == 2048
 
 
+@pytest.fixture(autouse=True)
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VM demo has a configuration, as a user's too, and no other one has."""
+    (tmp_path / "vmservice").mkdir()
+    (tmp_path / "vmservice/demo.toml").touch()
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path / "vmservice"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
 BUS = "org.freedesktop.DBus.Error."
 VM = "org.vmservice.VM1.Error."
 
@@ -107,6 +119,20 @@ def test_a_users_vm_is_started_by_the_users_systemd() -> None:
     bus: Any = SimpleNamespace(user=True)
     error = failure(bus, "demo", "Pause", CallFailed(f"{BUS}ServiceUnknown", "", by_bus=True))
     assert "`systemctl --user start vm@demo`" in str(error)
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_nobody_is_told_to_start_what_has_no_configuration(user: bool) -> None:
+    bus: Any = SimpleNamespace(user=user)
+    error = failure(bus, "nosuch", "Pause", CallFailed(f"{BUS}ServiceUnknown", "", by_bus=True))
+    path = config_path("nosuch", user=user)
+    assert str(error) == f"the VM nosuch does not exist: it does not run, and there is no {path}"
+    assert error.exit_status == 69
+
+
+def test_what_this_account_cannot_see_may_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", f"/{'x' * 300}")
+    assert is_configured("nosuch", user=False)
 
 
 def test_the_path_of_a_unit_is_systemds() -> None:
