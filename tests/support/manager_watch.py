@@ -1,6 +1,7 @@
 """Runs in the container, with the package's own libraries: a client of org.vmservice.Manager1 as a desktop is one.
 
-It asks for all objects once and then follows the signals. Each VM that comes or goes, and each value, is a line.
+It asks for all objects once and then follows the signals. Each VM that comes or goes is a line, and each value; those that come
+together are written together.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ def say(*words: object) -> None:
 
 
 def say_values(name: str, values: dict[str, Any]) -> None:
-    for key, variant in values.items():
-        say(f"{name}.{key}={variant.value}")
+    say("\n".join(f"{name}.{key}={variant.value}" for key, variant in values.items()))
 
 
 def come(path: str, interfaces: dict[str, dict[str, Any]]) -> None:

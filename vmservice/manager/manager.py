@@ -105,18 +105,12 @@ class Manager:
             held.callback(transport.close)
             presence = Presence(transport, self._version, user=self._user, log=self._log)
             held.push_async_callback(presence.close)
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_SEC + LOOK_PATIENCE_SEC):
-                    await transport.connect()
-                    await presence.look(self._folder)
-                    presence.appear(self._idle_sec, self._call_later, on_idle=self.close)
-                    await _own_name(transport)
-            except TimeoutError:
-                raise HostError(f"the bus at {self._address} did not answer within {seconds(CONNECT_TIMEOUT_SEC)}") from None
-            except VmmError as error:
-                raise error if isinstance(error, HostError) else HostError(str(error)) from None
-            except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
-                raise HostError(f"cannot join the bus at {self._address}: {failure_reason(error)}") from None
+            joining = asyncio.ensure_future(self._join(transport, presence))
+            held.push_async_callback(_end, joining)
+            await asyncio.wait({joining, self._closing}, return_when=asyncio.FIRST_COMPLETED)
+            if not joining.done():
+                return ""
+            joining.result()
             self._on_acquired()
             await asyncio.wait({transport.disconnected, self._closing}, return_when=asyncio.FIRST_COMPLETED)
             if self._closing.done():
@@ -126,6 +120,21 @@ class Manager:
                 with contextlib.suppress(Exception):
                     await transport.ask(daemon_call("ReleaseName", "s", [INTERFACE]), FAREWELL_TIMEOUT_SEC)
         return f"the connection to the bus at {self._address} was lost"
+
+    async def _join(self, transport: ManagerTransport, presence: Presence) -> None:
+        """Owns the name when it returns. Raises HostError."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SEC + LOOK_PATIENCE_SEC):
+                await transport.connect()
+                await presence.look(self._folder)
+                presence.appear(self._idle_sec, self._call_later, on_idle=self.close)
+                await _own_name(transport)
+        except TimeoutError:
+            raise HostError(f"the bus at {self._address} did not answer within {seconds(CONNECT_TIMEOUT_SEC)}") from None
+        except VmmError as error:
+            raise error if isinstance(error, HostError) else HostError(str(error)) from None
+        except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
+            raise HostError(f"cannot join the bus at {self._address}: {failure_reason(error)}") from None
 
 
 class Presence:
@@ -229,6 +238,11 @@ class Presence:
             self._transport.disconnect()  # a bus that takes nothing for so long is gone for us
             return
         self._transport.send(Message.new_signal(path, interface, member, signature, body))
+
+
+async def _end(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def _own_name(transport: ManagerTransport) -> None:

@@ -24,9 +24,9 @@ from vmservice.manager.names import (
     OBJECT_PATH,
     VM_INTERFACE,
     VMS_PATH,
-    vm_of_path,
     vm_path,
 )
+from vmservice.manager.whose import vm_of_path
 
 _STANDARD = {
     PROPERTIES_INTERFACE: {"Get": "ss", "GetAll": "s", "Set": "ssv"},

@@ -13,7 +13,7 @@ from vmservice.control.names import DAEMON, INTERFACE, OBJECT_PATH, PROPERTIES_I
 from vmservice.errors import HostError, HostFacilityMissing
 from vmservice.manager.looks import Looks
 from vmservice.manager.model import Model
-from vmservice.manager.names import vm_of_bus_name
+from vmservice.manager.whose import vm_of_bus_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

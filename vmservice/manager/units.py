@@ -19,7 +19,8 @@ from vmservice.control.names import DAEMON, PROPERTIES_INTERFACE
 from vmservice.errors import HostFacilityMissing
 from vmservice.manager.looks import Looks
 from vmservice.manager.model import Model, UnitFacts
-from vmservice.manager.names import unit_of, vm_of_unit, vm_of_unit_path
+from vmservice.manager.names import unit_of
+from vmservice.manager.whose import vm_of_unit, vm_of_unit_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import pytest
 
 from vmservice.client.units import unit_path
 from vmservice.control.names import bus_name
-from vmservice.manager.names import unit_of, vm_of_bus_name, vm_of_path, vm_of_unit, vm_of_unit_path, vm_path
+from vmservice.manager.names import unit_of, vm_path
+from vmservice.manager.whose import vm_of_bus_name, vm_of_path, vm_of_unit, vm_of_unit_path
 
 
 @pytest.mark.parametrize("name", ["demo", "web-1", "1st", "a_b.c", "9", "A" * 64])
