@@ -32,6 +32,7 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/lib/systemd/user/vmservice-manager.service",
         "/usr/share/dbus-1/interfaces/org.vmservice.Manager1.VM.xml",
         "/usr/share/dbus-1/interfaces/org.vmservice.Manager1.xml",
+        "/usr/share/bash-completion/completions/vmservice",
         "/usr/share/dbus-1/interfaces/org.vmservice.VM1.xml",
         "/usr/share/dbus-1/services/org.vmservice.Manager1.service",
         "/usr/share/dbus-1/system-services/org.vmservice.Manager1.service",
@@ -42,11 +43,13 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/share/doc/vmservice/testing-clients.md",
         "/usr/share/doc/vmservice/threat-model.md",
         "/usr/share/polkit-1/actions/org.vmservice.vm1.policy",
+        "/usr/share/fish/vendor_completions.d/vmservice.fish",
         "/usr/share/man/man1/vmservice.1.gz",
         "/usr/share/man/man5/org.vmservice.VM1.5.gz",
         "/usr/share/man/man5/vmservice.toml.5.gz",
         "/usr/share/man/man8/vm-disk@.service.8.gz",
         "/usr/share/man/man8/vm@.service.8.gz",
+        "/usr/share/zsh/vendor-completions/_vmservice",
     } <= set(files)
 
 
