@@ -75,6 +75,14 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
+def vm_of_entry(entry: str) -> str | None:
+    """The VM whose file, NAME.toml, or folder of drop-ins, NAME.toml.d, is called so in the folder of configurations."""
+    for suffix in (".toml", ".toml.d"):
+        if entry.endswith(suffix) and is_name(entry.removesuffix(suffix)):
+            return entry.removesuffix(suffix)
+    return None
+
+
 def whose_config(path: str) -> tuple[str, bool] | None:
     """The VM whose configuration belongs at `path`, and whether it is the user's own; None for a file elsewhere."""
     path = os.path.abspath(path)

@@ -1,16 +1,14 @@
-"""The VMs that have a configuration file."""
+"""The VMs that have a configuration file, or drop-ins."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from vmservice.config.names import is_name
+from vmservice.config.names import vm_of_entry
 from vmservice.errors import HostError
 from vmservice.host.folder_watch import FolderWatch
 from vmservice.manager.model import Model
-
-_SUFFIX = ".toml"
 
 
 class Configured:
@@ -37,5 +35,4 @@ class Configured:
                 self._told = str(error)
                 self._log(f"{error}; VMs are not shown by their configuration files")
             names = []
-        found = (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
-        self._model.set_configured({name for name in found if is_name(name)})
+        self._model.set_configured({name for name in map(vm_of_entry, names) if name is not None})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmservice.config.load import Config, check_files, load_config
-from vmservice.config.names import check_name, config_path
+from vmservice.config.names import check_name, config_path, vm_of_entry
 from vmservice.config.sections.port import PortsDevice
 from vmservice.errors import ConfigError, UsageError, sentences
 
@@ -372,6 +372,17 @@ def test_configuration_that_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(ConfigError, match=f"the configuration {tmp_path}/link does not exist"):
         load_config("demo", f"{tmp_path}/link")
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        *(("web.toml", "web"), ("web.toml.d", "web"), ("a.b.toml", "a.b"), ("common.toml.d", "common")),
+        *(("common.d", None), ("web", None), (".web.toml", None), (".toml.d", None), ("web.toml.dpkg-new", None)),
+    ],
+)
+def test_whose_file_or_folder_it_is(entry: str, name: str | None) -> None:
+    assert vm_of_entry(entry) == name
 
 
 @pytest.mark.parametrize("name", ["a", "A-1_.b", "0", "x" * 64])
