@@ -133,9 +133,12 @@ def _check_config(target: str, user: bool) -> int:
     from vmservice.check.in_unit import judge_files
     from vmservice.config.load import read_config
     from vmservice.config.names import config_path, whose_config
-    from vmservice.errors import raise_all
+    from vmservice.errors import one_line, raise_all
 
     path = target if "/" in target or target.endswith(".toml") else config_path(target, user=user)
+    folder = os.path.dirname(os.path.abspath(path))
+    if folder.endswith(".toml.d"):  # a drop-in, which says nothing without the others
+        path = folder.removesuffix(".d")
     owner = whose_config(path)
     config, mistakes = read_config(owner[0] if owner is not None else "config", path)
     judge = judge_files(config, is_system=owner is not None and not owner[1])
@@ -143,8 +146,8 @@ def _check_config(target: str, user: bool) -> int:
         print(f"vmservice: {note}", file=sys.stderr)
     raise_all([*mistakes, *find_mistakes(config, is_whole=not mistakes), *judge.mistakes])
     if len(config.read_from) > 1:
-        print(f"read {', '.join(config.read_from)}")
-    print(f"{path}: no problem found")
+        print(one_line(f"read {', '.join(config.read_from)}"))
+    print(one_line(f"{path}: no problem found"))
     return os.EX_OK
 
 

@@ -25,7 +25,7 @@ class VmmError(Exception):
     exit_status = 70
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message if message.isprintable() else _escaped(message))
+        super().__init__(one_line(message))
 
 
 class UsageError(VmmError):
@@ -178,12 +178,15 @@ class NotSupported(CallerError):
 
 def quoted(text: str, most: int = _QUOTED_MAX_LENGTH) -> str:
     """`text` as TOML writes a string and as a sentence can hold it: in quotes, bounded, one line without control characters."""
-    shown = "".join(_ESCAPES.get(letter) or _escaped(letter) for letter in text[:most])
+    shown = "".join(_ESCAPES.get(letter) or one_line(letter) for letter in text[:most])
     return f'"{shown}"' if len(text) <= most else f'"{shown}…"'
 
 
-def _escaped(text: str) -> str:
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04X}" for letter in text)
+def one_line(text: str) -> str:
+    """With what no printer has escaped: a name that somebody else chose cannot move a terminal's cursor."""
+    return (
+        text if text.isprintable() else "".join(letter if letter.isprintable() else f"\\u{ord(letter):04X}" for letter in text)
+    )
 
 
 def seconds(count: float) -> str:

@@ -57,7 +57,7 @@ def check_files(device, path):
         raise ConfigError(f"{path}: the bell {device.name} has no file {device.file}")
 
 
-def check_live(device, path, memory_bytes):
+def check_live(device, memory_bytes):
     pass
 """
 BACK_END = """

@@ -69,8 +69,11 @@ def test_a_user_has_a_network(container: Container, alice: str) -> None:
 
 @every_release
 def test_a_user_runs_a_vm_of_their_own(container: Container, alice: str) -> None:
-    container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
-    container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=firmware_config().encode(), check=True)
+    """Of what all of the user's VMs have, and an empty file."""
+    folder = "/home/alice/.config/vmservice"
+    container.run(f"{alice} mkdir -p {folder}/common.d", check=True)
+    container.run(f"{alice} tee {folder}/common.d/all.toml", stdin=firmware_config().encode(), check=True)
+    container.run(f"{alice} touch {folder}/mine.toml", check=True)
     name = f"org.vmservice.VM1.mine {OBJECT} org.vmservice.VM1"
 
     container.run(f"{alice} systemctl --user start vm@mine", check=True)

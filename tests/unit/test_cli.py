@@ -132,6 +132,18 @@ def test_the_start_tells_all_that_is_wrong_with_the_file_itself(tmp_path: Path) 
     assert [line.partition("error: ")[2] for line in said] == [f"{path}: {line}" for line in TOLD[:3]]
 
 
+def test_check_config_names_the_files_that_it_has_read(tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(bzimage(pattern(4096)))
+    (tmp_path / "demo.toml.d").mkdir()
+    path = write(tmp_path / "demo.toml", f'[kernel]\npath = "{kernel}"\n')
+    drop_in = write(tmp_path / "demo.toml.d/a.toml", '[memory]\nsize = "128M"\n')
+    for target in (path, drop_in):
+        done = vmservice("check-config", str(target))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines() == [f"read {path}, {drop_in}", f"{path}: no problem found"]
+
+
 def test_a_name_of_a_file_cannot_move_the_cursor(tmp_path: Path) -> None:
     path = write(tmp_path / "de\x1b[2Jmo.toml", "[kernel]\npath = 1\n")
     _, line = refused("check-config", str(path))

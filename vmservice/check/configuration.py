@@ -41,7 +41,7 @@ def find_mistakes(config: Config, *, is_whole: bool = True) -> list[ConfigError]
 
 def _try_guest(config: Config) -> None:
     if config.kernel is not None:
-        smbios_tables(config, read_values(config.credentials, config.path))
+        smbios_tables(config, read_values(config.credentials, config.naming()))
     memory = backing.allocate(layout.ram_ranges(config.memory.size_bytes))
     try:
         with config.naming():

@@ -55,9 +55,9 @@ def is_name(name: str) -> bool:
     return is_plain and name not in ("", ".", "..") and len(name) <= NAME_MAX_LENGTH
 
 
-def read_values(credentials: tuple[Credential, ...], path: str) -> dict[str, bytes]:
-    """All values by name, those of files read; ConfigError, which names the configuration at `path`, where that cannot be."""
-    with Naming(path):
+def read_values(credentials: tuple[Credential, ...], naming: Naming) -> dict[str, bytes]:
+    """All values by name, those of files read; ConfigError where that cannot be, which has its file's name by `naming`."""
+    with naming:
         return {one.name: value_of(one) for one in credentials}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vmservice.errors import quoted
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,8 @@ def merge(parts: Sequence[tuple[str, Tables]]) -> tuple[Tables, dict[str, tuple[
 def by_key(tables: Tables, origins: dict[str, tuple[str, str]]) -> dict[str, str]:
     """The file of each section.key, and of each `kind name` of a device, that of its path or else its first."""
     files = {key: file for key, (file, _) in origins.items() if "[" not in key}
+    for name in tables.get("credentials", {}):
+        files[f"credentials.{quoted(name, 255)}.file"] = files[f"credentials.{name}"]
     for (array, name), place in _names(tables).items():
         files[f"{array} {name}"] = (origins.get(f"{place}.path") or origins[place])[0]
     return files

@@ -137,6 +137,8 @@ def _delete(place: Place, options: argparse.Namespace) -> int:
         say(
             f"{place.folder} stays, for it has what create did not make: {', '.join(quoted(name) for name in deleted.kept[:5])}"
         )
+    if os.path.isdir(f"{place.configuration}.d"):
+        say(f"{place.configuration}.d stays, which has drop-ins for it")
     if deleted.is_enabled:
         say(f"its unit is still enabled: {place.systemctl('disable')}")
     return os.EX_OK

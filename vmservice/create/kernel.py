@@ -11,7 +11,7 @@ from vmservice.create import places
 from vmservice.create.places import Made, Place
 from vmservice.create.scratch import new_file, write_all
 from vmservice.create.undo import Undo
-from vmservice.errors import ConfigError, HostError
+from vmservice.errors import ConfigError, HostError, quoted
 from vmservice.image.guest import Guest, look_into, take
 from vmservice.image.tools import Image
 
@@ -40,9 +40,8 @@ def update_kernel(place: Place) -> tuple[Guest, list[str]]:
         os.close(lock)
     notes = []
     if config.kernel is not None and config.kernel.cmdline != guest.cmdline:
-        notes.append(
-            f"{place.configuration} keeps its kernel.cmdline; of {guest.source} it would be now\n  cmdline = {guest.cmdline!r}"
-        )
+        line = quoted(guest.cmdline, len(guest.cmdline))
+        notes.append(f"{place.configuration} keeps its kernel.cmdline; of {guest.source} it would be now\n  cmdline = {line}")
     return guest, notes
 
 

@@ -7,7 +7,7 @@ import posixpath
 import re
 from dataclasses import dataclass
 
-from vmservice.errors import ConfigError, HostError, HostFacilityMissing, VmmError
+from vmservice.errors import ConfigError, HostError, HostFacilityMissing, VmmError, quoted
 from vmservice.image import file_systems, grub
 from vmservice.image.boot_entry import ENTRIES, BootEntry, Files, read_entries, read_grub_environment, version_key
 from vmservice.image.dissected import PROGRAM, Dissected
@@ -264,7 +264,7 @@ def _kernel_of(entry: BootEntry, place: _Place, places: list[_Place], path: str)
             if size > KERNEL_MAX_BYTES:
                 raise ConfigError(f"{path}: its kernel {entry.kernel} has {size} bytes")
             return kernel, one
-    raise ConfigError(f"{path}: the boot entry {entry.title!r} names the kernel {entry.kernel}, which is not there")
+    raise ConfigError(f"{path}: the boot entry {quoted(entry.title)} names the kernel {entry.kernel}, which is not there")
 
 
 def _path_of(name: str, place: _Place) -> str:

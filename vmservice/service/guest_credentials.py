@@ -26,7 +26,7 @@ def collect(config: Config, log: Log, more: Mapping[str, bytes]) -> dict[str, by
     if config.credentials:
         from vmservice.config.credentials import read_values
 
-        _add(found, read_values(config.credentials, config.path), config.path, log)
+        _add(found, read_values(config.credentials, config.naming()), config.path, log)
     return found
 
 

@@ -61,7 +61,8 @@ class Reload:
         for device in changed:
             module = section_module(device.kind)
             if hasattr(module, "check_live"):
-                module.check_live(device, new.path, self._vm.memory_bytes)
+                with new.naming():
+                    module.check_live(device, self._vm.memory_bytes)
         waiting = _differences(self._built_from, new)
         if waiting:
             check_files(new)

@@ -43,7 +43,7 @@ def test_text_and_files(file: Path) -> None:
         '[credentials]\nplain = "a b"\n"ssh.authorized_keys.root" = "ssh-ed25519 …"\n'
         '\'tls.key\' = { file = "key" }\nempty = ""\n',
     )
-    assert read_values(config.credentials, config.path) == {
+    assert read_values(config.credentials, config.naming()) == {
         "plain": b"a b",
         "ssh.authorized_keys.root": "ssh-ed25519 …".encode(),
         "tls.key": b"\0\xffbinary\n",
@@ -53,7 +53,7 @@ def test_text_and_files(file: Path) -> None:
 
 def test_a_text_of_several_lines(file: Path) -> None:
     config = load(file, '[credentials]\n"a.b" = """\none\ntwo\n"""\n')
-    assert read_values(config.credentials, config.path) == {"a.b": b"one\ntwo\n"}
+    assert read_values(config.credentials, config.naming()) == {"a.b": b"one\ntwo\n"}
 
 
 LONG = "n" * 256

@@ -135,11 +135,12 @@ def test_each_sentence_names_the_file_that_is_wrong(tmp_path: Path) -> None:
 def test_a_missing_file_is_told_with_the_file_that_names_it(tmp_path: Path) -> None:
     common = write(tmp_path / "common.d/all.toml", KERNEL.replace("/boot/vmlinuz", "k") + DISK)
     own = write(tmp_path / "demo.toml", '[[disk]]\nname = "root"\npath = "r"\n[cloud-init]\n')
-    drop_in = write(tmp_path / "demo.toml.d/a.toml", '[cloud-init]\nuser_data = "u"\n')
+    drop_in = write(tmp_path / "demo.toml.d/a.toml", '[cloud-init]\nuser_data = "u"\n[credentials]\n"a.b" = { file = "c" }\n')
     with pytest.raises(ConfigError) as caught:
         check_files(load(tmp_path))
     assert [str(error) for error in caught.value.errors] == [  # type: ignore[attr-defined]
         f'{common}: kernel.path is "{tmp_path}/k", which does not exist',
+        f'{drop_in}: credentials."a.b".file is "{tmp_path}/c", which does not exist',
         f'{own}: disk root: path is "{tmp_path}/r", which does not exist',
         f'{drop_in}: cloud-init.user_data is "{tmp_path}/u", which does not exist',
     ]

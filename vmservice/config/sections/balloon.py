@@ -43,8 +43,8 @@ def read(reader: TableReader, config: Config) -> tuple[BalloonDevice, ...]:
     return (BalloonDevice(size),)
 
 
-def check_live(device: BalloonDevice, path: str, memory_bytes: int) -> None:
+def check_live(device: BalloonDevice, memory_bytes: int) -> None:
     """ConfigError unless a VM that has `memory_bytes` until it is restarted can do it."""
     if device.size >= memory_bytes:
         has = f"this VM has {memory_bytes} bytes of memory until it is restarted"
-        raise ConfigError(f"{path}: balloon.size is {device.size} bytes, and {has}")
+        raise ConfigError(f"balloon.size is {device.size} bytes, and {has}")
