@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.private_bus import PrivateBus
-from support.process import SIM_CONFIG, Manager
+from support.process import SIM_CONFIG, TIMEOUT_SEC, Manager
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +38,20 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "demo.toml"
     path.write_text(SIM_CONFIG)
     return path
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ends are in the test's process: what is not to be waited for in vain may take long where others run, too."""
+    for name in (
+        "client.bus.CONNECT_TIMEOUT_SEC",
+        "client.bus.DAEMON_TIMEOUT_SEC",
+        "client.units.TIMEOUT_SEC",
+        "client.vms.LOOK_TIMEOUT_SEC",
+        "control.authority.IDENTIFY_TIMEOUT_SEC",
+        "control.login.TIMEOUT_SEC",
+    ):
+        monkeypatch.setattr(f"vmservice.{name}", TIMEOUT_SEC)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from vmservice.control.names import INTERFACE, OBJECT_PATH, bus_name
 
 ADDRESS = "DBUS_SYSTEM_BUS_ADDRESS"
 DAEMON = {"destination": "org.freedesktop.DBus", "path": "/org/freedesktop/DBus", "interface": "org.freedesktop.DBus"}
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 
 Answer = Callable[[Message], Message | None]
 Output = pytest.CaptureFixture[str]
@@ -126,7 +126,7 @@ def test_list(bus: PrivateBus, capsys: Output) -> None:
 
 
 def test_a_vm_that_hangs_holds_up_no_other(bus: PrivateBus, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vms, "LOOK_TIMEOUT_SEC", 0.5)
+    monkeypatch.setattr(vms, "LOOK_TIMEOUT_SEC", 2.0)
     monkeypatch.setattr(vms, "LOOKS_AT_A_TIME", 2)
 
     async def check() -> None:
@@ -142,16 +142,16 @@ def test_a_vm_that_hangs_holds_up_no_other(bus: PrivateBus, capsys: Output, monk
             assert demo[:3] == ["demo", "created", "1/4"]
             for name, line in zip("abc", stuck, strict=True):
                 assert (line[:3], line[4], line[7]) == ([name, "?", "?"], "?", "?")
-                assert " ".join(line[8:]) == f"the VM {name} did not answer within 0.5 seconds"
+                assert " ".join(line[8:]) == f"the VM {name} did not answer within 2 seconds"
             assert said.err == ""
             assert await run("list", "--json") == 0
             said = capsys.readouterr()
-            assert json.loads(said.out)[0]["error"] == "the VM a did not answer within 0.5 seconds"
+            assert json.loads(said.out)[0]["error"] == "the VM a did not answer within 2 seconds"
             assert said.err == ""
             assert await run("status", "a") == 75
             said = capsys.readouterr()
-            assert said.out.splitlines()[1:3] == ["      State: ?", "     Reason: the VM a did not answer within 0.5 seconds"]
-            assert said.err == "vmservice: the VM a did not answer within 0.5 seconds\n"
+            assert said.out.splitlines()[1:3] == ["      State: ?", "     Reason: the VM a did not answer within 2 seconds"]
+            assert said.err == "vmservice: the VM a did not answer within 2 seconds\n"
 
     asyncio.run(check())
 

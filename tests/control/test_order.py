@@ -129,7 +129,7 @@ def test_with_polkit(bus: PrivateBus, answer: Callable[[Message], Message], expe
 
 
 async def held(served: Served, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sum(len(queue.waiting) for queue in turns_of(served)._queues.values()) != count:
             await asyncio.sleep(0.01)
 
@@ -161,7 +161,7 @@ def test_a_person_who_takes_their_time_holds_back_one_caller_only(bus: PrivateBu
 
 
 async def nothing_held(served: Served, polkit: MockService) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while turns_of(served)._queues:
             await asyncio.sleep(0.01)
 

@@ -39,7 +39,7 @@ def on_a_bus(
 async def begun(served: Served, caller: Client, count: int) -> asyncio.Task[object]:
     """The call of a Resize that waits for the guest."""
     call = asyncio.create_task(caller.call("demo", "Resize", "y", [count]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while served.vm.operation is None:
             await asyncio.sleep(0.001)
     assert not call.done()

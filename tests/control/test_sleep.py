@@ -16,6 +16,7 @@ from support.mock_service import MockService, mock_service
 from support.private_bus import PrivateBus
 
 from vmservice.control import login
+from vmservice.control.dbus_transport import Transport
 from vmservice.control.login import LOGIN, MANAGER, PATH
 from vmservice.service.journal import Log
 from vmservice.service.outbox import Outbox
@@ -313,8 +314,16 @@ def test_without_a_lock_the_vm_is_paused_all_the_same(bus: PrivateBus, refusal: 
 
 
 def test_a_logind_that_does_not_answer(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(login, "TIMEOUT_SEC", 0.2)
     log: list[str] = []
+    connect = login._connect
+
+    async def connect_and_hurry(transport: Transport) -> None:
+        """From when only the lock has to be asked for."""
+        await connect(transport)
+        if transport._descriptors:
+            monkeypatch.setattr(login, "TIMEOUT_SEC", 0.2)
+
+    monkeypatch.setattr(login, "_connect", connect_and_hurry)
 
     async def check() -> None:
         async with logind(bus.address) as mock:

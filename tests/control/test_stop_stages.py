@@ -152,7 +152,7 @@ def test_a_clock_that_jumps(
         begin = time.monotonic()
         process.send(signal.SIGTERM)
         assert process.wait() == 0
-        assert 1 <= time.monotonic() - begin < 5
+        assert 1 <= time.monotonic() - begin < 60
         assert "the guest did not power off within 1 second" in process.messages
     finally:
         process.close()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmservice.plug.backend import DeviceDetails
     from vmservice.vm.machine_protocol import Machine
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import pytest
 
 DAEMON = "dbus-daemon"
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 
 _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -81,6 +81,8 @@ class PrivateBus:
         """The daemon neither reads nor answers, though its socket can be connected to."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # Sent is not stopped: it might read one message more.
+        assert os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT) is not None
 
     def thaw(self) -> None:
         assert self._process is not None
