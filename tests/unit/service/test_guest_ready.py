@@ -17,7 +17,7 @@ from vmservice.service.guest_ready import GuestReady
 from vmservice.service.journal import Log
 from vmservice.service.sd_notify import Notifier
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 
 
 class Told:

@@ -212,7 +212,7 @@ def test_what_the_journal_never_took_is_on_standard_error(monkeypatch: pytest.Mo
     begin = time.monotonic()
     outbox.close()
     log.print_left()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20
     assert pipe.text() == "<3>the last word\n"
     pipe.close()
 
@@ -223,6 +223,6 @@ def test_nobody_reads_standard_error() -> None:
     begin = time.monotonic()
     for _ in range(200):
         log.info("x" * 1000)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20
     pipe.close()
     log.info("nobody at all")

@@ -70,7 +70,7 @@ def test_a_journal_that_reads_nothing_holds_nobody_and_what_is_lost_is_counted()
         begin = time.monotonic()
         for number in range(sent):
             log.info(f"entry {number}")
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20
         messages: list[str] = []
         while "missing" not in "".join(messages):
             messages.append(journal.entry()["MESSAGE"])

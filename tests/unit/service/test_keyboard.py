@@ -17,7 +17,7 @@ from support.process import CHECKOUT
 from vmservice.host.consoles.socket import open_socket_console
 from vmservice.service.keyboard import Keyboard
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 
 
 class Typed:

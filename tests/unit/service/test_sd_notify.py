@@ -114,9 +114,9 @@ def test_a_deaf_manager_holds_nobody_and_loses_nothing() -> None:
         notifier.status("paused")
         notifier.status("running")
         notifier.stopping()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20
         # Room is made only once the thread has found the socket full: nothing would have had to wait otherwise.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not log and time.monotonic() < deadline:
             time.sleep(0.001)
         said = []

@@ -16,7 +16,7 @@ from vmservice.service.stop import GracefulStop
 from vmservice.vm.events import EventKind
 from vmservice.vm.state import LastExit, State
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 
 
 class Told:

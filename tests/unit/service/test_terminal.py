@@ -21,7 +21,7 @@ from support.process import CHECKOUT, SIM_CONFIG
 from vmservice.host.consoles.pty import PtyConsole
 
 JOB = Path(__file__).parents[2] / "support/shell_job.py"
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 ESCAPE = b"\x1d\x1d\x1d"
 
 # As `vmservice run`, and the event loop meets a bug of ours as soon as the file "fault" is there.

@@ -14,7 +14,7 @@ from vmservice.errors import InvalidArgument
 from vmservice.vm.events import EventKind, EventQueue
 from vmservice.vm.sim import SimMachine
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 
 
 class Guest:

@@ -16,7 +16,7 @@ from vmservice.errors import HostError
 from vmservice.kvm.vcpu import INTERRUPTED, KvmVcpu
 from vmservice.vm.vcpu import KICK_SIGNAL, VcpuThread, install_kick_handler
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 EXIT = 2
 
 
@@ -306,7 +306,10 @@ def test_looks_from_another_thread_while_the_main_thread_pauses_and_resumes() ->
 
     looker = threading.Thread(target=look_on)
     looker.start()
-    for _ in range(300):
+    pauses, deadline = 0, time.monotonic() + TIMEOUT_SEC
+    while pauses < 300 or len(seen) <= 100:
+        assert time.monotonic() < deadline
+        pauses += 1
         thread.request_stop()
         assert thread.wait_stopped(TIMEOUT_SEC)
         runs = vcpu.runs
@@ -316,7 +319,6 @@ def test_looks_from_another_thread_while_the_main_thread_pauses_and_resumes() ->
     over.set()
     looker.join()
     stop_and_finish(thread)
-    assert len(seen) > 100
     assert all(lines == ["seen"] for lines in seen)
     assert faults == []
 
