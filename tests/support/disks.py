@@ -21,7 +21,7 @@ from vmservice.plug import disk
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = b"\0", b"\1", b"\2"
 
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 
 
 def header(kind: int, sector: int = 0) -> bytes:

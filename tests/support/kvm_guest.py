@@ -33,7 +33,7 @@ from vmservice.vm.machine import KvmMachine
 from vmservice.vm.vcpu import install_kick_handler
 from vmservice.vm.vm import Vm
 
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 
 T = TypeVar("T")
 

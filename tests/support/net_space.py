@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 
 _CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 0x0003

@@ -28,7 +28,7 @@ from vmservice.plug.external import ExternalBackend
 from vmservice.plug.passt_stream import StreamBackend
 
 MIB = 1 << 20
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 RECEIVE, TRANSMIT = 0, 1
 HEADER_BYTES = 12
 MAC = bytes.fromhex("02000a0b0c0d")

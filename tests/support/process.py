@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 
 SIM_CONFIG = """
 [kernel]

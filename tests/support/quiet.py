@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 SETTLED_SEC = 0.3
-SETTLE_TIMEOUT_SEC = 20.0
+SETTLE_TIMEOUT_SEC = 60.0
 QUIET_SEC = 2.0
 
 

@@ -12,7 +12,7 @@ from dbus_next.constants import MessageType
 
 from vmservice.control.names import DAEMON, DAEMON_PATH, INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 
 
 class RawCaller:

@@ -9,7 +9,7 @@ import socket
 import threading
 from pathlib import Path
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 ARP = b"\x08\x06"
 
 

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmservice.devices.virtio.device import DriverPort
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 CONTROL = 4
 NEEDS_RESET = 0x40
 MQ = 1 << 22

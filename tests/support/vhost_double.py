@@ -18,7 +18,7 @@ from collections.abc import Callable
 from vmservice.devices.virtio.queue import Queue, QueueState
 from vmservice.errors import GuestError
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 # VERSION_1, EVENT_IDX, INDIRECT_DESC, LOG_ALL, ACCESS_PLATFORM
 COMMON = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 26 | 1 << 33
 FEATURES = {"vhost-net": COMMON | 1 << 15 | 1 << 27 | 1 << 40, "vhost-vsock": COMMON | 1 << 1}

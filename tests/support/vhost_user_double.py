@@ -18,7 +18,7 @@ from vmservice.devices.virtio.queue import Chain, Queue, QueueState
 from vmservice.memory.guest_memory import GuestMemory, Region
 
 SECTOR = 512
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 # VERSION_1, EVENT_IDX, INDIRECT_DESC, protocol features; of the disk's SEG_MAX, BLK_SIZE, FLUSH, CONFIG_WCE, MQ
 FEATURES = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 30 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 12
 PROTOCOL = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 15  # MQ, REPLY_ACK, BACKEND_REQ, CONFIG, CONFIGURE_MEM_SLOTS

@@ -156,7 +156,7 @@ class DriverQueue:
         return int(value)
 
 
-RESET_TIMEOUT_SEC = 30.0
+RESET_TIMEOUT_SEC = 60.0
 
 
 class RecordingInterrupt:

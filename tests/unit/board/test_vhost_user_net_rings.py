@@ -16,7 +16,7 @@ from vmservice.host.vhost_user_link import BackEndLink
 from vmservice.memory import backing
 
 MIB = 1 << 20
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 30.0
 QUEUE_SIZE = 128
 MRG_RXBUF, MAC = 1 << 15, 1 << 5
 FRAME = bytes(range(64))

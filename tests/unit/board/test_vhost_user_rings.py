@@ -29,7 +29,7 @@ from vmservice.host.vhost_user_link import BackEndLink
 from vmservice.memory import backing
 
 MIB = 1 << 20
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 30.0
 SECTOR = 512
 IN, OUT, FLUSH = 0, 1, 4
 QUEUE_SIZE = 128

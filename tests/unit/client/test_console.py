@@ -25,7 +25,7 @@ from vmservice.errors import HostError, HostFacilityMissing
 from vmservice.host.consoles.pty import PtyConsole
 from vmservice.host.consoles.socket import open_socket_console
 
-TIMEOUT_SEC = 20.0
+TIMEOUT_SEC = 60.0
 PROGRAM = """
 import sys
 from vmservice.errors import VmmError

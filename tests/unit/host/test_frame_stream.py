@@ -13,7 +13,7 @@ import pytest
 
 from vmservice.host.frame_stream import FRAME_MAX_BYTES, HEADER_BYTES, FrameStream
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 HEADER = bytes(range(HEADER_BYTES))
 FRAME = bytes(range(64))
 

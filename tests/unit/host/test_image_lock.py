@@ -16,7 +16,7 @@ import pytest
 from vmservice.errors import HostError, HostFacilityMissing
 from vmservice.host import image_lock
 
-TIMEOUT_SEC = 30
+TIMEOUT_SEC = 60.0
 
 # Opens an image, locks the bytes that are named, says so, and waits until it may go.
 HOLDER = """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vmservice.host.consoles.mover import Waits
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from vmservice.host.worker_pool import Pool
 
-TIMEOUT_SEC = 20
+TIMEOUT_SEC = 60.0
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vmservice.plug.external import socket_path
 from vmservice.plug.passt_stream import StreamBackend, StreamPlug, arp_probe
 
 MAC = bytes.fromhex("02005e005301")
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 HEADER = bytes(12)
 FRAME = MAC * 2 + b"\x08\0" + bytes(range(64))
 RECEIVE, TRANSMIT = 0, 1

@@ -21,7 +21,7 @@ from vmservice.host.consoles.open import open_console
 from vmservice.host.consoles.socket import BUSY, SocketConsole, open_socket_console
 from vmservice.host.listen_fds import take_listen_fds
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 MIB = 1 << 20
 
 

@@ -31,7 +31,7 @@ from support.movers import running_mover
 from vmservice.host.consoles.socket import BUSY, SocketConsole, open_socket_console
 from vmservice.service.keyboard import Keyboard
 
-TIMEOUT_SEC = 10.0
+TIMEOUT_SEC = 60.0
 
 
 class Guest:
