@@ -104,11 +104,13 @@ def test_ready_is_a_property_that_ends_with_the_guest(tmp_path: Path) -> None:
 def test_the_status_follows_the_guest_but_not_each_word_of_it(tmp_path: Path) -> None:
     async def check() -> None:
         async with guest(tmp_path) as it:
+            begin = asyncio.get_running_loop().time()
             for number in range(100):
                 await it.say(f"STATUS=number {number}")
             await until(lambda: it.ready.status == "guest: number 99")
             assert it.statuses[0] == "guest: number 0"
-            assert len(it.statuses) < 50
+            periods = (asyncio.get_running_loop().time() - begin) / guest_ready._STATUS_PERIOD_SEC
+            assert len(it.statuses) <= 2 + periods
             await it.say("EXIT_STATUS=3\nX_SYSTEMD_SHUTDOWN=poweroff\nSTATUS=Powering off.")
             await until(lambda: it.ready.status == "guest: goes down: Powering off.")
             assert it.ready.exit_status == 3
@@ -150,7 +152,7 @@ def test_who_is_never_ready_is_given_up_after_its_time(tmp_path: Path, monkeypat
             await until(lambda: it.gave_up)
             assert it.gave_up == ["the guest has not said READY=1 within 1 second"]
             assert loop.time() - begin >= 0.9
-            assert it.told.extended >= 9
+            assert it.told.extended
 
     asyncio.run(check())
 
@@ -172,7 +174,7 @@ def test_nobody_waits_any_more_when_it_is_ready(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(guest_ready, "_EXTEND_PERIOD_SEC", 0.05)
 
     async def check() -> None:
-        async with guest(tmp_path, 1) as it:
+        async with guest(tmp_path) as it:
             await it.say("READY=1")
             await until(lambda: it.bench.vm.guest_ready)
             extended = it.told.extended
