@@ -163,6 +163,6 @@ def _check_host(as_json: bool) -> int:
         width = max(len(check.name) for check in checks)
         for check in checks:
             print(f"{check.result:8} {check.name:{width}}  {check.detail}")
-            if check.mend:
-                print(f"{'':8} {'':{width}}  → {check.mend}")
+            if check.hint:
+                print(f"{'':8} {'':{width}}  → {check.hint}")
     return os.EX_UNAVAILABLE if any(check.result == MISSING for check in checks) else os.EX_OK

@@ -58,7 +58,7 @@ def container(tmp_path_factory: pytest.TempPathFactory, release: str) -> Iterato
 
 @pytest.fixture(scope="session")
 def faulty_container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    """A host with the package installed, for tests that break one of its services and mend it again."""
+    """A host with the package installed, for tests that break one of its services and repair it again."""
     yield from _boot(tmp_path_factory.mktemp("payloads"), RELEASES[0], install=True)
 
 

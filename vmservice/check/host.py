@@ -1,4 +1,4 @@
-"""What this host can run: a list of checks, each with its result and, where something is amiss, the mend."""
+"""What this host can run: a list of checks, each with its result and, where something is amiss, what to do about it."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _DEVICES = (
 
 
 class Check:
-    """One line of the report: `result` is OK, LIMITED or MISSING; `mend` is empty where nothing needs mending."""
+    """One line of the report: `result` is OK, LIMITED or MISSING; `hint` says what to do about it, or is empty."""
 
-    __slots__ = ("detail", "mend", "name", "result")
+    __slots__ = ("detail", "hint", "name", "result")
 
-    def __init__(self, name: str, result: str, detail: str, mend: str = "") -> None:
+    def __init__(self, name: str, result: str, detail: str, hint: str = "") -> None:
         self.name = name
         self.result = result
         self.detail = detail
-        self.mend = mend
+        self.hint = hint
 
     def as_dict(self) -> dict[str, str]:
-        return {"name": self.name, "result": self.result, "detail": self.detail, "mend": self.mend}
+        return {"name": self.name, "result": self.result, "detail": self.detail, "hint": self.hint}
 
 
 def check_host() -> list[Check]:
-    """Every check, in the order in which a person would mend things."""
+    """Every check, in the order in which a person would put things right."""
     return [
         _check_processor(),
         *_check_kvm(),

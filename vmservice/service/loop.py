@@ -211,7 +211,7 @@ class Service:
         return BusConnection(self._vm, self._bus, on_acquired=self._on_bus, on_lost=self._on_no_bus, log=self._log.error)
 
     async def _keep_on_bus(self, connection: BusConnection) -> None:
-        """Failures that cannot mend themselves (the name is another's, the policy forbids) end the VM."""
+        """Failures that do not go away by themselves (the name is another's, the policy forbids) end the VM."""
         try:
             await connection.run()
         except VmmError as error:

@@ -45,7 +45,7 @@ def test_fills_all_between_kernel_and_end(memory: GuestMemory, make_file: MakeFi
     assert load_initramfs(make_file(bytes(0x200000)), memory, kernel()).gpa == 0x200000
 
 
-def test_too_big_names_the_sizes_and_the_mend(memory: GuestMemory, make_file: MakeFile) -> None:
+def test_too_big_names_the_sizes_and_what_to_do(memory: GuestMemory, make_file: MakeFile) -> None:
     path = make_file(bytes(0x200001))
     with pytest.raises(ConfigError) as caught:
         load_initramfs(path, memory, kernel())

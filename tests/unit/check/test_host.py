@@ -12,7 +12,7 @@ from vmservice.check import host
 
 
 @pytest.mark.parametrize(
-    ("number", "result", "detail", "mend"),
+    ("number", "result", "detail", "hint"),
     [
         (0, "ok", "for sockets between host and guest, [vsock]", ""),
         (
@@ -29,7 +29,7 @@ from vmservice.check import host
         ),
     ],
 )
-def test_a_device_is_opened_to_know(monkeypatch: pytest.MonkeyPatch, number: int, result: str, detail: str, mend: str) -> None:
+def test_a_device_is_opened_to_know(monkeypatch: pytest.MonkeyPatch, number: int, result: str, detail: str, hint: str) -> None:
     real, asked = os.open, []
 
     def answer(path: str, flags: int) -> int:
@@ -42,7 +42,7 @@ def test_a_device_is_opened_to_know(monkeypatch: pytest.MonkeyPatch, number: int
     checks = {check.name: check for check in host._check_devices()}
     assert asked == ["/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"]
     assert list(checks) == ["tap", "vhost-net", "vhost-vsock"]
-    assert checks["vhost-vsock"].as_dict() == {"name": "vhost-vsock", "result": result, "detail": detail, "mend": mend}
+    assert checks["vhost-vsock"].as_dict() == {"name": "vhost-vsock", "result": result, "detail": detail, "hint": hint}
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_passt_is_there(
     monkeypatch.setattr(os, "open", lambda path, flags: real(str(tmp_path / Path(path).name), flags))
     check = host._check_passt()
     assert (check.result, check.detail) == (result, detail)
-    assert bool(check.mend) == (program is None)
+    assert bool(check.hint) == (program is None)
