@@ -34,6 +34,7 @@ Id=vm@old.service
 ActiveState=failed
 StatusText=the guest panicked
 """
+# The last one by a drop-in alone.
 CONFIGURED = ("web", "db-1", "old", "new")
 
 
@@ -59,8 +60,11 @@ class Bash:
         self._folder = folder
         configurations = folder / ".config/vmservice"
         configurations.mkdir(parents=True)
-        for name in CONFIGURED:
+        for name in CONFIGURED[:-1]:
             (configurations / f"{name}.toml").touch()
+        (configurations / f"{CONFIGURED[-1]}.toml.d").mkdir()
+        (configurations / f"{CONFIGURED[-1]}.toml.d/10-all.toml").touch()
+        (configurations / "empty.toml.d").mkdir()
         (folder / "units").write_text(UNITS)
 
     def complete(self, *typed: str) -> list[str]:
@@ -173,7 +177,7 @@ def test_bash_offers_the_values_of_options(bash: Bash, tmp_path: Path) -> None:
     assert bash.complete("run", "--config", "im") == ["image.raw"]
     assert set(bash.complete("run", "--bus", "s")) == {"system", "session"}
     assert set(bash.complete("create", "--network", "")) == {"passt", "tap", "tap=", "bridge=", "none"}
-    assert bash.complete("check-config", ".config/vmservice/n") == [".config/vmservice/new.toml"]
+    assert bash.complete("check-config", ".config/vmservice/o") == [".config/vmservice/old.toml"]
 
 
 def test_bash_takes_no_value_of_an_option_for_a_name(bash: Bash) -> None:

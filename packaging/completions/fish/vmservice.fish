@@ -15,8 +15,8 @@ function __vmservice_names
         set -q XDG_CONFIG_HOME; and set folder $XDG_CONFIG_HOME/vmservice
     end
     set -l configured
-    for file in $folder/*.toml
-        set -a configured (string replace -r '.*/(.*)\.toml$' '$1' -- $file)
+    for file in $folder/*.toml $folder/*.toml.d/*.toml
+        set -a configured (string replace -r '^([^/]*)\.toml(\.d/.*)?$' '$1' -- (string replace -- $folder/ '' $file))
     end
     # An empty line ends each unit. The status text of a VM begins with its state: "running; 1 vCPU, 256 MiB".
     set -l known $configured
