@@ -12,7 +12,7 @@ from vmservice.cli import _parser
 
 PAGE = read_page("vmservice.1")
 PARSER = _parser()[0]
-COMMON = {"--user", "--json", "--help", "--version"}
+COMMON = {"--user", "--json", "--no-ask-password", "--help", "--version"}
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

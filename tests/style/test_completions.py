@@ -224,6 +224,7 @@ def test_zsh_has_every_command_and_option() -> None:
         offered = set(re.findall(r"[')](--[a-z-]+)\[", block))
         offered |= {option for pair in re.findall(r"\{(-\w,--[a-z-]+)\}", block) for option in pair.split(",")}
         offered |= {"--user", "-h", "--help"} if "$user" in block else set()
+        offered |= {"--no-ask-password"} if "$password" in block else set()
         offered |= {"--json"} if "$json" in block else set()
         found.update(dict.fromkeys(where.replace(" ", "").split("|"), offered))
     assert found == {command: options(parser) for command, parser in commands().items()}

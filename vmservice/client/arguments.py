@@ -18,6 +18,7 @@ from vmservice.vm.state import TRANSITIONS
 COMMON_OPTIONS = {
     "user": "ask on the session bus, where systemctl --user has its VMs",
     "json": "print it as JSON",
+    "no-ask-password": "do not ask for a password where polkit wants one",
 }
 # systemctl's verb → what it does here.
 UNIT_VERBS = {
@@ -70,18 +71,19 @@ def add_commands(commands: Commands[Any]) -> None:
         add_common_options(parser, "user", *common)
         return parser
 
+    asks = "no-ask-password"
     listing = add("list", "list the VMs that run", "json", names="none")
     listing.add_argument("--all", action="store_true", help="also those that have failed, and those that are only configured")
     add("status", "show a VM, its process, its unit, and the last lines of its journal", "json")
     for verb in VERBS:
         if verb.command:
-            parser = add(verb.command, verb.sentence, names="one" if verb.signature else "several")
+            parser = add(verb.command, verb.sentence, asks, names="one" if verb.signature else "several")
             if verb.signature == "y":
                 parser.add_argument("vcpus", metavar="N", type=_whole_number, help="how many vCPUs the VM shall have")
-    add("shutdown", "ask the guest to power itself off, without waiting for it", names="several")
-    poweroff = add("poweroff", "power the guest off and wait until it is", names="several")
+    add("shutdown", "ask the guest to power itself off, without waiting for it", asks, names="several")
+    poweroff = add("poweroff", "power the guest off and wait until it is", asks, names="several")
     poweroff.add_argument("--force", action="store_true", help="stop it at once, without asking the guest; the process stays")
-    reboot = add("reboot", "power the guest off, wait until it is, and start it again", names="several")
+    reboot = add("reboot", "power the guest off, wait until it is, and start it again", asks, names="several")
     for parser in (poweroff, reboot):
         parser.add_argument(
             "--timeout",
@@ -93,7 +95,7 @@ def add_commands(commands: Commands[Any]) -> None:
     for command, text in UNIT_VERBS.items():
         parser = add_command(commands, command, text)
         parser.add_argument("names", metavar="NAME", nargs="+", help="the VM's name, or those of several")
-        add_common_options(parser, "user")
+        add_common_options(parser, "user", asks)
     ssh = add_command(commands, "ssh", "a shell in the guest, or a command there, by ssh")
     ssh.add_argument("name", metavar="[USER@]NAME", help="the VM's name, and who to be in the guest")
     ssh.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="what is run there; a shell unless given")
@@ -147,7 +149,8 @@ def run_command(options: argparse.Namespace) -> int:
         return commands.show_status(options.name, user=user, as_json=options.json)
     if not 1 <= options.vcpus <= VCPUS_MAX:
         raise UsageError(f"no VM can have {options.vcpus} vCPUs; 1 to {VCPUS_MAX} are possible")
-    return commands.run_verb("Resize", [options.name], user=user, vcpus=options.vcpus)
+    ask_password = not options.no_ask_password
+    return commands.run_verb("Resize", [options.name], user=user, ask_password=ask_password, vcpus=options.vcpus)
 
 
 def _run_on_several(options: argparse.Namespace, names: list[str]) -> int:
@@ -160,18 +163,19 @@ def _run_on_several(options: argparse.Namespace, names: list[str]) -> int:
     if command in UNIT_VERBS:
         from vmservice.client.systemctl import run_systemctl
 
-        return run_systemctl(command, names, user=user)
+        return run_systemctl(command, names, user=user, ask_password=not options.no_ask_password)
     from vmservice.client import commands
 
     if command == "wait":
         return commands.wait_for_state(names, options.state, user=user, timeout_sec=timeout_sec)
+    ask_password = not options.no_ask_password
     if command == "reboot":
-        return commands.reboot(names, user=user, timeout_sec=timeout_sec)
+        return commands.reboot(names, user=user, ask_password=ask_password, timeout_sec=options.timeout)
     if command == "poweroff" and not options.force:
-        return commands.power_off(names, user=user, timeout_sec=timeout_sec)
+        return commands.power_off(names, user=user, ask_password=ask_password, timeout_sec=options.timeout)
     members = {verb.command: verb.member for verb in VERBS if verb.command}
     member = {"shutdown": "PowerButton", "poweroff": "Shutdown", **members}[command]
-    return commands.run_verb(member, names, user=user)
+    return commands.run_verb(member, names, user=user, ask_password=ask_password)
 
 
 def _run_logs(name: str, count: int | None, *, user: bool, follow: bool) -> int:

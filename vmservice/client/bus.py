@@ -10,6 +10,7 @@ from typing import Any
 from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.message import Message
 
+from vmservice.client.agent import PasswordAgent
 from vmservice.control.bus import bus_address
 from vmservice.control.dbus_message import MessageReader
 from vmservice.control.dbus_transport import Transport, failure_reason
@@ -68,8 +69,9 @@ class ClientTransport(Transport):
 class Bus:
     """The system bus, or the user's own (`user`), while `connected_bus` lasts."""
 
-    def __init__(self, transport: ClientTransport, *, user: bool) -> None:
+    def __init__(self, transport: ClientTransport, *, user: bool, agent: PasswordAgent | None = None) -> None:
         self.transport = transport
+        self.agent = agent or PasswordAgent(allowed=False)
         self.user = user
 
     async def call(
@@ -141,8 +143,11 @@ class Bus:
 
 
 @asynccontextmanager
-async def connected_bus(*, user: bool) -> AsyncIterator[Bus]:
-    """A connection to the system bus or, with `user`, to the session bus; HostFacilityMissing where there is none."""
+async def connected_bus(*, user: bool, ask_password: bool = False) -> AsyncIterator[Bus]:
+    """A connection to the system bus or, with `user`, to the session bus; HostFacilityMissing where there is none.
+
+    With `ask_password` polkit may ask the person for a password, which `Bus.agent` then does.
+    """
     try:
         address = bus_address("session" if user else "system")
     except HostFacilityMissing as error:  # no session; what `run` may do about that is no advice here
@@ -159,7 +164,11 @@ async def connected_bus(*, user: bool) -> AsyncIterator[Bus]:
             raise HostFacilityMissing(f"the {_kind(user)} bus did not answer within {seconds(CONNECT_TIMEOUT_SEC)}") from None
         except Exception as error:  # dbus-next's own kinds, and whatever its parser makes of a broken peer
             raise HostFacilityMissing(f"cannot join the {_kind(user)} bus: {failure_reason(error)}") from None
-        yield Bus(transport, user=user)
+        agent = PasswordAgent(allowed=ask_password)
+        try:
+            yield Bus(transport, user=user, agent=agent)
+        finally:
+            agent.end()
     finally:
         transport.close()
 

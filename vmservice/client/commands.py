@@ -88,31 +88,31 @@ def _nothing(*, user: bool, everything: bool) -> str:
     return f"no VM is running; {configured} (`vmservice list --all`)" if count else "no VM is running"
 
 
-def run_verb(member: str, names: Sequence[str], *, user: bool, vcpus: int | None = None) -> int:
+def run_verb(member: str, names: Sequence[str], *, user: bool, ask_password: bool, vcpus: int | None = None) -> int:
     """Have the VMs do what the method `member` does; nothing is printed when they have."""
 
     async def ask() -> int:
-        async with connected_bus(user=user) as bus:
+        async with connected_bus(user=user, ask_password=ask_password) as bus:
             return await for_each(names, lambda name: call_verb(bus, name, member, vcpus))
 
     return _run(ask())
 
 
-def power_off(names: Sequence[str], *, user: bool, timeout_sec: float | None) -> int:
+def power_off(names: Sequence[str], *, user: bool, ask_password: bool, timeout_sec: float) -> int:
     """Press the power buttons and return when all guests are off."""
 
     async def ask() -> int:
-        async with connected_bus(user=user) as bus:
+        async with connected_bus(user=user, ask_password=ask_password) as bus:
             return await for_each(names, lambda name: press_power_button(bus, name, timeout_sec, tell))
 
     return _run(ask())
 
 
-def reboot(names: Sequence[str], *, user: bool, timeout_sec: float | None) -> int:
+def reboot(names: Sequence[str], *, user: bool, ask_password: bool, timeout_sec: float) -> int:
     """Press the power buttons and return when all run anew. None waits for another."""
 
     async def ask() -> int:
-        async with connected_bus(user=user) as bus:
+        async with connected_bus(user=user, ask_password=ask_password) as bus:
             return await for_each(names, lambda name: power_cycle(bus, name, timeout_sec, tell))
 
     return _run(ask())

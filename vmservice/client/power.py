@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -19,10 +20,13 @@ from vmservice.vm.state import State
 GONE_TIMEOUT_SEC = 10.0
 
 
-async def press_power_button(bus: Bus, name: str, timeout_sec: float | None, say: Callable[[str], None]) -> None:
-    """Returns when the guest has powered itself off. Raises NotInTime, and what `call_verb` raises for the button."""
+async def press_power_button(bus: Bus, name: str, timeout_sec: float, say: Callable[[str], None]) -> None:
+    """Returns when the guest has powered itself off. Raises NotInTime, and what `call_verb` raises for the button.
+
+    The time begins when the button is pressed: before that a person may have been asked for a password.
+    """
     watch = StateWatch(bus, name, State.SHUTDOWN, say)
-    waiting = asyncio.ensure_future(watch.wait(timeout_sec))
+    waiting = asyncio.ensure_future(watch.wait(None))
     try:
         watching = asyncio.ensure_future(watch.watching.wait())
         await asyncio.wait({watching, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -30,6 +34,8 @@ async def press_power_button(bus: Bus, name: str, timeout_sec: float | None, say
         if not watch.watching.is_set():
             await waiting
         await call_verb(bus, name, "PowerButton")
+        if not waiting.done():
+            watch.give(timeout_sec)
         await waiting
     except NotInTime as late:
         raise NotInTime(f"{late}; `vmservice poweroff --force {name}` stops it without asking the guest") from None
@@ -38,7 +44,7 @@ async def press_power_button(bus: Bus, name: str, timeout_sec: float | None, say
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def power_cycle(bus: Bus, name: str, timeout_sec: float | None, say: Callable[[str], None]) -> None:
+async def power_cycle(bus: Bus, name: str, timeout_sec: float, say: Callable[[str], None]) -> None:
     """As `press_power_button`, and then the guest runs anew: in its process if that has stayed, else in its unit."""
     unit = await _unit_that_runs(bus, name)
     await press_power_button(bus, name, timeout_sec, say)
@@ -46,7 +52,9 @@ async def power_cycle(bus: Bus, name: str, timeout_sec: float | None, say: Calla
         return
     if unit is None:
         raise NotRunning(f"the VM {name} has powered off and ended; no unit ran it that could be started again")
-    status = await _ended(start_systemctl("start", [name], user=bus.user))
+    # systemctl asks for a password itself, at the same terminal; nobody asks root, and then nobody waits for another.
+    async with contextlib.nullcontext() if os.geteuid() == 0 else bus.agent.turn:
+        status = await _ended(start_systemctl("start", [name], user=bus.user, ask_password=bus.agent.allowed))
     if status != 0:
         line = systemctl_line("start", name, user=bus.user)
         raise HostError(f"the VM {name} is off: `{line}` has failed with exit status {status}")

@@ -17,12 +17,12 @@ _UNIT_TYPES = frozenset(
 )
 
 
-def run_systemctl(verb: str, names: Sequence[str], *, user: bool) -> int:
+def run_systemctl(verb: str, names: Sequence[str], *, user: bool, ask_password: bool = True) -> int:
     """Run `systemctl VERB vm@NAME…`, having shown it; what is amiss it says itself. Returns its exit status.
 
     Raises HostError when it cannot be run, HostFacilityMissing where there is no systemctl.
     """
-    process = start_systemctl(verb, names, user=user)
+    process = start_systemctl(verb, names, user=user, ask_password=ask_password)
     try:
         status = process.wait()
     except KeyboardInterrupt:  # the terminal has sent it to systemctl too
@@ -31,9 +31,9 @@ def run_systemctl(verb: str, names: Sequence[str], *, user: bool) -> int:
     return exit_status(status)
 
 
-def start_systemctl(verb: str, names: Sequence[str], *, user: bool) -> subprocess.Popen[bytes]:
+def start_systemctl(verb: str, names: Sequence[str], *, user: bool, ask_password: bool) -> subprocess.Popen[bytes]:
     """As `run_systemctl`, but does not wait for it."""
-    words = _words(verb, names, user=user)
+    words = _words(verb, names, *([] if ask_password else ["--no-ask-password"]), user=user)
     print(shlex.join(words), file=sys.stderr, flush=True)
     try:
         return subprocess.Popen(words)
@@ -53,8 +53,8 @@ def systemctl_line(verb: str, name: str, *, user: bool) -> str:
     return shlex.join(_words(verb, [name], user=user))
 
 
-def _words(verb: str, names: Sequence[str], *, user: bool) -> list[str]:
-    return ["systemctl", *(["--user"] if user else []), verb, *(_unit(name) for name in names)]
+def _words(verb: str, names: Sequence[str], *options: str, user: bool) -> list[str]:
+    return ["systemctl", *(["--user"] if user else []), *options, verb, *(_unit(name) for name in names)]
 
 
 def _unit(name: str) -> str:

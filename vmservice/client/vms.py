@@ -9,20 +9,23 @@ from dataclasses import dataclass
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.systemctl import systemctl_line
 from vmservice.config.names import check_name, config_path, natural_key
-from vmservice.control.errors import ERROR_NAMES, FAILED
+from vmservice.control.authority import INTERACTIVE_TIMEOUT_SEC
+from vmservice.control.errors import ACCESS_DENIED, ERROR_NAMES, FAILED, INTERACTION_REQUIRED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
 from vmservice.errors import GuestNotResponding, HostError, HostFacilityMissing, NotPermitted, UsageError, VmmError, seconds
 
-# A VM answers a look from its own tables. A verb may wait for the guest (Resize: 20 s), or for a person to give a password.
+# A VM answers a look from its own tables. A verb may wait for the guest (Resize: 20 s), and before that for a person who gives
+# a password: the VM's own limit comes first.
 LOOK_TIMEOUT_SEC = 2.0
 VERB_TIMEOUT_SEC = 120.0
+PASSWORD_TIMEOUT_SEC = INTERACTIVE_TIMEOUT_SEC + VERB_TIMEOUT_SEC
 # How many VMs are asked at a time: dbus-daemon's system bus lets a connection wait for 128 answers.
 LOOKS_AT_A_TIME = 32
 
 _ERROR = "org.freedesktop.DBus.Error."
 NOBODY_THERE = (f"{_ERROR}ServiceUnknown", f"{_ERROR}NameHasNoOwner")
 GONE = f"{_ERROR}NoReply"
-_DENIED = (f"{_ERROR}AccessDenied", f"{_ERROR}InteractiveAuthorizationRequired")
+_DENIED = (ACCESS_DENIED, INTERACTION_REQUIRED)
 
 
 class Refused(VmmError):
@@ -157,25 +160,35 @@ async def process_id(bus: Bus, name: str) -> int | None:
 
 
 async def call_verb(bus: Bus, name: str, member: str, vcpus: int | None = None) -> None:
-    """Call a method of the VM and wait until its work is done; `vcpus` is Resize's argument."""
-    signature, arguments = ("", []) if vcpus is None else ("y", [vcpus])
+    """Call a method of the VM and wait until its work is done; `vcpus` is Resize's argument.
+
+    Where polkit wants a password, and the person may be asked, it is asked for and the method called again.
+    """
     try:
-        await bus.call(
-            bus_name(name),
-            OBJECT_PATH,
-            INTERFACE,
-            member,
-            signature,
-            arguments,
-            timeout_sec=VERB_TIMEOUT_SEC,
-            interactive=True,
-        )
-    except TimeoutError:
-        raise NotInTime(
-            f"the VM {name} did not answer {member} within {seconds(VERB_TIMEOUT_SEC)}; it may still do it"
-        ) from None
+        await _call_verb(bus, name, member, vcpus, timeout_sec=VERB_TIMEOUT_SEC)
     except CallFailed as failed:
-        raise failure(bus, name, member, failed) from None
+        if failed.name != INTERACTION_REQUIRED or not bus.agent.allowed:
+            raise failure(bus, name, member, failed) from None
+    else:
+        return
+    async with bus.agent.turn:
+        await bus.agent.begin()
+        try:
+            await _call_verb(bus, name, member, vcpus, timeout_sec=PASSWORD_TIMEOUT_SEC, interactive=True)
+        except CallFailed as failed:
+            raise failure(bus, name, member, failed) from None
+
+
+async def _call_verb(
+    bus: Bus, name: str, member: str, vcpus: int | None, *, timeout_sec: float, interactive: bool = False
+) -> None:
+    """Raises CallFailed, or NotInTime."""
+    signature, arguments = ("", []) if vcpus is None else ("y", [vcpus])
+    target = (bus_name(name), OBJECT_PATH, INTERFACE)
+    try:
+        await bus.call(*target, member, signature, arguments, timeout_sec=timeout_sec, interactive=interactive)
+    except TimeoutError:
+        raise NotInTime(f"the VM {name} did not answer {member} within {seconds(timeout_sec)}; it may still do it") from None
 
 
 def is_configured(name: str, *, user: bool) -> bool:

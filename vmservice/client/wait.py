@@ -36,6 +36,8 @@ class StateWatch:
         self._owner = ""  # the connection whose word counts; the name has no owner while this is empty
         self._last_seen = ""
         self._told = False
+        self._limit = asyncio.timeout(None)
+        self._given_sec = 0.0
         self.watching = asyncio.Event()  # nothing that happens from then on is missed
         self._reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._looks: set[asyncio.Task[None]] = set()
@@ -45,14 +47,13 @@ class StateWatch:
         self._bus.transport.add_message_handler(self._on_message)
         disconnected = self._bus.transport.disconnected
         try:
-            async with asyncio.timeout(timeout_sec):
+            async with asyncio.timeout(timeout_sec) as self._limit:
                 await self._begin()
                 self.watching.set()
                 await asyncio.wait({self._reached, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            raise NotInTime(
-                f"the VM {self._name} did not reach state {self._wanted} within {timeout_sec:g} s; {self._now()}"
-            ) from None
+            limit = f"{timeout_sec or self._given_sec:g} s"
+            raise NotInTime(f"the VM {self._name} did not reach state {self._wanted} within {limit}; {self._now()}") from None
         finally:
             for look in self._looks:
                 look.cancel()
@@ -61,6 +62,13 @@ class StateWatch:
         if not self._reached.done():
             raise self._bus.lost()
         self._reached.result()
+
+    def give(self, timeout_sec: float) -> None:
+        """So many seconds from now are left to a `wait` without a timeout."""
+        if self._reached.done() or self._bus.transport.disconnected.done():
+            return
+        self._given_sec = timeout_sec
+        self._limit.reschedule(asyncio.get_running_loop().time() + timeout_sec)
 
     async def _begin(self) -> None:
         """First the signals, then the look: nothing can happen unseen between the two."""

@@ -28,7 +28,7 @@ _ALLOW_USER_INTERACTION = 1  # CheckAuthorizationFlags
 
 IDENTIFY_TIMEOUT_SEC = 5.0
 CHECK_TIMEOUT_SEC = 30.0
-INTERACTIVE_TIMEOUT_SEC = 120.0  # a person looks for the window, and types
+INTERACTIVE_TIMEOUT_SEC = 600.0  # a person looks for the window, and for the password; it ends with the caller, too
 
 CHECKS_LIMIT = 32
 CHECKS_LIMIT_AN_ACCOUNT = 4

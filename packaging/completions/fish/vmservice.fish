@@ -93,6 +93,7 @@ complete -c vmservice -s h -l help -d 'Show help'
 complete -c vmservice -n __fish_use_subcommand -l version -d 'Show the version'
 complete -c vmservice -n __fish_use_subcommand -l user -d 'The VMs of systemctl --user'
 complete -c vmservice -n __fish_use_subcommand -l json -d 'Write JSON'
+complete -c vmservice -n __fish_use_subcommand -l no-ask-password -d 'Do not ask for a password'
 
 complete -c vmservice -n __fish_use_subcommand -a boot -d 'Start the guest of a VM, or resume a paused one'
 complete -c vmservice -n __fish_use_subcommand -a check-config -d 'Check a configuration and every file that it names'
@@ -122,6 +123,7 @@ complete -c vmservice -n __fish_use_subcommand -a wait -d 'Wait until a VM is in
 
 complete -c vmservice -n '__fish_seen_subcommand_from boot check-config console create delete edit list logs pause power-button poweroff reboot reset resize restart resume run shutdown ssh start status stop update-kernel wait' -l user -d 'The VMs of systemctl --user'
 complete -c vmservice -n '__fish_seen_subcommand_from check-host list status' -l json -d 'Write JSON'
+complete -c vmservice -n '__fish_seen_subcommand_from boot pause power-button poweroff reboot reset resize restart resume shutdown start stop' -l no-ask-password -d 'Do not ask for a password'
 complete -c vmservice -n '__fish_seen_subcommand_from poweroff reboot wait' -l timeout -x -d 'Give up after so many seconds'
 complete -c vmservice -n '__fish_seen_subcommand_from poweroff' -l force -d 'Stop it at once, without asking the guest'
 complete -c vmservice -n '__fish_seen_subcommand_from list' -l all -d 'Also what only is configured, or has failed'

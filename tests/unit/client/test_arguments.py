@@ -42,11 +42,16 @@ def test_every_method_of_the_object_is_reached_by_a_command(calls: list[Call]) -
 
 
 def test_a_hard_stop_is_never_the_plain_word(calls: list[Call]) -> None:
-    assert main(["shutdown", "demo"]) == main(["poweroff", "demo"]) == main(["reboot", "demo", "--timeout", "9"]) == 0
+    assert (
+        main(["shutdown", "demo"])
+        == main(["poweroff", "demo"])
+        == main(["--no-ask-password", "reboot", "demo", "--timeout", "9"])
+        == 0
+    )
     assert calls == [
-        ("run_verb", ("PowerButton", ["demo"]), {"user": False}),
-        ("power_off", (["demo"],), {"user": False, "timeout_sec": 120.0}),
-        ("reboot", (["demo"],), {"user": False, "timeout_sec": 9.0}),
+        ("run_verb", ("PowerButton", ["demo"]), {"user": False, "ask_password": True}),
+        ("power_off", (["demo"],), {"user": False, "ask_password": True, "timeout_sec": 120.0}),
+        ("reboot", (["demo"],), {"user": False, "ask_password": False, "timeout_sec": 9.0}),
     ]
 
 
