@@ -140,3 +140,42 @@ def test_a_reboot_by_systemd_holds_up_nobody(bus: PrivateBus, tmp_path: Path, mo
         await served.joined.close()
 
     asyncio.run(check())
+
+
+def test_a_mistyped_name_is_told_the_near_one(
+    bus: PrivateBus, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the VMs that run, and of those that are configured, running or not."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", bus.address)
+    (tmp_path / "vmservice").mkdir()
+    (tmp_path / "vmservice/mailserver.toml").touch()
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    async def check() -> None:
+        async with running(bus, "webserver"):
+            for words, meant in (
+                ("pause websevrer", "webserver"),
+                ("poweroff mailsevrer", "mailserver"),
+                ("status mailsrver", "mailserver"),
+                ("ssh root@webservr", "webserver"),
+                ("pause xyzzy", ""),
+                ("pause mailserver", ""),
+            ):
+                assert await run(f"--user {words}") == 69
+                said = capfd.readouterr().err
+                assert said.count("\n") == 1
+                assert said.endswith(f"; did you mean {meant}?\n") == bool(meant), said
+                assert ("does not exist" in said) == (words != "pause mailserver")
+        assert await run("--user stop mailsrver mailserver") == 0
+        assert capfd.readouterr().err == (
+            "systemctl --user stop vm@mailsrver vm@mailserver\n"
+            "vmservice: the VM mailsrver has no configuration; did you mean mailserver?\n"
+        )
+        assert await run("--user wait mailsrver running --timeout 0.3") == 75
+        assert "waiting for it to start; did you mean mailserver?" in capfd.readouterr().err
+
+    asyncio.run(check())

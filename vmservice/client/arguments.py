@@ -9,7 +9,7 @@ from typing import Any
 from vmservice.client.parser import Commands, add_command
 from vmservice.client.texts import SEVERAL
 from vmservice.config.core import VCPUS_MAX
-from vmservice.config.names import check_name, is_name
+from vmservice.config.names import check_name, config_path, is_name
 from vmservice.control.api import VERBS
 from vmservice.errors import UsageError, quoted
 from vmservice.vm.state import TRANSITIONS
@@ -163,7 +163,9 @@ def _run_on_several(options: argparse.Namespace, names: list[str]) -> int:
     if command in UNIT_VERBS:
         from vmservice.client.systemctl import run_systemctl
 
-        return run_systemctl(command, names, user=user, ask_password=not options.no_ask_password)
+        status = run_systemctl(command, names, user=user, ask_password=not options.no_ask_password)
+        _tell_near_names(names, user=user)
+        return status
     from vmservice.client import commands
 
     if command == "wait":
@@ -176,6 +178,19 @@ def _run_on_several(options: argparse.Namespace, names: list[str]) -> int:
     members = {verb.command: verb.member for verb in VERBS if verb.command}
     member = {"shutdown": "PowerButton", "poweroff": "Shutdown", **members}[command]
     return commands.run_verb(member, names, user=user, ask_password=ask_password)
+
+
+def _tell_near_names(names: list[str], *, user: bool) -> None:
+    """To systemd any instance of a template is a unit, and to stop one that never ran is done at once."""
+    unknown = [name for name in names if not os.path.lexists(config_path(name, user=user))]
+    if not unknown:
+        return
+    from vmservice.client.several import tell
+    from vmservice.client.vms import near_name
+
+    for name in unknown:
+        if meant := near_name(name, user=user):
+            tell(f"the VM {name} has no configuration{meant}")
 
 
 def _run_logs(name: str, count: int | None, *, user: bool, follow: bool) -> int:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Coroutine, Sequence
 
 from vmservice.client import output
-from vmservice.client.bus import connected_bus
+from vmservice.client.bus import Bus, connected_bus
 from vmservice.client.logs import EXIT_INTERRUPTED, LastLines
 from vmservice.client.overview import Overview, measured, overview, overviews, without_bus
 from vmservice.client.power import power_cycle, press_power_button
 from vmservice.client.several import for_each, tell
-from vmservice.client.vms import call_verb
+from vmservice.client.vms import call_verb, near_name, with_near_name
 from vmservice.client.wait import StateWatch
 from vmservice.config.names import config_directory
 from vmservice.errors import VmmError
@@ -56,6 +56,7 @@ def show_status(name: str, *, user: bool, as_json: bool) -> int:
         try:
             async with connected_bus(user=user) as bus:
                 vm, failure = await overview(bus, name, user=user)
+                failure = failure and await with_near_name(bus, failure)
         except VmmError as error:
             if not as_json:
                 raise
@@ -93,7 +94,7 @@ def run_verb(member: str, names: Sequence[str], *, user: bool, ask_password: boo
 
     async def ask() -> int:
         async with connected_bus(user=user, ask_password=ask_password) as bus:
-            return await for_each(names, lambda name: call_verb(bus, name, member, vcpus))
+            return await for_each(bus, names, lambda name: call_verb(bus, name, member, vcpus))
 
     return _run(ask())
 
@@ -103,7 +104,7 @@ def power_off(names: Sequence[str], *, user: bool, ask_password: bool, timeout_s
 
     async def ask() -> int:
         async with connected_bus(user=user, ask_password=ask_password) as bus:
-            return await for_each(names, lambda name: press_power_button(bus, name, timeout_sec, tell))
+            return await for_each(bus, names, lambda name: press_power_button(bus, name, timeout_sec, tell))
 
     return _run(ask())
 
@@ -113,7 +114,7 @@ def reboot(names: Sequence[str], *, user: bool, ask_password: bool, timeout_sec:
 
     async def ask() -> int:
         async with connected_bus(user=user, ask_password=ask_password) as bus:
-            return await for_each(names, lambda name: power_cycle(bus, name, timeout_sec, tell))
+            return await for_each(bus, names, lambda name: power_cycle(bus, name, timeout_sec, tell))
 
     return _run(ask())
 
@@ -121,9 +122,12 @@ def reboot(names: Sequence[str], *, user: bool, ask_password: bool, timeout_sec:
 def wait_for_state(names: Sequence[str], state: str, *, user: bool, timeout_sec: float | None) -> int:
     """Return when each VM has been in `state`; without a timeout that may be never."""
 
+    async def wait(bus: Bus, name: str) -> None:
+        await StateWatch(bus, name, state, lambda text: tell(f"{text}{near_name(name, user=user)}")).wait(timeout_sec)
+
     async def ask() -> int:
         async with connected_bus(user=user) as bus:
-            return await for_each(names, lambda name: StateWatch(bus, name, state, tell).wait(timeout_sec))
+            return await for_each(bus, names, lambda name: wait(bus, name))
 
     return _run(ask())
 

@@ -29,7 +29,9 @@ def show_logs(name: str, *, user: bool, count: int | None, follow: bool) -> int:
     if not follow and (sentence := limited(found, user=user)):
         _say(sentence)
     elif not found:
-        _say(f"the journal has no line of vm@{name}.service")
+        from vmservice.client.vms import near_name
+
+        _say(f"the journal has no line of vm@{name}.service{near_name(name, user=user)}")
     return os.EX_OK
 
 

@@ -7,11 +7,16 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
+from vmservice.client.vms import with_near_name
 from vmservice.config.names import NAME_REST
 from vmservice.errors import VmmError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmservice.client.bus import Bus
 
-async def for_each(names: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
+
+async def for_each(bus: Bus, names: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
     """Do `work` for all, side by side: an error of one is told when it happens, and keeps no other from being done.
 
     The exit status of the first of `names` that failed, 0 where none did.
@@ -21,7 +26,7 @@ async def for_each(names: Sequence[str], work: Callable[[str], Awaitable[None]])
         try:
             await work(name)
         except VmmError as error:
-            tell(str(error), name if len(names) > 1 else "")
+            tell(str(await with_near_name(bus, error)), name if len(names) > 1 else "")
             return error.exit_status
         return os.EX_OK
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, NoReturn
 
 from vmservice.client.bus import connected_bus
-from vmservice.client.vms import facts
+from vmservice.client.vms import NotRunning, facts, with_near_name
 from vmservice.errors import HostError, HostFacilityMissing
 
 if TYPE_CHECKING:
@@ -81,4 +81,7 @@ def _forwarded(network: DeviceFacts) -> tuple[str, str]:
 
 async def _ask(name: str, *, user: bool) -> Facts:
     async with connected_bus(user=user) as bus:
-        return await facts(bus, name)
+        try:
+            return await facts(bus, name)
+        except NotRunning as error:
+            raise await with_near_name(bus, error) from None

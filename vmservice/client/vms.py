@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.systemctl import systemctl_line
-from vmservice.config.names import check_name, config_path, natural_key
+from vmservice.config.names import check_name, config_path, configured_names, natural_key
 from vmservice.control.authority import INTERACTIVE_TIMEOUT_SEC
 from vmservice.control.errors import ACCESS_DENIED, ERROR_NAMES, FAILED, INTERACTION_REQUIRED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
@@ -36,6 +37,14 @@ class Refused(VmmError):
 
 class NotRunning(HostFacilityMissing):
     """No process has the VM's name on the bus."""
+
+
+class NoSuchVm(NotRunning):
+    """Nor has it a configuration: perhaps `name` is another one's, mistyped."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -207,7 +216,28 @@ def not_running(name: str, *, user: bool) -> NotRunning:
     if is_configured(name, user=user):
         return NotRunning(f"the VM {name} is not running; `{systemctl_line('start', name, user=user)}` starts it")
     path = config_path(name, user=user)
-    return NotRunning(f"the VM {name} does not exist: it does not run, and there is no {path}")
+    return NoSuchVm(name, f"the VM {name} does not exist: it does not run, and there is no {path}")
+
+
+async def with_near_name(bus: Bus, error: VmmError) -> VmmError:
+    """What is raised for a VM that does not exist names the one that was perhaps meant, of those that run or are configured."""
+    if not isinstance(error, NoSuchVm):
+        return error
+    running = await running_names(bus)
+    return NoSuchVm(error.name, f"{error}{_near(error.name, running, user=bus.user)}")
+
+
+def near_name(name: str, *, user: bool) -> str:
+    """`; did you mean NAME?` where the VM has no configuration and another one of nearly that name has; else nothing."""
+    return "" if is_configured(name, user=user) else _near(name, [], user=user)
+
+
+def _near(name: str, others: list[str], *, user: bool) -> str:
+    from vmservice.client.parser import near
+
+    with contextlib.suppress(OSError):
+        others = [*others, *configured_names(user=user)]
+    return near(name, others)
 
 
 def failure(bus: Bus, name: str, what: str, failed: CallFailed) -> VmmError:
