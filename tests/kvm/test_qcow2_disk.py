@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,9 +170,7 @@ def test_the_daemon_dies(tmp_path: Path, daemon: StorageDaemon, stage: str) -> N
 
 def test_without_a_daemon_the_vm_is_not_begun(tmp_path: Path, daemon: StorageDaemon) -> None:
     daemon.close()
-    began = time.monotonic()
     with pytest.raises(
         HostError, match=r"the qemu-storage-daemon of the disk root cannot be reached at .*: Connection refused"
     ):
         Vm(tmp_path, "pci")
-    assert time.monotonic() - began < 5
