@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 # What is being ended when a test returns may take the kernel a moment more, such as a thread after its last line.
-GRACE_SEC = 2.0
+GRACE_SEC = 20.0
 
 # Opened once by libraries for their own use, whenever they are first needed.
 _LIBRARY_FDS = ("/dev/urandom", "/memfd:libffi", "/dev/null")

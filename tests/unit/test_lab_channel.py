@@ -86,7 +86,7 @@ def test_a_host_that_opens_the_port_late_is_ready(port: Port) -> None:
         port.answer_pings()
 
     agent = in_background(open_late)
-    port.channel.wait_ready(10)
+    port.channel.wait_ready(60)
     port.channel.close()
     agent.join()
 
@@ -98,7 +98,7 @@ def test_a_ping_that_was_read_and_lost_is_sent_again(port: Port) -> None:
         port.answer_pings()
 
     agent = in_background(lose_two)
-    port.channel.wait_ready(10)
+    port.channel.wait_ready(60)
     port.channel.close()
     agent.join()
 
@@ -126,5 +126,5 @@ def test_a_request_waits_for_a_host_that_is_slow_to_read(port: Port) -> None:
     agent = in_background(read_late)
     # An answer that did not come: the socket's timeout is then that of a read.
     assert port.channel._receive(time.monotonic() + 0.01) is None
-    assert port.channel.run("cat", 10, bytes(4 << 20), None).returncode == 0
+    assert port.channel.run("cat", 60, bytes(4 << 20), None).returncode == 0
     agent.join()

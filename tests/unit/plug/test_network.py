@@ -6,7 +6,7 @@ import errno
 import os
 import struct
 import subprocess
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -332,8 +332,10 @@ def test_a_tap_that_is_down(lan: Network) -> None:
 def test_a_guest_that_floods_is_stopped_at_once(make: Callable[..., Network], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only when all is sent that it has put into its virtqueue."""
 
+    hurry = threading.Event()
+
     def write_slowly(fd: int, views: Sequence[memoryview]) -> int:
-        time.sleep(0.005)
+        hurry.wait(0.1)
         return os.writev(fd, views)
 
     monkeypatch.setattr(network, "Pair", partial(Pair, writev=write_slowly))
@@ -344,6 +346,7 @@ def test_a_guest_that_floods_is_stopped_at_once(make: Callable[..., Network], mo
     lan.kick(1)
     lan.plug.pause()
     assert lan.queues[1].used_index() < 120
+    hurry.set()
     lan.plug.resume()
     lan.sent(120)
 

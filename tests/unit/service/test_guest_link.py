@@ -115,6 +115,7 @@ def test_a_message_that_is_too_long_or_never_ends_is_dropped(tmp_path: Path, mon
             await ended(long)
             await ended(slow)
             assert bench.messages.empty()
+            monkeypatch.setattr(guest_link, "MESSAGE_SEC", TIMEOUT_SEC)
             assert await bench.say(b"READY=1") == b""
             assert (await bench.next()).is_ready
 
@@ -122,7 +123,7 @@ def test_a_message_that_is_too_long_or_never_ends_is_dropped(tmp_path: Path, mon
 
 
 def test_who_waits_holds_a_few_places_and_not_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_link, "MESSAGE_SEC", 0.3)
+    monkeypatch.setattr(guest_link, "MESSAGE_SEC", TIMEOUT_SEC)
 
     async def check() -> None:
         async with link(tmp_path) as bench:
