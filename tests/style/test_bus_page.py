@@ -1,4 +1,4 @@
-"""org.vmservice.VM1(5) is equal to dbus/org.vmservice.VM1.xml, the polkit actions and the table of errors."""
+"""The pages of the D-Bus interfaces are equal to the XML in dbus/, the polkit actions and the table of errors."""
 
 from __future__ import annotations
 
@@ -83,3 +83,49 @@ def test_it_says_every_state_and_reason() -> None:
         assert re.search(rf"\b{word}\b", properties["State"].text), word
     for word in EXIT_TEXTS:
         assert re.search(rf"\b{word or 'empty'}\b", properties["LastExit"].text), word
+
+
+# org.vmservice.Manager1(5)
+
+MANAGER = "org.vmservice.Manager1"
+MANAGER_PAGE = read_page(f"{MANAGER}.5")
+
+
+def of_the_manager(kind: str) -> list[ElementTree.Element]:
+    """Members of one kind, of both objects; what every D-Bus object has is left out."""
+    found = []
+    for file in (MANAGER, f"{MANAGER}.VM"):
+        for one in ElementTree.parse(DBUS / f"{file}.xml").findall("interface"):
+            if str(one.get("name")).startswith(MANAGER) or one.get("name") == "org.freedesktop.DBus.ObjectManager":
+                found += one.findall(kind)
+    return found
+
+
+def shown(arguments: list[ElementTree.Element]) -> str:
+    return ", ".join(f"{argument.get('type')} {argument.get('name')}" for argument in arguments)
+
+
+def test_the_managers_page_has_every_method_with_its_arguments() -> None:
+    expected = set()
+    for method in of_the_manager("method"):
+        taken, given = (method.findall(f"arg[@direction='{direction}']") for direction in ("in", "out"))
+        expected.add(f"{method.get('name')} ({' '.join(part for part in (shown(taken), '->', shown(given)) if part)})")
+    assert {item.title for item in MANAGER_PAGE["METHODS"].items} == expected != set()
+
+
+def test_the_managers_page_has_every_signal() -> None:
+    """And that of properties, which every object has."""
+    expected = {f"{signal.get('name')} ({shown(signal.findall('arg'))})" for signal in of_the_manager("signal")}
+    assert {item.title for item in MANAGER_PAGE["SIGNALS"].items} == {*expected, "PropertiesChanged"}
+
+
+def test_the_managers_page_has_every_property_with_its_type() -> None:
+    said = {(name, *item.words("Li")) for item in MANAGER_PAGE["PROPERTIES"].items for name in item.words("Cm")}
+    assert said == {(one.get("name"), one.get("type")) for one in of_the_manager("property")} != set()
+
+
+def test_the_managers_page_has_every_error() -> None:
+    text = (DBUS / f"{MANAGER}.xml").read_text()
+    head = text[: text.index("<node ")]
+    said = {item.title for item in MANAGER_PAGE["ERRORS"].items}
+    assert said == set(re.findall(r"^    (org\.\S+\.Error\.\w+)", head, re.MULTILINE)) != set()

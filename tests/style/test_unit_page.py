@@ -12,7 +12,8 @@ from vmservice.service import message_ids
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = read_page("vm@.service.8")
-UNITS = sorted(path for folder in ("units", "units/user") for path in (CHECKOUT / folder).glob("vm*@.*"))
+ALL_UNITS = sorted(path for ending in ("service", "socket") for path in (CHECKOUT / "units").rglob(f"*.{ending}"))
+UNITS = [unit for unit in ALL_UNITS if "@" in unit.name]
 
 # What says something of a VM, or of its guest's console, to the journal.
 JOURNAL = ("vmservice/service/journal.py", "vmservice/host/consoles/journal.py")
@@ -31,11 +32,12 @@ def test_the_package_has_it_by_the_name_of_every_unit() -> None:
     assert links == {f"{folder}/{name}.8.gz": f"{folder}/vm@.service.8.gz" for name in others}
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.relative_to(CHECKOUT)))
+@pytest.mark.parametrize("unit", ALL_UNITS, ids=lambda unit: str(unit.relative_to(CHECKOUT)))
 def test_a_unit_names_pages_that_there_are(unit: Path) -> None:
     pages = re.findall(r"^Documentation=(.*)$", unit.read_text(), re.MULTILINE)
     named = [f"{name}.{section}" for page in pages for name, section in re.findall(r"man:(\S+)\((\d)\)", page)]
-    assert "vm@.service.8" in named
+    assert ("vm@.service.8" in named) == (unit in UNITS)
+    assert named
     assert all((PACKAGING / name).is_file() for name in named)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 
-_ESCAPES = (("\\(dq", '"'), ("\\(aq", "'"), ("\\&", ""), ("\\-", "-"), ("\\e", "\\"))
+_ESCAPES = (("\\(dq", '"'), ("\\(aq", "'"), ("\\&", ""), ("\\-", "-"), ("\\e", "\\"), ("\\(->", "->"))
 # Macros whose arguments are shown as they are; `Fl` and `Xr` add something.
 _PLAIN = frozenset(("Ar", "Cm", "Ev", "Fl", "Ic", "It", "Li", "Lk", "Nm", "No", "Ns", "Pa", "Sx", "Sy", "Xr"))
 # Those that put something around their arguments: `Oo` until `Oc`, the others until the end of the line.
