@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
-from vmservice.errors import UsageError, VmmError, sentences
+from vmservice.errors import HostError, UsageError, VmmError, sentences
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,21 +27,45 @@ _UNITS_COMMANDS = {
     "make-tap": "vmservice.service.tap_helper",
 }
 
+# What write(2) fails with at a file that has no room, or no device behind it. No other OSError is let through by a command.
+_OF_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status, after sysexits(3)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if words and words[0] in _UNITS_COMMANDS:
-            return _run_module(_UNITS_COMMANDS[words[0]], words[1:])
-        return _run_as_unit(words) if _is_unit_command(words) else _dispatch(words)
+        try:
+            return _run_words(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what fails at the interpreter's end has neither a sentence nor a status of ours
     except VmmError as error:
         for sentence in sentences(error):
             print(f"vmservice: {sentence}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()
+        _drop_output()
         return os.EX_OK
+    except OSError as error:
+        if error.errno not in _OF_WRITES or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"vmservice: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return HostError.exit_status
+
+
+def _run_words(words: list[str]) -> int:
+    if words and words[0] in _UNITS_COMMANDS:
+        return _run_module(_UNITS_COMMANDS[words[0]], words[1:])
+    return _run_as_unit(words) if _is_unit_command(words) else _dispatch(words)
+
+
+def _drop_output() -> None:
+    """What is left of it would be written, and fail, once more at the end."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _run_module(name: str, words: list[str]) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 from support.images import bzimage, pattern
-from support.process import Manager, VmProcess, vmservice
+from support.process import CHECKOUT, Manager, VmProcess, vmservice
 
 from vmservice.config.names import whose_config
 
@@ -149,6 +152,26 @@ def test_a_name_of_a_file_cannot_move_the_cursor(tmp_path: Path) -> None:
     _, line = refused("check-config", str(path))
     assert "\x1b" not in line
     assert "de\\u001B[2Jmo.toml: kernel.path is 1" in line
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["check-host --json", "--help", "list --help", "top --json --delay 0.1"])
+def test_output_that_cannot_be_written_is_a_sentence(command: str, unbuffered: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": unbuffered}
+    environment |= {"PYTHONWARNINGS": "ignore::DeprecationWarning", "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={tmp_path}/none"}
+    words = [sys.executable, "-m", "vmservice", *command.split()]
+
+    def run(output: IO[bytes]) -> tuple[int, str]:
+        done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, env=environment, check=False, timeout=60)
+        return done.returncode, done.stderr.decode()
+
+    if sys.version_info < (3, 12) or "help" not in command or not unbuffered:  # argparse says nothing of it since
+        with open("/dev/full", "wb") as full:
+            assert run(full) == (71, "vmservice: cannot write to standard output: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        assert run(pipe) == (0, "")
 
 
 def test_check_config_tries_the_kernel(tmp_path: Path) -> None:
