@@ -132,9 +132,7 @@ async def overviews(bus: Bus, *, user: bool, everything: bool, limit_sec: float 
             return replace(found, config_error=_config_error(name, user=user))
         return _with_usage(found)
 
-    async with asyncio.TaskGroup() as group:
-        looks = [group.create_task(look(name)) for name in sorted(names, key=natural_key)]
-    found = [task.result() for task in looks]
+    found = await asyncio.gather(*(look(name) for name in sorted(names, key=natural_key)))
     # One that ended while it was looked at is not told of, unless it is there all the same.
     return [vm for vm in found if vm.facts is not None or (vm.unit is not None and vm.unit.is_up) or (everything and vm.exists)]
 
@@ -194,7 +192,7 @@ def _configured(*, user: bool) -> list[str]:
 def _config_error(name: str, *, user: bool) -> str | None:
     """What is wrong with the configuration, as far as its text goes and this account may read it."""
     path = config_path(name, user=user)
-    if not os.access(path, os.R_OK):
+    if not is_configured(name, user=user) or (os.path.exists(path) and not os.access(path, os.R_OK)):
         return None
     try:
         load_config(name, path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
 from vmservice.client.systemctl import systemctl_line
-from vmservice.config.names import check_name, config_path, configured_names, natural_key
+from vmservice.config.names import check_name, config_path, configured_names, has_drop_ins, natural_key
 from vmservice.control.authority import INTERACTIVE_TIMEOUT_SEC
 from vmservice.control.errors import ACCESS_DENIED, ERROR_NAMES, FAILED, INTERACTION_REQUIRED
 from vmservice.control.names import INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE, bus_name
@@ -202,13 +202,19 @@ async def _call_verb(
 
 def is_configured(name: str, *, user: bool) -> bool:
     """Whether the VM has a configuration, or may have one where this account cannot look."""
+    path = config_path(name, user=user)
     try:
-        os.stat(config_path(name, user=user))
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        pass
     except OSError:
         return True
-    return True
+    else:
+        return True
+    try:
+        return has_drop_ins(path)
+    except OSError:
+        return True
 
 
 def not_running(name: str, *, user: bool) -> NotRunning:

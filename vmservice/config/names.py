@@ -60,13 +60,26 @@ def config_directory(*, user: bool) -> str:
 
 
 def configured_names(*, user: bool) -> list[str]:
-    """The VMs that have a file there, whatever is in it, in the order of `natural_key`; OSError where nobody may look."""
+    """The VMs that have a file there or drop-ins, whatever is in them, by `natural_key`; OSError where nobody may look."""
+    folder = config_directory(user=user)
     try:
-        files = os.listdir(config_directory(user=user))
+        files = os.listdir(folder)
     except FileNotFoundError:
         return []
-    names = (file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX))
+    names = {file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)}
+    for file in files:
+        name = file.removesuffix(f"{_SUFFIX}.d")
+        if name != file and has_drop_ins(f"{folder}/{name}{_SUFFIX}"):
+            names.add(name)
     return sorted((name for name in names if is_name(name)), key=natural_key)
+
+
+def has_drop_ins(path: str) -> bool:
+    """Whether the configuration at `path` has drop-ins, without which it needs a file; OSError where nobody may look."""
+    try:
+        return any(file.endswith(_SUFFIX) and file[0] != "." for file in os.listdir(f"{path}.d"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -12,7 +12,7 @@ from vmservice.client import usage
 from vmservice.client.overview import Overview
 from vmservice.client.units import UnitState, why_failed
 from vmservice.client.usage import Usage, cpu_percent
-from vmservice.client.vms import Facts
+from vmservice.client.vms import Facts, is_configured
 from vmservice.config import names
 
 RUNNING = Facts("demo", "running", last_exit="")
@@ -114,7 +114,12 @@ def test_names_come_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "etc").mkdir()
     for file in ("web10.toml", "web2.toml", ".hidden.toml", "web3.toml~", "web4", "a b.toml", ".toml"):
         (tmp_path / "etc" / file).touch()
-    assert names.configured_names(user=False) == ["web2", "web10"]
+    for folder in ("web5.toml.d", "web6.toml.d", "common.d"):
+        (tmp_path / "etc" / folder).mkdir()
+    for file in ("web5.toml.d/cpus.toml", "web6.toml.d/notes", "common.d/memory.toml"):
+        (tmp_path / "etc" / file).touch()
+    assert names.configured_names(user=False) == ["web2", "web5", "web10"], "drop-ins alone are enough"
+    assert [is_configured(name, user=False) for name in ("web2", "web5", "web6", "common")] == [True, True, False, False]
 
 
 def test_what_a_group_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
