@@ -132,6 +132,11 @@ def test_all_there_is(vm: UnitVm) -> None:
         assert rows[broken.name].split()[1] == "failed"
         assert f"/etc/vmservice/{broken.name}.toml" in rows[broken.name]
         assert rows[broken.name].endswith("(exit status 78)")
+        top = json.loads(host.run("vmservice top --once --json --delay 0.5", check=True).stdout)
+        found = {row["name"]: row for row in top}
+        assert found[vm.name]["cpu_percent"] is not None
+        assert found[vm.name]["memory_used"] > 1 << 20
+        assert (found[vm.name]["condition"], found[simulated.name]["condition"]) == ("stopping", "running")
         said = host.run(f"vmservice status {panicked.name}")
         assert said.returncode == 69
         assert "  Reason: " in said.stdout

@@ -28,6 +28,10 @@ UNIT_VERBS = {
 }
 POWEROFF_TIMEOUT_SEC = 120.0
 FOLLOWED_ENTRIES = 10
+TOP_DELAY_SEC = 2.0
+TOP_DELAYS_SEC = (0.1, 3600.0)
+# `top.ORDERS`, whose import takes the bus library's.
+TOP_ORDERS = ("cpu", "memory", "exits", "disk", "network", "name")
 _STATES = ", ".join(TRANSITIONS)
 
 
@@ -74,6 +78,7 @@ def add_commands(commands: Commands[Any]) -> None:
     asks = "no-ask-password"
     listing = add("list", "list the VMs that run", "json", names="none")
     listing.add_argument("--all", action="store_true", help="also those that have failed, and those that are only configured")
+    _add_top(add)
     add("status", "show a VM, its process, its unit, and the last lines of its journal", "json")
     for verb in VERBS:
         if verb.command:
@@ -101,6 +106,20 @@ def add_commands(commands: Commands[Any]) -> None:
     ssh.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="what is run there; a shell unless given")
     add_common_options(ssh, "user")
     _add_watching(add)
+
+
+def _add_top(add: Any) -> None:
+    top = add("top", "show what each VM that runs takes of the host and does, again and again", "json", names="none")
+    top.add_argument(
+        "--delay", metavar="SEC", type=_number, default=TOP_DELAY_SEC, help=f"how often; {TOP_DELAY_SEC:g} seconds unless given"
+    )
+    top.add_argument(
+        "--once",
+        action="store_true",
+        help="show it once, measured over one such time; so it is with --json, and without a terminal",
+    )
+    orders = ", ".join(TOP_ORDERS)
+    top.add_argument("--sort", metavar="COLUMN", choices=TOP_ORDERS, default=TOP_ORDERS[0], help=f"by one of {orders}")
 
 
 def _add_watching(add: Any) -> None:
@@ -132,6 +151,8 @@ def run_command(options: argparse.Namespace) -> int:
         from vmservice.client.commands import list_vms
 
         return list_vms(user=user, as_json=options.json, everything=options.all)
+    if command == "top":
+        return _run_top(options)
     if command in UNIT_VERBS or hasattr(options, "names"):
         return _run_on_several(options, list(dict.fromkeys(options.names)))
     check_name(options.name.rpartition("@")[2] if command == "ssh" else options.name)
@@ -191,6 +212,15 @@ def _tell_near_names(names: list[str], *, user: bool) -> None:
     for name in unknown:
         if meant := near_name(name, user=user):
             tell(f"the VM {name} has no configuration{meant}")
+
+
+def _run_top(options: argparse.Namespace) -> int:
+    from vmservice.client.top import run_top
+
+    least_sec, most_sec = TOP_DELAYS_SEC
+    if not least_sec <= options.delay <= most_sec:
+        raise UsageError(f"--delay {options.delay:g} is out of range; it takes {least_sec:g} to {most_sec:g} seconds")
+    return run_top(user=options.user, delay_sec=options.delay, order=options.sort, once=options.once, as_json=options.json)
 
 
 def _run_logs(name: str, count: int | None, *, user: bool, follow: bool) -> int:

@@ -141,6 +141,14 @@ def size(size_bytes: float | None) -> str:
     return f"{value:.1f} {unit}" if value < 100 and factor > 1 else f"{value:.0f} {unit}"
 
 
+def vcpus(vm: Overview, between: str = "/") -> str:
+    """How many there are, and may be: "1/4"."""
+    if vm.facts is None:
+        return NOTHING
+    present, ceiling = (UNKNOWN if number is None else str(number) for number in (vm.facts.vcpus, vm.facts.max_vcpus))
+    return UNKNOWN if present == ceiling == UNKNOWN else f"{present}{between}{ceiling}"
+
+
 def _row(vm: Overview) -> tuple[str, ...]:
     state = vm.condition or UNKNOWN
     if vm.facts is None:
@@ -148,7 +156,7 @@ def _row(vm: Overview) -> tuple[str, ...]:
     facts = vm.facts
     used = vm.usage.memory_bytes if vm.usage is not None else None
     more = (_memory(facts.memory), size(used), _last_exit(facts.last_exit))
-    return (vm.name, state, _vcpus(facts, "/"), percent(vm.cpu_percent), *more)
+    return (vm.name, state, vcpus(vm), percent(vm.cpu_percent), *more)
 
 
 def _of_process(vm: Overview, facts: Facts) -> list[tuple[str, str]]:
@@ -156,7 +164,7 @@ def _of_process(vm: Overview, facts: Facts) -> list[tuple[str, str]]:
     if vm.usage is not None and vm.usage.cpu_sec is not None:
         cpu += f", {vm.usage.cpu_sec:.1f} s since the start"
     lines = [
-        ("vCPUs", _vcpus(facts, " of ")),
+        ("vCPUs", vcpus(vm, " of ")),
         ("CPU", cpu),
         (
             "Memory",
@@ -202,11 +210,6 @@ def _spelled(details: Mapping[str, object]) -> str:
         elif value is not False and value != "":
             parts.append(f"{key} {_memory(value) if key == 'size' and isinstance(value, int) else value}")
     return ", ".join(parts)
-
-
-def _vcpus(facts: Facts, between: str) -> str:
-    present, ceiling = (UNKNOWN if number is None else str(number) for number in (facts.vcpus, facts.max_vcpus))
-    return UNKNOWN if present == ceiling == UNKNOWN else f"{present}{between}{ceiling}"
 
 
 def _memory(size_bytes: int | None) -> str:

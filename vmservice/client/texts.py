@@ -31,6 +31,10 @@ TEXTS = {
         "It returns when each has answered, or has not within 2 seconds.",
         "0 done, also where no VM runs; 69 there is no bus",
     ),
+    "top": (
+        "It returns when you type q or Ctrl-C; with --once, with --json and without a terminal, when it has measured once.",
+        "0 done; 69 there is no bus; 130 interrupted before anything was measured",
+    ),
     "status": (
         "It returns at once. Of a VM that does not run it shows what is known.",
         f"0 done; {_NOT_RUNNING}; 75 the VM does not answer",

@@ -71,7 +71,7 @@ function __vmservice_first
             continue
         end
         switch $word
-            case --bus --config --cpus --from-root --image --lines --memory --network --size --ssh-key --timeout --user-data -n
+            case --bus --config --cpus --delay --from-root --image --lines --memory --network --size --sort --ssh-key --timeout --user-data -n
                 set skip yes
             case '-*'
             case '*'
@@ -118,15 +118,19 @@ complete -c vmservice -n __fish_use_subcommand -a ssh -d 'A shell in the guest, 
 complete -c vmservice -n __fish_use_subcommand -a start -d 'Start the unit of a VM'
 complete -c vmservice -n __fish_use_subcommand -a status -d 'Show a VM, its unit and its last lines'
 complete -c vmservice -n __fish_use_subcommand -a stop -d 'Stop the unit of a VM; the guest is powered off'
+complete -c vmservice -n __fish_use_subcommand -a top -d 'A live table of what each VM uses and does'
 complete -c vmservice -n __fish_use_subcommand -a update-kernel -d 'Take the kernel out of the disk of a VM anew'
 complete -c vmservice -n __fish_use_subcommand -a wait -d 'Wait until a VM is in a state'
 
-complete -c vmservice -n '__fish_seen_subcommand_from boot check-config console create delete edit list logs pause power-button poweroff reboot reset resize restart resume run shutdown ssh start status stop update-kernel wait' -l user -d 'The VMs of systemctl --user'
-complete -c vmservice -n '__fish_seen_subcommand_from check-host list status' -l json -d 'Write JSON'
+complete -c vmservice -n '__fish_seen_subcommand_from boot check-config console create delete edit list logs pause power-button poweroff reboot reset resize restart resume run shutdown ssh start status stop top update-kernel wait' -l user -d 'The VMs of systemctl --user'
+complete -c vmservice -n '__fish_seen_subcommand_from check-host list status top' -l json -d 'Write JSON'
 complete -c vmservice -n '__fish_seen_subcommand_from boot pause power-button poweroff reboot reset resize restart resume shutdown start stop' -l no-ask-password -d 'Do not ask for a password'
 complete -c vmservice -n '__fish_seen_subcommand_from poweroff reboot wait' -l timeout -x -d 'Give up after so many seconds'
 complete -c vmservice -n '__fish_seen_subcommand_from poweroff' -l force -d 'Stop it at once, without asking the guest'
 complete -c vmservice -n '__fish_seen_subcommand_from list' -l all -d 'Also what only is configured, or has failed'
+complete -c vmservice -n '__fish_seen_subcommand_from top' -l delay -x -d 'How often, in seconds'
+complete -c vmservice -n '__fish_seen_subcommand_from top' -l once -d 'Show it once'
+complete -c vmservice -n '__fish_seen_subcommand_from top' -l sort -x -a 'cpu memory exits disk network name' -d 'What it is sorted by'
 complete -c vmservice -n '__fish_seen_subcommand_from delete' -l yes -d 'Do not ask'
 complete -c vmservice -n '__fish_seen_subcommand_from logs' -s f -l follow -d 'Go on with each line as it comes'
 complete -c vmservice -n '__fish_seen_subcommand_from logs' -s n -l lines -x -d 'Only the last entries'
