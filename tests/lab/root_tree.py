@@ -22,7 +22,7 @@ PACKAGES = (
     # what the package depends on
     *("python3", "python3-dbus-next", "python3-pyelftools", "python3-systemd"),
     # what tests and people use there
-    *("iproute2", "passt", "procps", "strace"),
+    *("iproute2", "logrotate", "passt", "procps", "strace"),
 )
 LAB_PACKAGES = (
     *("acpica-tools", "busybox-static", "e2fsprogs", "linux-image-cloud-amd64", "openssh-client", "pciutils"),

@@ -17,6 +17,7 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
     files = container.run(f"dpkg -L vmservice && ls -d {made}", check=True).stdout.split()
 
     assert {
+        "/etc/logrotate.d/vmservice",
         "/etc/vmservice",
         "/usr/bin/vmservice",
         "/usr/lib/systemd/catalog/vmservice.catalog",

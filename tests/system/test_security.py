@@ -197,10 +197,14 @@ def test_a_vm_with_an_account_of_its_own(container: Container, victim: UnitVm) -
     made, undone = ACCOUNTS.split("## One VM", 1)[1].split("```\n")[1:4:2]
     undo = f"{made.splitlines()[0]}\n{undone}"
     web, host = UnitVm(container, "web-1"), container
-    web.configure(firmware_config())
+    log = "/var/log/vmservice/web-1/console.log"
+    console = f'[console]\nmode = "socket"\nlog = "file"\nlog_path = "{log}"\n'
+    web.configure(firmware_config() + console)
     try:
         host.run(f"set -e\n{made}", check=True)
         web.wait_for("beat 1")
+        host.run(f"echo before > {log} && logrotate --force /etc/logrotate.conf", check=True)
+        assert host.run(f"stat --format=%U {log} {log}.1 && cat {log}.1", check=True).stdout == "vm-web-1\nvm-web-1\nbefore\n"
         assert owners(web) == ["vm-web-1", "vm-web-1"]
         web.call("Pause")
         assert web.state == "paused"
@@ -240,8 +244,13 @@ def test_dynamic_users_where_the_bus_is_dbus_broker(broker_container: Container)
     )
     one, two = UnitVm(host, "one"), UnitVm(host, "two")
     for vm in (one, two):
-        vm.configure(firmware_config())
+        log = f"/var/log/vmservice/{vm.name}/console.log"
+        vm.configure(f'{firmware_config()}[console]\nmode = "file"\npath = "{log}"\n')
         vm.start()
+    host.run("sed -i '/^ *su /d' /etc/logrotate.d/vmservice", check=True)  # as accounts.md says
+    host.run(
+        f"echo before > {log} && logrotate --force /etc/logrotate.conf && grep before {log}.1 && test -e {log}", check=True
+    )
     uids = {host.run(f"stat --format=%u /proc/{vm.main_pid()}", check=True).stdout.strip() for vm in (one, two)}
     assert len(uids) == 2
     assert all(61184 <= int(uid) <= 65519 for uid in uids), uids
