@@ -64,7 +64,7 @@ print("as it should be")
 
 def test_ports(guests: dict[str, UnitVm]) -> None:
     ports = '[[port]]\nname = "org.test.agent.0"\n[[port]]\nname = "log"\nmode = "journal"\n'
-    more = f'[serial]\nmode = "socket"\n{ports}[[port]]\nname = "tty"\nmode = "journal"\nconsole = true\n'
+    more = f'[serial]\nmode = "socket"\nlog = "journal"\n{ports}[[port]]\nname = "tty"\nmode = "journal"\nconsole = true\n'
     for release, vm in guests.items():
         vm.configure(guest_config(release=release, memory_keys="shared = true\n", more=more))
         vm.start()
@@ -74,5 +74,12 @@ def test_ports(guests: dict[str, UnitVm]) -> None:
         assert said.stdout == "as it should be\n", said.stdout + said.stderr
         assert vm.journal("--output=cat", "VM_CONSOLE=log") == "to the journal\n"
         assert vm.journal("--output=cat", "VM_CONSOLE=tty") == "at hvc0\n"
+        # What was typed at and read from the socket is in the journal, too; a program talks to it by the command.
+        printed = vm.journal("--output=cat", "VM_CONSOLE=serial")
+        assert ("guest: ready" in printed, "it is said" in printed) == (True, True), printed
+        typed = "echo typed 'by a program'"
+        piped = vm.host.run(f"(echo {shlex.quote(typed)}; sleep 5) | vmservice console {vm.name}", timeout=60)
+        assert "typed by a program" in piped.stdout, piped.stdout + piped.stderr
+        vm.wait_for("typed by a program")
         vm.stop()
         assert vm.show("Result") == "success"
