@@ -9,7 +9,7 @@ from support.container import Container
 from support.unit_vm import UnitVm, firmware_config
 from support.vmm_process import complaints
 
-PROMPT_SEC = 3.0
+PROMPT_SEC = 20.0
 
 
 @pytest.mark.parametrize("variant", ["deaf", "wedged", "flood"])
@@ -56,14 +56,14 @@ def test_a_stop_while_the_vm_is_resized(vm: UnitVm) -> None:
     vm.host.run(f"systemd-run --quiet --unit=resize --property=StandardError=file:/tmp/resize {resize}", check=True)
     busy = vm.bus_name + " /org/vmservice/VM1 org.vmservice.VM1 Resize y 1"
     vm.host.run(
-        f"timeout 10 sh -c 'until busctl call {busy} 2>&1 | grep -q \"a Resize to 2\"; do sleep 0.05; done'", check=True
+        f"timeout 50 sh -c 'until busctl call {busy} 2>&1 | grep -q \"a Resize to 2\"; do sleep 0.05; done'", check=True
     )
     begin = time.monotonic()
     vm.stop()
     assert time.monotonic() - begin < PROMPT_SEC
     assert "power button" in vm.journal()
     assert (vm.show("Result"), complaints(vm)) == ("success", [])
-    vm.host.run("timeout 10 sh -c 'while systemctl is-active --quiet resize; do sleep 0.05; done'", check=True)
+    vm.host.run("timeout 50 sh -c 'while systemctl is-active --quiet resize; do sleep 0.05; done'", check=True)
     told = vm.host.run("cat /tmp/resize; rm /tmp/resize").stdout
     assert "the VM was shut down before the guest had answered a Resize to 2 vCPUs" in told
     vm.host.run("systemctl reset-failed resize")
@@ -91,7 +91,7 @@ def test_machined_restarts_or_dies_under_a_vm(faulty_container: Container) -> No
         for command in ("systemctl restart systemd-machined", "systemctl kill --signal=KILL systemd-machined"):
             faulty_container.run(f"systemctl reset-failed systemd-machined; {command}", check=True)
             leader = f"machinectl show --property=Leader --value {vm.name}"
-            faulty_container.run(f"timeout 20 sh -c 'until [ \"$({leader})\" = {pid} ]; do sleep 0.1; done'", check=True)
+            faulty_container.run(f"timeout 50 sh -c 'until [ \"$({leader})\" = {pid} ]; do sleep 0.1; done'", check=True)
         assert vm.main_pid() == pid
         faulty_container.run(f"machinectl poweroff {vm.name}", check=True)
         vm.wait_inactive()
@@ -111,7 +111,7 @@ def test_without_logind(faulty_container: Container) -> None:
         vm.wait_for(lacks)
         faulty_container.run("systemctl unmask --runtime systemd-logind; systemctl start systemd-logind", check=True)
         locked = f"systemd-inhibit --list --no-legend | grep -q 'vmservice {vm.name} '"
-        faulty_container.run(f'timeout 20 sh -c "until {locked}; do sleep 0.1; done"', check=True)
+        faulty_container.run(f'timeout 50 sh -c "until {locked}; do sleep 0.1; done"', check=True)
         faulty_container.run("systemctl mask --runtime --now systemd-logind", check=True)
         assert vm.state == "running"
         vm.stop()

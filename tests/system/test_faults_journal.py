@@ -14,7 +14,7 @@ JOURNAL = "systemd-journald.service"
 JOURNAL_UNITS = f"systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket {JOURNAL}"
 
 # A call over the bus, busctl's own start included.
-PROMPT_SEC = 3.0
+PROMPT_SEC = 20.0
 GROWTH_LIMIT_BYTES = 16 << 20
 
 
@@ -53,16 +53,16 @@ def test_a_journal_that_is_stopped_in_its_tracks(host: Container) -> None:
         after = Cost(loud)
         assert after.resident_bytes - before.resident_bytes < GROWTH_LIMIT_BYTES
         assert loud.show("StatusText") == "running; 1 vCPU, 64 MiB"
-        brief.stop(timeout=20)
+        brief.stop(timeout=60)
         assert brief.show("Result") == "success"
         host.run(f"systemctl kill --signal=CONT {JOURNAL}", check=True)
 
         elapsed = time.monotonic() - begin
         expected = count + int(elapsed * 5)
-        beating.wait_for(f"beat {expected}$", timeout=10)
+        beating.wait_for(f"beat {expected}$", timeout=60)
         assert beating.state == "running"
-        loud.wait_for("lines of the console are missing here", timeout=10)
-        loud.stop(timeout=20)
+        loud.wait_for("lines of the console are missing here", timeout=60)
+        loud.stop(timeout=60)
         assert loud.show("Result") == "success"
         assert [complaints(vm) for vm in (beating, brief)] == [[], []]
         assert "Traceback" not in loud.journal() + beating.journal()
@@ -104,7 +104,7 @@ def test_a_guest_that_prints_without_end_leaves_room_for_others(host: Container)
         prompt(loud, "Pause")
         loud.wait_for("VM paused")
         prompt(loud, "Resume")
-        loud.stop(timeout=20)
+        loud.stop(timeout=60)
         assert loud.show("Result") == "success"
         assert complaints(loud) == ["forced the VM to stop: the guest did not power off within 1 second"]
         assert "Suppressed" not in loud.journal()
@@ -120,9 +120,9 @@ def test_a_full_disk_under_the_console_file(host: Container) -> None:
     try:
         vm = started(host, "filed", "beat", 'mode = "file"\npath = "/srv/log/filed"')
         host.run("dd if=/dev/zero of=/srv/log/fill bs=4k status=none 2> /dev/null; truncate --size=%4096 /srv/log/filed")
-        host.run("timeout 20 sh -c 'until [ $(df --output=avail /srv/log | tail -n 1) = 0 ]; do sleep 0.1; done'", check=True)
+        host.run("timeout 50 sh -c 'until [ $(df --output=avail /srv/log | tail -n 1) = 0 ]; do sleep 0.1; done'", check=True)
         host.run("head -c 4096 /dev/zero > /srv/log/more; dd if=/dev/zero of=/srv/log/filed bs=4096 count=1 status=none")
-        vm.wait_for("console output is lost: /srv/log/filed: No space left on device", timeout=20)
+        vm.wait_for("console output is lost: /srv/log/filed: No space left on device", timeout=60)
         host.run("sleep 1")
         assert len(complaints(vm)) == 1
         prompt(vm, "Pause")

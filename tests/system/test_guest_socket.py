@@ -58,7 +58,7 @@ def test_systemd_passes_one_socket_at_each_start(vm: UnitVm) -> None:
         assert passed(vm, 2)[0] == ["vsock/notify"]
         vm.host.run(f"systemctl kill --signal=KILL {vm.unit}", check=True)
         count = f"journalctl --unit={vm.unit} --output=cat | grep -c ^passed"
-        vm.host.run(f"timeout 30 sh -c 'until [ $({count}) = 3 ]; do sleep 0.1; done'", check=True)
+        vm.host.run(f"timeout 50 sh -c 'until [ $({count}) = 3 ]; do sleep 0.1; done'", check=True)
         assert passed(vm, 3)[0] == ["vsock/notify"], "that of the start before is dropped"
     finally:
         vm.host.run(f"systemctl stop {vm.unit}; rm -r {folder}; systemctl daemon-reload")

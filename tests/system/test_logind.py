@@ -26,10 +26,10 @@ systemctl restart systemd-logind
 """
 _SUSPEND = (
     "busctl call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager SuspendWithFlags t 0"
-    " && timeout 20 sh -c 'until systemctl is-active --quiet systemd-suspend"
+    " && timeout 50 sh -c 'until systemctl is-active --quiet systemd-suspend"
     " || [ $(systemctl show -P ActiveState systemd-suspend) = activating ]; do sleep 0.05; done'"
 )
-_AWAKE = "timeout 30 sh -c 'while [ $(systemctl show -P ActiveState systemd-suspend) != inactive ]; do sleep 0.05; done'"
+_AWAKE = "timeout 50 sh -c 'while [ $(systemctl show -P ActiveState systemd-suspend) != inactive ]; do sleep 0.05; done'"
 
 
 def locks(host: Container) -> list[str]:
@@ -40,7 +40,7 @@ def locks(host: Container) -> list[str]:
 
 def wait_locks(host: Container, count: int) -> None:
     counted = "systemd-inhibit --list --no-legend | grep -c '^vmservice '"
-    host.run(f'timeout 20 sh -c "until [ \\$({counted}) = {count} ]; do sleep 0.1; done"', check=True)
+    host.run(f'timeout 50 sh -c "until [ \\$({counted}) = {count} ]; do sleep 0.1; done"', check=True)
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_tap_comes_and_goes_with_its_vm(lan: NetworkVm) -> None:
     assert vm.state == "running"
     assert tap in lan.links()
     vm.stop()
-    lan.host.run(f"timeout 20 sh -c 'while ip link show {tap} 2> /dev/null; do sleep 0.1; done'", check=True)
+    lan.host.run(f"timeout 50 sh -c 'while ip link show {tap} 2> /dev/null; do sleep 0.1; done'", check=True)
 
 
 def test_what_is_missing(lan: NetworkVm) -> None:

@@ -152,7 +152,7 @@ def test_a_low_port_takes_the_one_capability_for_it(passt: PasstVm) -> None:
         (
             "systemd-run --quiet --unit=holder --service-type=exec python3 -c"
             " 'import socket, time; s = socket.create_server((\"127.0.0.1\", 8080)); time.sleep(600)'"
-            " && timeout 20 sh -c 'until ss --listening --tcp --numeric | grep --quiet :8080; do sleep 0.1; done'",
+            " && timeout 50 sh -c 'until ss --listening --tcp --numeric | grep --quiet :8080; do sleep 0.1; done'",
             "8080",
             "71",
             "the network lan forwards port 8080/tcp of the host, and somebody listens there already; ss -lntup says who",

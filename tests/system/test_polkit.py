@@ -132,7 +132,7 @@ def test_polkit_stopped_in_its_tracks(guarded: UnitVm) -> None:
     try:
         call = f"busctl --timeout=60 --allow-interactive-authorization=no call {guarded.bus_name} {OBJECT} {INTERFACE} Pause"
         host.run(f"systemd-run --unit=waits --uid=alice --collect --pipe {call} > /tmp/said 2>&1 &", check=True)
-        host.run("timeout 20 sh -c 'until systemctl is-active --quiet waits; do sleep 0.1; done'", check=True)
+        host.run("timeout 50 sh -c 'until systemctl is-active --quiet waits; do sleep 0.1; done'", check=True)
         guarded.call("Pause")
         assert guarded.state == "paused"
         host.run("timeout 60 sh -c 'while systemctl is-active --quiet waits; do sleep 0.1; done'", check=True, timeout=90)

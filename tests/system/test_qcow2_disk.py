@@ -174,7 +174,7 @@ def test_what_is_wrong_is_said(disk: DiskVm, case: str) -> None:
         "in use": "systemd-run --quiet --unit=holder qemu-storage-daemon"
         f" --blockdev driver=file,node-name=f,filename={disk.image} --blockdev driver=qcow2,node-name=d,file=f"
         " --export type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path=/run/holder,writable=on"
-        " && timeout 20 sh -c 'until [ -S /run/holder ]; do sleep 0.1; done'",
+        " && timeout 50 sh -c 'until [ -S /run/holder ]; do sleep 0.1; done'",
     }[case]
     host.run(prepare, check=True)
     try:

@@ -19,7 +19,7 @@ ACCOUNT = "--uid=vmservice --gid=vmservice --property=SupplementaryGroups=kvm"
 def alice(container: Container) -> Iterator[str]:
     """The start of a command line that runs as alice, in her session, with a VM called mine."""
     container.run("usermod --append --groups kvm alice && loginctl enable-linger alice", check=True)
-    container.run("timeout 30 sh -c 'until [ -S /run/user/1000/bus ]; do sleep 0.1; done'", check=True)
+    container.run("timeout 50 sh -c 'until [ -S /run/user/1000/bus ]; do sleep 0.1; done'", check=True)
     alice = "runuser --user alice -- env XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus"
     container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
     container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=firmware_config().encode(), check=True)
@@ -33,7 +33,7 @@ def by_hand(host: Host, options: str, command: str, says: str) -> Iterator[None]
     host.run(f"{BY_HAND} {options} {command}", check=True)
     try:
         found = f"journalctl --unit=by-hand --output=cat | grep -q {shlex.quote(says)}"
-        host.run(f"timeout 20 sh -c {shlex.quote(f'until {found}; do sleep 0.1; done')}", check=True)
+        host.run(f"timeout 50 sh -c {shlex.quote(f'until {found}; do sleep 0.1; done')}", check=True)
         yield
     finally:
         host.run("systemctl kill --signal=KILL by-hand; systemctl stop by-hand; journalctl --rotate --vacuum-time=1s")

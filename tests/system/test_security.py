@@ -177,7 +177,7 @@ def test_the_sandbox_breaks_no_memory_and_no_console(vm: UnitVm, memory: str, se
         assert vm.state == "running"
         if "console.log" in serial:
             vm.host.run(
-                f"timeout 20 sh -c 'until grep -q beat /var/log/vmservice/{vm.name}/console.log; do sleep 0.1; done'",
+                f"timeout 50 sh -c 'until grep -q beat /var/log/vmservice/{vm.name}/console.log; do sleep 0.1; done'",
                 check=True,
             )
         if "pty" in serial:

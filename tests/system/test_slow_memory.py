@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -25,8 +26,10 @@ def slow(vm: UnitVm) -> Iterator[UnitVm]:
 
 @every_release
 def test_a_start_and_a_stop_last_as_long_as_they_go_on(slow: UnitVm) -> None:
-    slow.host.run(f"systemctl start --no-block {slow.unit}; sleep 3.5")
-    assert slow.show("StatusText") == "starting: the guest's memory is being made"
+    said = (
+        f'until systemctl show -P StatusText {slow.unit} | grep -qx "starting: the guest\'s memory is being made"; do :; done'
+    )
+    slow.host.run(f"systemctl start --no-block {slow.unit}; timeout 50 sh -c {shlex.quote(said)}", check=True)
     slow.start(timeout=60)
     slow.wait_for("beat 1")
     assert slow.state == "running"

@@ -15,13 +15,13 @@ from support.uplink import UPLINK
 def alice(container: Container) -> Iterator[str]:
     """The start of a command line that runs as alice, in her session."""
     container.run("usermod --append --groups kvm alice && loginctl enable-linger alice", check=True)
-    container.run("timeout 30 sh -c 'until [ -S /run/user/1000/bus ]; do sleep 0.1; done'", check=True)
+    container.run("timeout 50 sh -c 'until [ -S /run/user/1000/bus ]; do sleep 0.1; done'", check=True)
     yield "runuser --user alice -- env XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus"
     container.run("loginctl disable-linger alice; loginctl terminate-user alice; rm -rf /home/alice/.config", check=True)
     # The next one's bus is not to be taken for this one's, which is on its way out.
-    container.run("timeout 30 sh -c 'while [ -e /run/user/1000 ]; do sleep 0.1; done'", check=True)
+    container.run("timeout 50 sh -c 'while [ -e /run/user/1000 ]; do sleep 0.1; done'", check=True)
     # Whoever comes next is not to find the bus of this session.
-    container.run("timeout 30 sh -c 'while [ -e /run/user/1000 ]; do sleep 0.1; done'", check=True)
+    container.run("timeout 50 sh -c 'while [ -e /run/user/1000 ]; do sleep 0.1; done'", check=True)
 
 
 @every_release
@@ -38,7 +38,7 @@ def test_a_user_has_a_disk_in_qcow2(container: Container, alice: str) -> None:
     container.run(f"{alice} systemctl --user restart vm@mine", check=True)
     assert container.run(state, check=True).stdout == "active\n"
     container.run(f"{alice} systemctl --user stop vm@mine", check=True)
-    container.run(f"timeout 20 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
+    container.run(f"timeout 50 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
 
 
 @every_release
@@ -57,7 +57,7 @@ def test_a_user_has_a_network(container: Container, alice: str) -> None:
     container.run(f"{alice} systemctl --user restart vm@mine", check=True)
     assert container.run(state, check=True).stdout == "active\n"
     container.run(f"{alice} systemctl --user stop vm@mine", check=True)
-    container.run(f"timeout 20 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
+    container.run(f"timeout 50 sh -c 'until [ \"$({state})\" = inactive ]; do sleep 0.1; done'", check=True)
 
     container.run(f"{alice} sed -i s/8080:80/80:80/ {file}", check=True)
     assert container.run(f"{alice} systemctl --user start vm@mine").returncode != 0
