@@ -337,13 +337,16 @@ def test_a_bug_is_told(bench: Bench) -> None:
 
 def test_a_virtqueue_that_never_runs_dry_can_be_stopped(bench: Bench) -> None:
     (first, _) = bench.start()
+    asked = threading.Event()
 
     def again(chain: Chain) -> int:
+        assert asked.wait(TIMEOUT_SEC)  # the driver's side is not for two threads at once
         first.make_available(chain.head)
         return 0
 
     bench.device.answer = again  # type: ignore[method-assign]
     bench.ask(0, b"on and on")
+    asked.set()
     assert any(first.used_index() > 100 for _ in wait())
     assert bench.driver.transport.stop()
     before = first.used_index()
