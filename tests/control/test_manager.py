@@ -85,6 +85,23 @@ def test_files_come_and_go(bus: PrivateBus, folder: Path) -> None:
     asyncio.run(check())
 
 
+def test_a_vm_of_drop_ins_alone(bus: PrivateBus, folder: Path) -> None:
+    (folder / "common.d").mkdir()
+    (folder / "common.d/all.toml").touch()
+
+    async def check() -> None:
+        async with managing(bus.address, folder), desktop(bus.address) as seen:
+            (folder / "demo.toml.d").mkdir()
+            configure(folder, "web")
+            await seen.until(lambda: seen.names() == {"web"})
+            (folder / "demo.toml.d/10-disk.toml").touch()
+            await seen.until(lambda: seen.names() == {"demo", "web"})
+            (folder / "demo.toml.d/10-disk.toml").unlink()
+            await seen.until(lambda: seen.names() == {"web"})
+
+    asyncio.run(check())
+
+
 def test_the_folder_comes_and_goes(bus: PrivateBus, tmp_path: Path) -> None:
     folder = tmp_path / "home/.config/vmservice"
 

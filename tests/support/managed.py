@@ -151,9 +151,16 @@ class Systemd:
             entries = [[name, "A VM", *self.units[name], "", unit_path(name), 0, "", "/"] for name in found]
             return Message.new_method_return(call, "a(ssssssouso)", [entries])
         name = next(name for name in self.units if unit_path(name) == call.path)  # a look at any other would load it
-        values = dict(zip(("StatusText", "Result", "ExecMainStatus"), self.said[name], strict=True))
-        value = values[call.body[1]]
-        return Message.new_method_return(call, "v", [Variant("i" if isinstance(value, int) else "s", value)])
+        text, result, status = self.said[name]
+        values: dict[str, Variant] = {
+            "StatusText": Variant("s", text),
+            "Result": Variant("s", result),
+            "ExecMainStatus": Variant("i", status),
+            "ExecMainCode": Variant("i", {"exit-code": 1, "signal": 2}.get(result, 0)),  # CLD_EXITED, CLD_KILLED
+            "MainPID": Variant("u", 0),
+            "ControlGroup": Variant("s", ""),
+        }
+        return Message.new_method_return(call, "v", [values[call.body[1]]])
 
     def set(self, name: str, active: str, sub: str, said: tuple[str, str, int] = ("", "success", 0)) -> None:
         """A unit changes, and systemd says so as it does: UnitNew for one that it has not loaded before."""

@@ -17,6 +17,7 @@ NAME_REST = NAME_FIRST | frozenset("_.-")
 
 SYSTEM_DIRECTORY = "/etc/vmservice"
 _SUFFIX = ".toml"
+DROP_INS_SUFFIX = ".toml.d"
 
 
 def check_name(name: str) -> None:
@@ -68,10 +69,19 @@ def configured_names(*, user: bool) -> list[str]:
         return []
     names = {file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)}
     for file in files:
-        name = file.removesuffix(f"{_SUFFIX}.d")
+        name = file.removesuffix(DROP_INS_SUFFIX)
         if name != file and has_drop_ins(f"{folder}/{name}{_SUFFIX}"):
             names.add(name)
     return sorted((name for name in names if is_name(name)), key=natural_key)
+
+
+def configured_by(file: str) -> str | None:
+    """The VM that is configured by this file of the directory, NAME.toml or NAME.toml.d/*.toml; None for any other file."""
+    own, _, drop_in = file.partition("/")
+    name = own.removesuffix(DROP_INS_SUFFIX if drop_in else _SUFFIX)
+    if name == own or not is_name(name) or (drop_in and (drop_in[0] == "." or not drop_in.endswith(_SUFFIX))):
+        return None
+    return name
 
 
 def has_drop_ins(path: str) -> bool:
@@ -86,14 +96,6 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     """By this names are sorted as a person counts: web2 is before web10."""
     parts = ("".join(letters) for _, letters in groupby(name, "0123456789".__contains__))
     return [(0, int(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts]
-
-
-def vm_of_entry(entry: str) -> str | None:
-    """The VM whose file, NAME.toml, or folder of drop-ins, NAME.toml.d, is called so in the folder of configurations."""
-    for suffix in (".toml", ".toml.d"):
-        if entry.endswith(suffix) and is_name(entry.removesuffix(suffix)):
-            return entry.removesuffix(suffix)
-    return None
 
 
 def whose_config(path: str) -> tuple[str, bool] | None:

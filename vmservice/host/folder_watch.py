@@ -24,26 +24,42 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class FolderWatch:
     """`fd` is readable when the names in the folder at `path`, absolute, may have changed since `names` was called last.
 
-    While the folder is not there, the nearest one above it is watched, for the next on the way.
+    While the folder is not there, the nearest one above it is watched, for the next on the way. Folders in it whose names end
+    in `subfolders` are watched too.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, subfolders: str) -> None:
         self._path = path
+        self._subfolders = subfolders
         self._watches: set[int] = set()
         self.fd = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
         if self.fd < 0:
             raise HostError.from_os(f"cannot watch {path}", OSError(ctypes.get_errno(), ""))
 
     def names(self) -> list[str]:
-        """The names that are there now, none where there is no folder. HostError where it cannot be watched or read."""
+        """The files that are there now, those in subfolders as folder/file; none where there is no folder. HostError where it
+        cannot be watched or read."""
         self._watch_anew()
+        files, folders = self._list(self._path)
+        for folder in folders:
+            if folder.endswith(self._subfolders) and self._watch(f"{self._path}/{folder}"):
+                files += [f"{folder}/{file}" for file in self._list(f"{self._path}/{folder}")[0]]
+        return files
+
+    @staticmethod
+    def _list(path: str) -> tuple[list[str], list[str]]:
+        """Files, and folders."""
+        files: list[str] = []
+        folders: list[str] = []
         try:
-            with os.scandir(self._path) as entries:
-                return [entry.name for entry in entries if not entry.is_dir()]
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    (folders if entry.is_dir() else files).append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return [], []
         except OSError as error:
-            raise HostError.from_os(f"cannot read {self._path}", error) from None
+            raise HostError.from_os(f"cannot read {path}", error) from None
+        return files, folders
 
     def close(self) -> None:
         if self.fd >= 0:

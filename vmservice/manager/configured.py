@@ -1,11 +1,11 @@
-"""The VMs that have a configuration file, or drop-ins."""
+"""The VMs that have a configuration: a file of their own, or drop-ins."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from vmservice.config.names import vm_of_entry
+from vmservice.config.names import configured_by
 from vmservice.errors import HostError
 from vmservice.host.folder_watch import FolderWatch
 from vmservice.manager.model import Model
@@ -35,4 +35,4 @@ class Configured:
                 self._told = str(error)
                 self._log(f"{error}; VMs are not shown by their configuration files")
             names = []
-        self._model.set_configured({name for name in map(vm_of_entry, names) if name is not None})
+        self._model.set_configured({name for file in names if (name := configured_by(file)) is not None})

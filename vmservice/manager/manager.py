@@ -14,6 +14,7 @@ from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameR
 from dbus_next.message import Message
 
 from vmservice.client.bus import Bus, CallFailed
+from vmservice.config.names import DROP_INS_SUFFIX
 from vmservice.control.bus import BusNameTaken, bus_address
 from vmservice.control.dbus_message import BODY_LIMIT_BYTES, packed
 from vmservice.control.dbus_transport import UNSENT_LIMIT, daemon_call, failure_reason
@@ -162,7 +163,7 @@ class Presence:
             except CallFailed as failed:
                 raise HostError(f"the bus does not tell what happens: {failed.text}") from None
         try:
-            self._configured = Configured(FolderWatch(folder), self._model, self._log)
+            self._configured = Configured(FolderWatch(folder, DROP_INS_SUFFIX), self._model, self._log)
         except HostError as error:
             self._log(f"{error}; VMs are not shown by their configuration files")
         await asyncio.gather(self._units.start(LOOK_PATIENCE_SEC), self._running.start(LOOK_PATIENCE_SEC))

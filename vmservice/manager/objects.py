@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from dbus_next.signature import Variant
 
+from vmservice.config.names import natural_key
 from vmservice.control import errors
 from vmservice.control.dbus_message import packed_body
 from vmservice.control.dbus_object import INTROSPECTABLE, PEER, Reply, machine_id, spelled
@@ -116,7 +117,7 @@ class Objects:
         return self._model.vms.get(name) if name is not None else None
 
     def _sorted(self) -> list[Vm]:
-        return sorted(self._model.vms.values(), key=lambda vm: vm.name)
+        return sorted(self._model.vms.values(), key=lambda vm: natural_key(vm.name))
 
     def _find(self, name: str) -> str:
         if name not in self._model.vms:

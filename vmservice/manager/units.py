@@ -6,13 +6,21 @@ loads no unit, which would be the next signal.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from dbus_next.message import Message
 
 from vmservice.client.bus import Bus, CallFailed, printable
-from vmservice.client.units import SERVICE_INTERFACE, SYSTEMD, UNIT_INTERFACE, unit_path
+from vmservice.client.units import (
+    FAILED,
+    MANAGER_INTERFACE,
+    SYSTEMD,
+    SYSTEMD_PATH,
+    UNIT_INTERFACE,
+    UnitState,
+    why_failed,
+    with_process,
+)
 from vmservice.client.vms import GONE, NOBODY_THERE
 from vmservice.control.errors import wire_text
 from vmservice.control.names import DAEMON, PROPERTIES_INTERFACE
@@ -26,13 +34,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PATH = "/org/freedesktop/systemd1"
-_MANAGER = f"{SYSTEMD}.Manager"
-_UNITS_PATH = f"{_PATH}/unit"
+_UNITS_PATH = f"{SYSTEMD_PATH}/unit"
 
 RULES = (
     *(
-        f"type='signal',sender='{SYSTEMD}',path='{_PATH}',interface='{_MANAGER}',member='{member}'"
+        f"type='signal',sender='{SYSTEMD}',path='{SYSTEMD_PATH}',interface='{MANAGER_INTERFACE}',member='{member}'"
         for member in ("UnitNew", "UnitRemoved", "Reloading")
     ),
     f"type='signal',sender='{SYSTEMD}',path_namespace='{_UNITS_PATH}',interface='{PROPERTIES_INTERFACE}',"
@@ -44,17 +50,6 @@ RULES = (
 TIMEOUT_SEC = 20.0
 UNITS_A_LOOK = 128
 _EVERY_VM = "vm@*.service"
-
-# What systemd calls a result → what it means. The others are said as they are.
-_RESULTS = {
-    "protocol": "the process did not do what its unit expects",
-    "timeout": "it did not start or stop in time",
-    "watchdog": "it did not answer systemd's watchdog",
-    "start-limit-hit": "it was started too often; systemctl reset-failed lets it start again",
-    "oom-kill": "the host had no memory left for it",
-    "resources": "the host had no resources for it",
-}
-_FAILED = ("failed", "auto-restart", "auto-restart-queued")  # an active state, and sub states
 
 
 class Units:
@@ -132,46 +127,41 @@ class Units:
         if owner != self._owner:
             return set()  # the next one is asked by itself
         self._told = False
-        await self._show(owner, patterns, listed)
-        return set()
+        return await self._show(owner, patterns, listed)
 
-    async def _show(self, owner: str, patterns: list[str], listed: list[list[str]]) -> None:
+    async def _show(self, owner: str, patterns: list[str], listed: list[list[str]]) -> set[str]:
+        """Tells the model; returns the units that are to be looked at again, since systemd did not say why they have failed."""
         loaded: dict[str, UnitFacts] = {}
-        for unit, _description, _load, active, sub, *_ in listed:
-            vm = vm_of_unit(unit)
-            if vm is not None:
-                loaded[vm] = UnitFacts(printable(active), printable(sub))
-        failed = [vm for vm, unit in loaded.items() if unit.active_state in _FAILED or unit.sub_state in _FAILED]
-        for vm in failed:
-            loaded[vm] = UnitFacts(loaded[vm].active_state, loaded[vm].sub_state, await self._reason(vm))
+        again = set()
+        for name, _description, _load, active, sub, *_ in listed:
+            vm = vm_of_unit(name)
+            if vm is None:
+                continue
+            unit = UnitState(name, printable(active), printable(sub), 0)
+            if unit.active_state == FAILED or unit.restarts:  # it is loaded: a look loads none
+                unit = await self._with_process(unit)
+                if not unit.result:
+                    again.add(name)
+            reason = why_failed(unit) if unit.result else ""
+            loaded[vm] = UnitFacts(unit.active_state, unit.sub_state, wire_text(reason))
         if owner != self._owner:
-            return
+            return set()
         asked = self._shown if patterns == [_EVERY_VM] else {vm for vm in map(vm_of_unit, patterns) if vm is not None}
         for vm in sorted(asked | set(loaded)):
             self._model.set_unit(vm, loaded.get(vm))
         self._shown = (self._shown - asked) | set(loaded)
+        return again
 
-    async def _reason(self, vm: str) -> str:
-        """Why the unit has failed: what the VM said last, else what systemd makes of its end. It is loaded already."""
-        path = unit_path(unit_of(vm))
-        wanted = ("StatusText", "Result", "ExecMainStatus")
+    async def _with_process(self, unit: UnitState) -> UnitState:
         try:
-            said, result, status = await asyncio.gather(
-                *(self._bus.get(SYSTEMD, path, SERVICE_INTERFACE, name, timeout_sec=TIMEOUT_SEC) for name in wanted)
-            )
-        except (CallFailed, TimeoutError, HostFacilityMissing):
-            return ""
-        if isinstance(said, str) and said:
-            return wire_text(printable(said))
-        if result == "exit-code":
-            return f"the process ended with exit status {status}"
-        if result in ("signal", "core-dump"):
-            return f"the process was ended by signal {status}"
-        known = _RESULTS.get(str(result))
-        return known if known is not None else f"systemd gives {printable(str(result))} as the result"
+            return await with_process(self._bus, unit)
+        except HostFacilityMissing:  # the connection is lost
+            return unit
 
     async def _call(self, member: str, signature: str = "", arguments: list[object] | None = None) -> list[Any]:
-        return await self._bus.call(SYSTEMD, _PATH, _MANAGER, member, signature, arguments, timeout_sec=TIMEOUT_SEC)
+        return await self._bus.call(
+            SYSTEMD, SYSTEMD_PATH, MANAGER_INTERFACE, member, signature, arguments, timeout_sec=TIMEOUT_SEC
+        )
 
     def _tell(self, sentence: str) -> None:
         if not self._told:

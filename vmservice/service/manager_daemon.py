@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from vmservice import __version__
-from vmservice.config.names import config_path
+from vmservice.config.names import config_directory
 from vmservice.errors import UsageError
 from vmservice.manager.manager import Manager
 from vmservice.manager.names import INTERFACE
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
 async def _run(*, user: bool) -> None:
     manager = Manager(
         "session" if user else "system",
-        os.path.dirname(config_path("any", user=user)),
+        config_directory(user=user),
         __version__,
         on_acquired=lambda: _notify("READY=1", f"STATUS=on the bus as {INTERFACE}"),
         on_leaving=lambda: _notify("STOPPING=1"),

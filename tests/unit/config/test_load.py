@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmservice.config.load import Config, check_files, load_config
-from vmservice.config.names import check_name, config_path, vm_of_entry
+from vmservice.config.names import check_name, config_path, configured_by
 from vmservice.config.sections.port import PortsDevice
 from vmservice.errors import ConfigError, UsageError, sentences
 
@@ -375,14 +375,16 @@ def test_configuration_that_is_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "name"),
+    ("file", "name"),
     [
-        *(("web.toml", "web"), ("web.toml.d", "web"), ("a.b.toml", "a.b"), ("common.toml.d", "common")),
-        *(("common.d", None), ("web", None), (".web.toml", None), (".toml.d", None), ("web.toml.dpkg-new", None)),
+        *(("web.toml", "web"), ("web.toml.d/a.toml", "web"), ("a.b.toml", "a.b"), ("common.toml.d/x.toml", "common")),
+        *(("common.d/a.toml", None), ("web", None), (".web.toml", None), (".toml.d/a.toml", None), ("web.toml.dpkg-new", None)),
+        *(("web.toml.d", None), ("web.toml.d/", None), ("web.toml.d/.a.toml", None), ("web.toml.d/README", None)),
     ],
 )
-def test_whose_file_or_folder_it_is(entry: str, name: str | None) -> None:
-    assert vm_of_entry(entry) == name
+def test_whose_configuration_a_file_is(file: str, name: str | None) -> None:
+    """A folder of drop-ins without any is none: the unit's assertion says the same."""
+    assert configured_by(file) == name
 
 
 @pytest.mark.parametrize("name", ["a", "A-1_.b", "0", "x" * 64])

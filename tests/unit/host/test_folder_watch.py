@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def watch(folder: Path) -> Iterator[FolderWatch]:
-    watch = FolderWatch(str(folder))
+    watch = FolderWatch(str(folder), ".d")
     yield watch
     watch.close()
 
@@ -79,6 +79,24 @@ def test_a_folder_that_goes_or_is_replaced(watch: FolderWatch, folder: Path) -> 
     assert watch.names() == []
     folder.mkdir(parents=True)
     assert has_news(watch)
+
+
+def test_subfolders(watch: FolderWatch, folder: Path) -> None:
+    (folder / "other").mkdir(parents=True)
+    assert watch.names() == []
+    (folder / "a.d").mkdir()
+    assert has_news(watch)
+    assert watch.names() == []
+    (folder / "other/x").touch()
+    assert not has_news(watch)
+    (folder / "a.d/x").touch()
+    assert has_news(watch)
+    assert watch.names() == ["a.d/x"]
+    (folder / "a.d/x").unlink()
+    (folder / "a.d").rename(folder / "a")
+    assert has_news(watch)
+    assert watch.names() == []
+    assert not has_news(watch)
 
 
 def test_a_file_in_its_place(watch: FolderWatch, folder: Path) -> None:
