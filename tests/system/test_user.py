@@ -68,6 +68,24 @@ def test_a_user_has_a_network(container: Container, alice: str) -> None:
 
 
 @every_release
+def test_check_config_has_the_users_own_eyes(container: Container, alice: str, release: str) -> None:
+    """A log that only root may write, then one in the folder that the unit makes at its first start; the start agrees."""
+    logs = "/home/alice/.config/log" if release == "bookworm" else "/home/alice/.local/state/log"
+    container.run(f"{alice} mkdir -p /home/alice/.config/vmservice", check=True)
+    for path, problem in (
+        ("/var/log/mine.log", "in /var/log, a directory in which your account may not make files (mode 0755, of root:root)"),
+        (f"{logs}/vmservice/mine/console.log", ""),
+    ):
+        config = firmware_config().replace('mode = "journal"', f'mode = "file"\npath = "{path}"')
+        container.run(f"{alice} tee /home/alice/.config/vmservice/mine.toml", stdin=config.encode(), check=True)
+        checked = container.run(f"{alice} vmservice check-config --user mine")
+        assert (checked.returncode, problem in checked.stderr) == (78 if problem else 0, True), checked.stderr
+        started = container.run(f"{alice} systemctl --user start vm@mine")
+        assert (started.returncode != 0) == bool(problem)
+        container.run(f"{alice} systemctl --user stop vm@mine; {alice} systemctl --user reset-failed vm@mine")
+
+
+@every_release
 def test_a_user_runs_a_vm_of_their_own(container: Container, alice: str) -> None:
     """Of what all of the user's VMs have, and an empty file."""
     folder = "/home/alice/.config/vmservice"

@@ -13,6 +13,7 @@ from vmservice.check.account import Account, Question, account_of, refusals, sho
 from vmservice.check.devices import may_use_device
 from vmservice.check.unit import read_unit
 from vmservice.check.view import Sight, View, is_below, view_of_unit
+from vmservice.config.names import is_made_by_unit
 from vmservice.errors import PATH_SHOWN_MAX, ConfigError, quoted
 
 TYPE_CHECKING = False
@@ -69,21 +70,22 @@ class Judge:
             met, last = folder, folder[-1]
         writes = file.use != named.READ
         if last.hidden:
-            self._refuse(file, self._not_seen(file, last))
+            if os.path.lexists(last.path) or file.use in (named.MAKE, named.BACK):
+                self._refuse(file, self._not_seen(file, last))
         elif not _is_there(last):
-            if file.use == named.BACK and os.path.isdir(os.path.dirname(last.host)):
+            if file.use == named.BACK and _is_folder_there(last.host):
                 self._refuse(file, "which does not exist; expected a file, or a directory such as /dev/shm")
         elif writes and last.read_only and not file.writer_is_other:
             self._refuse(file, self._not_writable(file, last))
         elif not may_use_device(self._unit, last.host, writes=writes):
-            access = "rw" if writes else "r"
-            self._refuse(
-                file,
-                f"a device which {self._who} may not use (DevicePolicy={self._unit['DevicePolicy']}); allow it in a drop-in:"
-                f" DeviceAllow={file.path} {access}",
-            )
+            self._refuse(file, self._not_usable(file))
         elif last.host and not self._is_handed_over(last):
             self._ask(file, met)
+        if not last.hidden and last.host not in ("", last.path) and file.use != named.MAKE:
+            self.notes.append(
+                f"not checked: what is in {_shown(file.path)}, which {file.what} names: {self._who} has {last.host} there"
+                " (BindPaths= in its unit), and it was looked for outside of the unit"
+            )
 
     def _ask(self, file: NamedFile, met: Sequence[Sight]) -> None:
         """The way there, link by link and mount by mount, and then the file."""
@@ -131,6 +133,13 @@ class Judge:
             f" give the unit a drop-in with ReadWritePaths={place}"
         )
 
+    def _not_usable(self, file: NamedFile) -> str:
+        access = "r" if file.use == named.READ else "rw"
+        return (
+            f"a device which {self._who} may not use (DevicePolicy={self._unit['DevicePolicy']} in its unit); give the unit"
+            f" a drop-in with DeviceAllow={file.path} {access}"
+        )
+
     def _own_folder(self, file: NamedFile) -> str:
         return f"/var/{'log' if file.use == named.MAKE else 'lib'}/vmservice/{self._config.name}"
 
@@ -167,7 +176,7 @@ def judge_for_unit(config: Config) -> Judge:
         return judge
     judge = Judge(config, who, unit, view_of_unit(unit), account)
     if account is None and not unit.get("DynamicUser"):
-        judge.mistakes.append(ConfigError(f"{config.path}: {who} runs as {_shown_account(unit)}, and that is not all there"))
+        judge.mistakes.append(ConfigError(f"{config.path}: {who} has {_shown_account(unit)}; one of them is not on this host"))
     why = "systemd makes it when the VM starts (DynamicUser=yes)" if unit.get("DynamicUser") else ""
     if not why and os.geteuid() != 0:
         why = "only root can find that out"
@@ -220,6 +229,12 @@ def _is_there(sight: Sight) -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_folder_there(file: str) -> bool:
+    """Whether the folder of `file` will be there when the VM starts, and `file` not, for the unit makes it not either."""
+    folder = os.path.dirname(file)
+    return (os.path.isdir(folder) or is_made_by_unit(folder)) and not is_made_by_unit(file)
 
 
 def _mode(file: NamedFile, host: str) -> int:

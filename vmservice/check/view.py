@@ -24,7 +24,7 @@ _SYSTEM_READ_ONLY: dict[str, tuple[str, ...]] = {
     "yes": ("/usr", "/boot", "/efi"),
 }
 # What PrivateDevices= leaves of the host's own: nodes of mount_private_dev(), and what it mounts from there.
-_PRIVATE_DEV_HAS = ("null", "zero", "full", "random", "urandom", "tty", "pts", "shm", "mqueue", "hugepages")
+_PRIVATE_DEV_HAS = ("null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "shm", "mqueue", "hugepages")
 # By setting, where systemd makes such directories.
 _MADE_BELOW = {
     "RuntimeDirectory": "/run",

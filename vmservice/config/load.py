@@ -11,7 +11,7 @@ import sys
 
 from vmservice.config import core, sections
 from vmservice.config.files import read_files
-from vmservice.config.names import check_name
+from vmservice.config.names import check_name, is_made_by_unit
 from vmservice.config.reader import Mistakes, TableReader, take_sections
 from vmservice.errors import PATH_SHOWN_MAX, ConfigError, Naming, NamingKey, quoted, raise_all
 from vmservice.host.files import RegularFile
@@ -205,7 +205,8 @@ def _check_file(key: str, path: str | None, what: str) -> None:
 def _check_backing(file: str | None) -> None:
     if file is None:
         return
-    core.check_folder("memory.file", file)
+    if not is_made_by_unit(file):
+        core.check_folder("memory.file", file)
     if os.path.exists(file) and not os.path.isdir(file) and not os.path.isfile(file):
         raise ConfigError(f"memory.file is {quoted(file, PATH_SHOWN_MAX)}; expected a regular file or a directory")
 

@@ -68,6 +68,7 @@ def test_everything_that_is_wrong_is_told(folder: Path, monkeypatch: pytest.Monk
         InaccessiblePaths=[f"{folder}/hidden"],
         ReadOnlyPaths=[f"{folder}/firmware"],
     )
+    assert judge.notes == []
     closed = "the account made-up of vm@web.service may not"
     assert [str(error).removeprefix(f"{folder}/web.toml: ") for error in judge.mistakes] == [
         f'disk root: path is "{folder}/hidden/image", which vm@web.service cannot see (InaccessiblePaths={folder}/hidden in'
@@ -113,11 +114,46 @@ def test_a_directory_of_the_units_own(folder: Path, monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_a_device_takes_settings_of_the_unit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = FIRMWARE + DISK + 'path = "/dev/zero"\n'
+    closed: dict[str, Any] = {"DevicePolicy": "strict", "DeviceAllow": [["/dev/zero", "r"]], "DynamicUser": True}
+    (mistake,) = judged(folder, monkeypatch, text, **closed).mistakes
+    assert str(mistake) == (
+        f'{folder}/web.toml: disk root: path is "/dev/zero", a device which vm@web.service may not use (DevicePolicy=strict'
+        " in its unit); give the unit a drop-in with DeviceAllow=/dev/zero rw"
+    )
+    assert judged(folder, monkeypatch, text + "readonly = true\n", **closed).mistakes == []
+    monkeypatch.setattr(os.path, "lexists", lambda _path: True)
+    (mistake,) = judged(folder, monkeypatch, text.replace("zero", "sdz"), PrivateDevices=True, DynamicUser=True).mistakes
+    assert str(mistake).endswith(
+        "which vm@web.service cannot see (PrivateDevices=yes in its unit); give the unit a drop-in with BindPaths=/dev/sdz and"
+        " DeviceAllow=/dev/sdz rw"
+    )
+
+
 def test_a_memory_file_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (error,) = judged(folder, monkeypatch, FIRMWARE + '[memory]\nfile = "none"\n', DynamicUser=True).mistakes
     assert f'memory.file is "{folder}/none", which does not exist; expected a file, or a directory such as /dev/shm' in str(
         error
     )
+
+
+def test_a_memory_file_that_the_unit_makes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own folder is there when the VM starts, and no file in it."""
+    text = FIRMWARE + '[memory]\nfile = "/run/vmservice/not-yet{}"\n'
+    assert judged(folder, monkeypatch, text.format(""), DynamicUser=True).mistakes == []
+    (mistake,) = judged(folder, monkeypatch, text.format("/memory"), DynamicUser=True).mistakes
+    assert 'memory.file is "/run/vmservice/not-yet/memory", which does not exist' in str(mistake)
+
+
+def test_what_is_mounted_from_elsewhere_was_not_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binds = [[str(folder), str(folder), False, 0], [f"{folder}/image", f"{folder}/firmware", False, 0]]
+    judge = judged(folder, monkeypatch, FIRMWARE, BindPaths=binds, DynamicUser=True)
+    assert judge.mistakes == []
+    assert judge.notes[1:] == [
+        f'not checked: what is in "{folder}/firmware", which firmware.path names: vm@web.service has {folder}/image there'
+        " (BindPaths= in its unit), and it was looked for outside of the unit"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +187,7 @@ def test_a_host_without_the_unit(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_account_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (error,) = judged(folder, monkeypatch, FIRMWARE, None, User="vm-web", Group="vm-web").mistakes
-    assert "vm@web.service runs as User=vm-web Group=vm-web, and that is not all there" in str(error)
+    assert "vm@web.service has User=vm-web Group=vm-web; one of them is not on this host" in str(error)
 
 
 @as_root
