@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -177,5 +178,29 @@ def test_a_mistyped_name_is_told_the_near_one(
         )
         assert await run("--user wait mailsrver running --timeout 0.3") == 75
         assert "waiting for it to start; did you mean mailserver?" in capfd.readouterr().err
+
+    asyncio.run(check())
+
+
+def test_the_status_of_several(bus: PrivateBus, capsys: Output) -> None:
+    async def check() -> None:
+        async with running(bus, "a", "b"):
+            assert await run("status b nobody a") == 69
+            said = capsys.readouterr()
+            shown = said.out.splitlines()
+            assert [line for line in shown if line in ("a", "b", "nobody")] == ["b", "a"]
+            assert shown[shown.index("a") - 1] == ""
+            assert said.err.startswith("vmservice: the VM nobody does not exist")
+            assert said.err.count("\n") == 1
+            assert await run("status --json b nobody a") == 69
+            answers = json.loads(capsys.readouterr().out)
+            assert [(answer["name"], answer["state"]) for answer in answers] == [
+                ("b", "running"),
+                ("nobody", None),
+                ("a", "running"),
+            ]
+            assert [answer["error"] is None for answer in answers] == [True, False, True]
+            assert await run("status --json b") == 0
+            assert json.loads(capsys.readouterr().out)["name"] == "b"
 
     asyncio.run(check())

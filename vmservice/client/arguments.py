@@ -79,7 +79,7 @@ def add_commands(commands: Commands[Any]) -> None:
     listing = add("list", "list the VMs that run", "json", names="none")
     listing.add_argument("--all", action="store_true", help="also those that have failed, and those that are only configured")
     _add_top(add)
-    add("status", "show a VM, its process, its unit, and the last lines of its journal", "json")
+    add("status", "show a VM, its process, its unit, and the last lines of its journal", "json", names="several")
     for verb in VERBS:
         if verb.command:
             parser = add(verb.command, verb.sentence, asks, names="one" if verb.signature else "several")
@@ -166,8 +166,6 @@ def run_command(options: argparse.Namespace) -> int:
         return _run_logs(options.name, options.lines, user=user, follow=options.follow)
     from vmservice.client import commands
 
-    if command == "status":
-        return commands.show_status(options.name, user=user, as_json=options.json)
     if not 1 <= options.vcpus <= VCPUS_MAX:
         raise UsageError(f"no VM can have {options.vcpus} vCPUs; 1 to {VCPUS_MAX} are possible")
     ask_password = not options.no_ask_password
@@ -189,6 +187,8 @@ def _run_on_several(options: argparse.Namespace, names: list[str]) -> int:
         return status
     from vmservice.client import commands
 
+    if command == "status":
+        return commands.show_status(names, user=user, as_json=options.json)
     if command == "wait":
         return commands.wait_for_state(names, options.state, user=user, timeout_sec=timeout_sec)
     ask_password = not options.no_ask_password

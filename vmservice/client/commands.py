@@ -45,39 +45,58 @@ def list_vms(*, user: bool, as_json: bool, everything: bool = False) -> int:
     return _run(ask())
 
 
-def show_status(name: str, *, user: bool, as_json: bool) -> int:
-    """Print what one VM, the bus, systemd and the journal say of it.
+def show_status(names: Sequence[str], *, user: bool, as_json: bool) -> int:
+    """Print what VMs, the bus, systemd and the journal say of them: as JSON an object, of several an array.
 
-    One that does not run is NotRunning, when what is known of its unit and its last lines has been printed all the same; so is
-    NotInTime one that does not answer.
+    One that does not run, or does not answer, fails; what is known of its unit and its last lines is printed all the same.
     """
+
+    async def look(bus: Bus, name: str) -> tuple[Overview, VmmError | None]:
+        vm, failure = await overview(bus, name, user=user)
+        return vm, failure and await with_near_name(bus, failure)
 
     async def ask() -> int:
         try:
             async with connected_bus(user=user) as bus:
-                vm, failure = await overview(bus, name, user=user)
-                failure = failure and await with_near_name(bus, failure)
+                found = await asyncio.gather(*(look(bus, name) for name in names))
         except VmmError as error:
             if not as_json:
                 raise
-            vm, failure = Overview(name, user, error=str(error)), error
-        if failure is not None and not vm.exists and not as_json:
-            raise failure
-        lines = LastLines(name, user=user) if vm.unit is not None and vm.exists else None
+            found = [(Overview(name, user, error=str(error)), error) for name in names]
         if as_json:
-            answer = {**output.details_as_dict(vm), "journal": lines.as_list() if lines is not None else []}
-            _print_json(answer if failure is None else {**answer, "error": str(failure)})
-        else:
-            print(output.details(vm, colours=output.colours_wanted(sys.stdout)))
-            if lines is not None:
-                print(lines.as_text(), end="")
-                if lines.note is not None:
-                    tell(lines.note)
-        if failure is not None:
-            raise failure
-        return os.EX_OK
+            answers = [_status_as_dict(vm, failure) for vm, failure in found]
+            _print_json(answers if len(names) > 1 else answers[0])
+        for vm, failure in found:
+            if not as_json:
+                _print_status(vm, failure, first=vm.name == names[0])
+            if failure is not None:
+                tell(str(failure), vm.name if len(names) > 1 else "")
+        return next((failure.exit_status for _, failure in found if failure is not None), os.EX_OK)
 
     return _run(ask())
+
+
+def _last_lines(vm: Overview) -> LastLines | None:
+    return LastLines(vm.name, user=vm.user) if vm.unit is not None and vm.exists else None
+
+
+def _status_as_dict(vm: Overview, failure: VmmError | None) -> dict[str, object]:
+    lines = _last_lines(vm)
+    answer = {**output.details_as_dict(vm), "journal": lines.as_list() if lines is not None else []}
+    return answer if failure is None else {**answer, "error": str(failure)}
+
+
+def _print_status(vm: Overview, failure: VmmError | None, *, first: bool) -> None:
+    """Nothing for a VM that does not even exist."""
+    if failure is not None and not vm.exists:
+        return
+    lines = _last_lines(vm)
+    print("" if first else "\n", output.details(vm, colours=output.colours_wanted(sys.stdout)), sep="")
+    if lines is not None:
+        print(lines.as_text(), end="")
+        if lines.note is not None:
+            tell(lines.note)
+    sys.stdout.flush()
 
 
 def _nothing(*, user: bool, everything: bool) -> str:

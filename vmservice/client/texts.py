@@ -92,7 +92,7 @@ TEXTS = {
         " no use, or the VM is there already",
     ),
     "delete": (
-        "It asks first, and refuses while the VM runs. It returns when all is gone.",
+        "It asks first, of several VMs for each, and refuses while the VM runs. It returns when all is gone.",
         "0 removed; 1 the answer was no; 69 the VM runs; 71 an operation of the host failed; 77 not permitted; 78 create did"
         " not make it",
     ),

@@ -12,7 +12,8 @@ from vmservice.client.parser import Commands, add_command
 from vmservice.config.core import MEMORY_MIN_BYTES, VCPUS_MAX
 from vmservice.config.names import check_name
 from vmservice.config.reader import UNITS
-from vmservice.errors import UsageError, quoted
+from vmservice.create.undo import EXIT_INTERRUPTED
+from vmservice.errors import UsageError, VmmError, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ _USER_HELP = {"user": "a VM of your own, for systemctl --user"}
 def add_commands(commands: Commands[Any]) -> None:
     """Add the commands to those of `vmservice`."""
 
-    def add(command: str, text: str) -> argparse.ArgumentParser:
+    def add(command: str, text: str, *, several: bool = False) -> argparse.ArgumentParser:
         parser = add_command(commands, command, text)
-        parser.add_argument("name", metavar="NAME", help="the VM's name")
+        if several:
+            parser.add_argument("names", metavar="NAME", nargs="+", help="the VM's name, or those of several")
+        else:
+            parser.add_argument("name", metavar="NAME", help="the VM's name")
         add_common_options(parser, "user", help_of=_USER_HELP)
         return parser
 
@@ -51,7 +55,7 @@ def add_commands(commands: Commands[Any]) -> None:
     )
     create.add_argument("--ssh-key", metavar="FILE", help="a public key for root; the first of ~/.ssh unless given")
     create.add_argument("--user-data", metavar="FILE", help="what cloud-init in the guest is to do")
-    delete = add("delete", "remove a VM that was made by create, with its disk")
+    delete = add("delete", "remove a VM that was made by create, with its disk", several=True)
     delete.add_argument("--yes", action="store_true", help="do not ask")
     add("update-kernel", "take the kernel out of a VM's disk anew, after an upgrade in the guest")
     add("edit", "edit the configuration of a VM, check it, and offer a reload")
@@ -59,11 +63,31 @@ def add_commands(commands: Commands[Any]) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command that was parsed; its exit status."""
-    check_name(options.name)
-    from vmservice.create.places import place_of
-    from vmservice.create.undo import EXIT_INTERRUPTED, Interrupted, interruptible
+    if options.command != "delete":
+        return _run(options.name, options)
+    names = list(dict.fromkeys(options.names))
+    for name in names:
+        check_name(name)
+    statuses = []
+    for name in names:
+        try:
+            statuses.append(_run(name, options))
+        except VmmError as error:
+            if len(names) == 1:
+                raise
+            say(str(error) if name in str(error) else f"{name}: {error}")
+            statuses.append(error.exit_status)
+        if statuses[-1] == EXIT_INTERRUPTED:
+            return EXIT_INTERRUPTED
+    return next((status for status in statuses if status != os.EX_OK), os.EX_OK)
 
-    place = place_of(options.name, user=options.user)
+
+def _run(name: str, options: argparse.Namespace) -> int:
+    check_name(name)
+    from vmservice.create.places import place_of
+    from vmservice.create.undo import Interrupted, interruptible
+
+    place = place_of(name, user=options.user)
     try:
         with interruptible():
             return {"create": _create, "delete": _delete, "update-kernel": _update_kernel, "edit": _edit}[options.command](

@@ -149,8 +149,9 @@ complete -c vmservice -n '__fish_seen_subcommand_from create' -l user-data -r -F
 
 complete -c vmservice -n '__fish_seen_subcommand_from boot' -a '(__vmservice_names created paused shutdown)'
 complete -c vmservice -n '__fish_seen_subcommand_from check-config; and __vmservice_first' -F -a '(__vmservice_names configured)'
-complete -c vmservice -n '__fish_seen_subcommand_from delete edit; and __vmservice_first' -a '(__vmservice_names configured)'
-complete -c vmservice -n '__fish_seen_subcommand_from logs status; and __vmservice_first' -a '(__vmservice_names known)'
+complete -c vmservice -n '__fish_seen_subcommand_from edit; and __vmservice_first' -a '(__vmservice_names configured)'
+complete -c vmservice -n '__fish_seen_subcommand_from delete' -a '(__vmservice_names configured)'
+complete -c vmservice -n '__fish_seen_subcommand_from logs; and __vmservice_first' -a '(__vmservice_names known)'
 complete -c vmservice -n '__fish_seen_subcommand_from run update-kernel; and __vmservice_first' -a '(__vmservice_names stopped)'
 complete -c vmservice -n '__fish_seen_subcommand_from console; and __vmservice_first' -a '(__vmservice_names active)'
 complete -c vmservice -n '__fish_seen_subcommand_from console; and not __vmservice_first' -a 'serial hvc'
@@ -160,5 +161,5 @@ complete -c vmservice -n '__fish_seen_subcommand_from start' -a '(__vmservice_na
 complete -c vmservice -n '__fish_seen_subcommand_from pause power-button shutdown' -a '(__vmservice_names running)'
 complete -c vmservice -n '__fish_seen_subcommand_from resume' -a '(__vmservice_names paused)'
 complete -c vmservice -n '__fish_seen_subcommand_from poweroff reboot reset restart stop' -a '(__vmservice_names active)'
-complete -c vmservice -n '__fish_seen_subcommand_from wait' -a '(__vmservice_names known)'
+complete -c vmservice -n '__fish_seen_subcommand_from status wait' -a '(__vmservice_names known)'
 complete -c vmservice -n '__fish_seen_subcommand_from wait; and not __vmservice_first' -a 'created running paused shutdown'

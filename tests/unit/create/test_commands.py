@@ -71,6 +71,17 @@ def test_delete_without_anybody_to_ask(home: Path, web: Path, monkeypatch: pytes
     assert left(home) == []
 
 
+def test_delete_of_several_goes_on_behind_an_error(home: Path, web: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["delete", "--user", "nobody", "../web", "web", "--yes"]) == 64
+    assert web.exists()
+    capsys.readouterr()
+    assert main(["delete", "--user", "nobody", "web", "web", "--yes"]) == 78
+    assert left(home) == []
+    said = capsys.readouterr().err
+    assert said.startswith("vmservice: there is no VM nobody: ")
+    assert said.count("\n") == 1
+
+
 def test_delete_leaves_what_others_made(home: Path, web: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (web / "data.img").write_text("mine")
     (web / "folder").mkdir()
