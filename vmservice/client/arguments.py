@@ -9,7 +9,7 @@ from typing import Any
 from vmservice.client.parser import Commands, add_command
 from vmservice.client.texts import SEVERAL
 from vmservice.config.core import VCPUS_MAX
-from vmservice.config.names import check_name, config_path, is_name
+from vmservice.config.names import check_name, is_name
 from vmservice.control.api import VERBS
 from vmservice.errors import UsageError, quoted
 from vmservice.vm.state import TRANSITIONS
@@ -203,12 +203,10 @@ def _run_on_several(options: argparse.Namespace, names: list[str]) -> int:
 
 def _tell_near_names(names: list[str], *, user: bool) -> None:
     """To systemd any instance of a template is a unit, and to stop one that never ran is done at once."""
-    unknown = [name for name in names if not os.path.lexists(config_path(name, user=user))]
-    if not unknown:
-        return
     from vmservice.client.several import tell
-    from vmservice.client.vms import near_name
+    from vmservice.client.vms import is_configured, near_name
 
+    unknown = [name for name in names if not is_configured(name, user=user)]
     for name in unknown:
         if meant := near_name(name, user=user):
             tell(f"the VM {name} has no configuration{meant}")

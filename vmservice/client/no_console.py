@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 from vmservice.client.bus import connected_bus
 from vmservice.client.console import LABELS
-from vmservice.client.vms import Facts, NotRunning, facts
+from vmservice.client.vms import Facts, NotRunning, facts, is_configured
 from vmservice.config.core import LOGGED_MODES
 from vmservice.config.names import config_path
 from vmservice.errors import HostFacilityMissing, VmmError, quoted
@@ -36,10 +35,10 @@ def why(name: str, label: str | None, *, user: bool) -> HostFacilityMissing | No
 def _not_there(name: str, *, user: bool) -> HostFacilityMissing | None:
     """Where the VM does not even have a configuration."""
     path, others = (config_path(name, user=whose) for whose in (user, not user))
-    if os.path.lexists(path):
+    if is_configured(name, user=user):
         return None
     text = f"there is no VM {name}: {path} does not exist"
-    if os.path.lexists(others):
+    if is_configured(name, user=not user):
         text += f"; for that of {others} run the command {'without' if user else 'with'} --user"
     return HostFacilityMissing(text)
 
