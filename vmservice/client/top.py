@@ -41,7 +41,7 @@ def _bytes_each_way(first: float | None, second: float | None) -> float:
 
 # What the table may be sorted by; the most is first, and names go the other way.
 ORDERS: dict[str, Callable[[Row], float]] = {
-    "cpu": lambda row: row.vm.cpu_percent or 0,
+    "cpu": lambda row: round(row.vm.cpu_percent or 0, 1),  # as it is shown: two that look equal keep their places
     "memory": lambda row: row.vm.usage.memory_bytes or 0 if row.vm.usage is not None else 0,
     "exits": lambda row: row.rates.exits or 0,
     "disk": lambda row: _bytes_each_way(row.rates.disk_read, row.rates.disk_written),

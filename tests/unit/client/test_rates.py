@@ -71,7 +71,7 @@ def row(name: str, cpu: float | None = None, memory: int = 0, **measured: float)
 
 
 ROWS = [
-    row("web10", 50.0, 1 << 20, exits=5),
+    row("web10", 50.04, 1 << 20, exits=5),
     row("web2", 50.0, 3 << 20, disk_read=1, disk_written=1536),
     row("web1", None, 2 << 20, network_sent=9),
     row("a", 0.1),
