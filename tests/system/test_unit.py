@@ -51,7 +51,7 @@ def test_changes_of_state_are_messages_of_the_catalog(vm: UnitVm) -> None:
     vm.host.run("journalctl --sync")
 
     explained = vm.journal("--catalog", "VM_STATE=paused")
-    assert f"Subject: VM {vm.name} is paused" in explained
+    assert f"Subject: VM {vm.name} paused" in explained
 
 
 def test_pause_stops_the_heartbeat_and_resume_continues_it(vm: UnitVm) -> None:
