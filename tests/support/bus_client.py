@@ -109,7 +109,10 @@ class Served:
         self.lost: list[str] = []
         self.news = asyncio.Event()
         self.joined: BusConnection | None = None
-        make = build or (lambda served: SimMachine(served.events, served.console.append, vcpus=1, max_vcpus=max_vcpus))
+        make = build or (
+            # Its heartbeats are counted in Stats: there is none while a test lasts.
+            lambda served: SimMachine(served.events, served.console.append, vcpus=1, max_vcpus=max_vcpus, heartbeat_sec=3600.0)
+        )
         self.clock = Clock()
         self.devices: list[DeviceDetails] = [("console", "serial", {"mode": "null"})]
         self.vm = Vm(
