@@ -1,6 +1,6 @@
 """Who is asked for a password, and by whom: an agent at the terminal, which never outlives the command.
 
-The VM, and with it polkit, is a stand-in, and so is pkttyagent.
+The VM, and with it polkit, is a stand-in, and so is pkttyagent; tests/system/test_delegates.py has the real ones.
 """
 
 from __future__ import annotations

@@ -1,28 +1,74 @@
-"""Who is neither root nor a member of anything: the rules of the examples, by the real polkit."""
+"""Who is neither root nor a member of anything: the password typed at the terminal, and the rules of the examples, by the real
+polkit with its own agent."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
 
+TYPED = Path(__file__).parents[1] / "support" / "typed.py"
 EXAMPLES = "/usr/share/doc/vmservice/examples"
+PASSWORD = "correct horse"
 
 
 @pytest.fixture
 def web(container: Container) -> Iterator[UnitVm]:
-    """A VM called web; bob is a member of the group."""
-    container.run("useradd --groups vmservice bob", check=True)
+    """A VM called web; carol is an administrator with a password, bob a member of the group."""
+    container.run("useradd --groups vmservice bob && useradd --create-home --groups sudo carol", check=True)
+    container.run("chpasswd", check=True, stdin=f"carol:{PASSWORD}\n".encode())
     vm = UnitVm(container, "web")
     vm.configure(firmware_config())
     vm.start()
     yield vm
     vm.remove()
-    container.run("userdel bob", check=True)
+    container.run("userdel bob; loginctl terminate-user carol", check=False)
+    container.run("timeout 30 sh -c 'while pgrep -u carol > /dev/null; do sleep 0.1; done'; userdel --remove carol", check=True)
+
+
+def typed(vm: UnitVm, answer: str, *command: str) -> tuple[int, str]:
+    """Exit status and screen of carol's command, who types `answer` when she is asked for her password."""
+    (vm.host.shared / "typed.py").write_text(TYPED.read_text())  # type: ignore[attr-defined]
+    # A log-in: polkit takes an agent that only fills in (--fallback) for processes of a session alone.
+    become = ["su", "--login", "carol", f"--session-command={shlex.join(command)}"]
+    line = shlex.join(["python3", "/lab/typed.py", "Password:", answer, *become])
+    done = vm.host.run(line, timeout=90)
+    return done.returncode, done.stdout
+
+
+def agents(vm: UnitVm) -> str:
+    return vm.host.run("pgrep -a pkttyagent").stdout
+
+
+@every_release
+def test_a_person_types_the_password(web: UnitVm) -> None:
+    status, screen = typed(web, PASSWORD, "vmservice", "pause", "web")
+    assert status == 0, screen
+    assert "==== AUTHENTICATING FOR org.vmservice.vm1.pause" in screen
+    assert "Authentication is required to pause the virtual machine web." in screen
+    assert "==== AUTHENTICATION COMPLETE" in screen
+    assert PASSWORD not in screen
+    assert web.state == "paused"
+    assert agents(web) == ""
+
+
+@every_release
+def test_a_wrong_password_and_none_at_all(web: UnitVm) -> None:
+    status, screen = typed(web, "wrong", "vmservice", "pause", "web")
+    assert status == 77, screen
+    assert "==== AUTHENTICATION FAILED" in screen
+    assert screen.rstrip().endswith("vmservice: org.vmservice.vm1.pause is not authorized")
+    status, screen = typed(web, PASSWORD, "vmservice", "--no-ask-password", "pause", "web")
+    assert status == 77, screen
+    assert "AUTHENTICATING" not in screen
+    assert web.state == "running"
+    assert agents(web) == ""
 
 
 @contextlib.contextmanager
