@@ -47,11 +47,18 @@ def said(capsys: Output, *arguments: str) -> str:
 
 
 def test_no_such_vm(config: Path, capsys: Output) -> None:
-    assert said(capsys, "--user", "demo") == f"there is no VM demo: {config} does not exist"
+    assert said(capsys, "--user", "demo") == f"the VM demo does not exist: it does not run, and there is no {config}"
     config.touch()
     text = said(capsys, "demo")
-    assert text.startswith("there is no VM demo: /etc/vmservice/demo.toml does not exist; for that of ")
-    assert text.endswith(f"{config} run the command with --user")
+    assert text.startswith("the VM demo does not exist: it does not run, and there is no /etc/vmservice/demo.toml")
+    assert text.endswith(f"; for that of {config} run the command with --user")
+    assert said(capsys, "--user", "dmo").endswith("dmo.toml; did you mean demo?")
+
+
+def test_one_of_drop_ins_alone_is_there(config: Path, capsys: Output) -> None:
+    config.with_name("demo.toml.d").mkdir()
+    config.with_name("demo.toml.d").joinpath("cpus.toml").touch()
+    assert said(capsys, "--user", "demo") == "the VM demo is not running; `systemctl --user start vm@demo` starts it"
 
 
 def test_one_that_does_not_run(config: Path, capsys: Output) -> None:

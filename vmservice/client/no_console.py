@@ -6,7 +6,7 @@ import asyncio
 
 from vmservice.client.bus import connected_bus
 from vmservice.client.console import LABELS
-from vmservice.client.vms import Facts, NotRunning, facts, is_configured
+from vmservice.client.vms import Facts, NoSuchVm, NotRunning, facts, is_configured, with_near_name
 from vmservice.config.core import LOGGED_MODES
 from vmservice.config.names import config_path
 from vmservice.errors import HostFacilityMissing, VmmError, quoted
@@ -21,26 +21,28 @@ def why(name: str, label: str | None, *, user: bool) -> HostFacilityMissing | No
 
     async def ask() -> Facts:
         async with connected_bus(user=user) as bus:
-            return await facts(bus, name)
+            try:
+                return await facts(bus, name)
+            except NotRunning as error:
+                raise await with_near_name(bus, error) from None
 
     try:
         vm = asyncio.run(ask())
+    except NoSuchVm as error:
+        return HostFacilityMissing(f"{error}{_of_the_other_instance(name, user=user)}")
     except NotRunning as error:
-        return _not_there(name, user=user) or error
+        return error
     except VmmError:
         return None
     return HostFacilityMissing(_of_a_running_vm(vm, label, config_path(name, user=user)))
 
 
-def _not_there(name: str, *, user: bool) -> HostFacilityMissing | None:
-    """Where the VM does not even have a configuration."""
-    path, others = (config_path(name, user=whose) for whose in (user, not user))
-    if is_configured(name, user=user):
-        return None
-    text = f"there is no VM {name}: {path} does not exist"
-    if is_configured(name, user=not user):
-        text += f"; for that of {others} run the command {'without' if user else 'with'} --user"
-    return HostFacilityMissing(text)
+def _of_the_other_instance(name: str, *, user: bool) -> str:
+    """A clause, where the user has a VM of that name and the system none, or the other way round; else nothing."""
+    other = not user
+    if not is_configured(name, user=other):
+        return ""
+    return f"; for that of {config_path(name, user=other)} run the command {'with' if other else 'without'} --user"
 
 
 def _of_a_running_vm(vm: Facts, label: str | None, path: str) -> str:
