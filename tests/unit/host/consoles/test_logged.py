@@ -7,6 +7,8 @@ import select
 import socket
 import termios
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,13 @@ def come(folder: Path) -> socket.socket:
     return client
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_SEC
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_lines_are_in_the_journal_and_bytes_at_the_socket(tmp_path: Path) -> None:
     with Listener() as journal, running_mover() as mover:
         record = JournalConsole("demo", mover, JournalSocket(journal.path))
@@ -60,6 +69,8 @@ def test_what_nobody_has_read_is_in_the_log_and_waits_for_who_comes(tmp_path: Pa
         printed = b"".join(b"%06d\r\n" % number for number in range(WAITING_LIMIT_BYTES // 4))
         assert len(printed) < PENDING_LIMIT_BYTES
         with come(tmp_path) as client:
+            # Before that, what nobody is there to read has the limit of what waits for a client.
+            wait_until(lambda: console.is_attached)
             for at in range(0, len(printed), 4096):
                 console.write(printed[at : at + 4096])
             assert client.recv(8) == b"000000\r\n"
