@@ -8,7 +8,7 @@ import pytest
 from support.guest_ram import MIB, guest_ram
 from support.virtqueue import Driver
 
-from vmservice.devices.virtio import balloon, queue, transport
+from vmservice.devices.virtio import balloon, queue, served, transport
 from vmservice.memory.guest_memory import GuestMemory
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def slices_end_by_their_number_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How much is done at once would else depend on how busy the host is; `test_slices.py` is about time."""
     if not request.module.__name__.endswith("test_slices"):
-        for module in (balloon, queue, transport):
+        for module in (balloon, queue, served, transport):
             monkeypatch.setattr(module, "SLICE_SEC", 3600.0)
 
 
