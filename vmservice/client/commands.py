@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Coroutine, Sequence
 
-from vmservice.client import output
+from vmservice.client import interrupts, output
 from vmservice.client.bus import Bus, connected_bus
 from vmservice.client.logs import EXIT_INTERRUPTED, LastLines
 from vmservice.client.overview import Overview, measured, overview, overviews, without_bus
@@ -153,7 +153,7 @@ def wait_for_state(names: Sequence[str], state: str, *, user: bool, timeout_sec:
 
 def _run(work: Coroutine[None, None, int]) -> int:
     try:
-        return asyncio.run(work)
+        return interrupts.run(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

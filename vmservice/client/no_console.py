@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
+from vmservice.client import interrupts
 from vmservice.client.bus import connected_bus
 from vmservice.client.console import LABELS
 from vmservice.client.vms import Facts, NoSuchVm, NotRunning, facts, is_configured, with_near_name
@@ -27,7 +26,7 @@ def why(name: str, label: str | None, *, user: bool) -> HostFacilityMissing | No
                 raise await with_near_name(bus, error) from None
 
     try:
-        vm = asyncio.run(ask())
+        vm = interrupts.run(ask())
     except NoSuchVm as error:
         return HostFacilityMissing(f"{error}{_of_the_other_instance(name, user=user)}")
     except NotRunning as error:

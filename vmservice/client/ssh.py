@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, NoReturn
 
+from vmservice.client import interrupts
 from vmservice.client.bus import connected_bus
 from vmservice.client.vms import NotRunning, facts, with_near_name
 from vmservice.errors import HostError, HostFacilityMissing
@@ -27,7 +27,7 @@ def run_ssh(target: str, command: Sequence[str], *, user: bool) -> NoReturn:
     NotRunning, HostFacilityMissing or HostError where that cannot be.
     """
     login, _, name = target.rpartition("@")
-    vm = asyncio.run(_ask(name, user=user))
+    vm = interrupts.run(_ask(name, user=user))
     line = ssh_command(vm, login, command)
     try:
         os.execvp(line[0], line)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from vmservice.client import output
+from vmservice.client import interrupts, output
 from vmservice.client.bus import Bus, connected_bus
 from vmservice.client.logs import EXIT_INTERRUPTED
 from vmservice.client.overview import Overview, overviews, with_cpu
@@ -70,7 +70,7 @@ def _run_once(*, user: bool, delay_sec: float, order: str, as_json: bool) -> int
             return await survey.look()
 
     try:
-        rows = asyncio.run(measure())
+        rows = interrupts.run(measure())
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except VmmError:
