@@ -28,7 +28,7 @@ def web(container: Container) -> Iterator[UnitVm]:
     vm.start()
     yield vm
     vm.remove()
-    container.run("userdel bob; loginctl terminate-user carol", check=False)
+    container.run("userdel bob; userdel vm-web-1; loginctl terminate-user carol", check=False)
     container.run("timeout 30 sh -c 'while pgrep -u carol > /dev/null; do sleep 0.1; done'; userdel --remove carol", check=True)
 
 
@@ -96,9 +96,12 @@ def test_the_rule_for_the_group(web: UnitVm) -> None:
         f"systemctl {ask} set-property vm@web TasksMax=99",
     ]
     assert outcomes(web, "bob", *units, *others) == [False] * 6
+    web.host.run("useradd --groups vmservice vm-web-1", check=True)
     with rule(web.host, "vmservice-group.rules"):  # type: ignore[arg-type]
         assert outcomes(web, "bob", *units, *others) == [True] * 3 + [False] * 3
         assert outcomes(web, "alice", *units) == [False] * 3
+        for vms in ("vmservice", "vmservice-manager", "vm-web-1"):
+            assert outcomes(web, vms, *units) == [False] * 3, f"{vms} is an account of VMs, or of who shows them"
     assert web.state == "running"
 
 
