@@ -67,8 +67,9 @@ def test_the_restart_settings_are_known_to_systemd(container: Container, unit: s
     # Such complaints begin with the file and the line: /usr/lib/systemd/system/vm@.service:24: Unknown key …
     # What else systemd says here is not about units: on a busy host it may reap a service that has just said STOPPING=1, as
     # machined and hostnamed do when they are idle, before it reads that ("Cannot find unit for notify message of PID …").
-    complaints = container.run("journalctl --output=cat _PID=1 --grep='^/.*(service|conf):[0-9]+: '").stdout
-    assert complaints == ""
+    complaints = container.run("journalctl --output=cat _PID=1 --grep='^/.*(service|conf):[0-9]+: '").stdout.splitlines()
+    # The drop-ins of other tests lie in /run/systemd/system.
+    assert [line for line in complaints if not line.startswith("/run/systemd/system/")] == []
     version = int(container.run("systemctl --version", check=True).stdout.split()[1])
     steps = container.run("systemctl show -P RestartSteps vm@one.service", check=True).stdout.strip()
     assert steps == ("5" if version >= 254 else "")

@@ -52,7 +52,8 @@ def attack(host: Container, victim: UnitVm, *options: str) -> dict[str, str]:
     pid = victim.main_pid()
     address = host.run(f"head -n 1 /proc/{pid}/maps", check=True).stdout.partition("-")[0]
     command = shlex.join(["/usr/bin/python3", "-IS", "/lab/attacker.py", victim.name, str(pid), address, *options])
-    lines = f"[Service]\nType=oneshot\nExecStart=\nExecStart={command}\nExecStartPost=\nExecStopPost=\nWatchdogSec=0\n"
+    # The VM demo needs no configuration for that: without one the unit would not start.
+    lines = f"[Unit]\nAssertPathExists=\n[Service]\nType=oneshot\nExecStart=\nExecStart={command}\nExecStartPost=\nExecStopPost=\nWatchdogSec=0\n"
     lines += "Restart=no\nRestartForceExitStatus=\n"  # systemd 252 has neither for this type
     drop_in(host, "vm@demo.service", f"{lines}StandardOutput=truncate:/run/said\nStandardError=journal\n")
     try:

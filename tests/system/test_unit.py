@@ -178,7 +178,7 @@ def test_a_guest_that_powers_off_may_leave_the_process(vm: UnitVm) -> None:
     vm.start()
     vm.wait_for("beat 1")
     vm.call("PowerButton")
-    vm.wait_for("is shut down")
+    vm.wait_for("VM shut down")
 
     assert (vm.state, vm.get("LastExit")) == ("shutdown", "poweroff")
     vm.call("Boot")
