@@ -53,7 +53,8 @@ def attack(host: Container, victim: UnitVm, *options: str) -> dict[str, str]:
     address = host.run(f"head -n 1 /proc/{pid}/maps", check=True).stdout.partition("-")[0]
     command = shlex.join(["/usr/bin/python3", "-IS", "/lab/attacker.py", victim.name, str(pid), address, *options])
     # The VM demo needs no configuration for that: without one the unit would not start.
-    lines = f"[Unit]\nAssertPathExists=\n[Service]\nType=oneshot\nExecStart=\nExecStart={command}\nExecStartPost=\nExecStopPost=\nWatchdogSec=0\n"
+    lines = "[Unit]\nAssertPathExists=\n[Service]\nType=oneshot\nExecStartPost=\nExecStopPost=\nWatchdogSec=0\n"
+    lines += f"ExecStart=\nExecStart={command}\n"
     lines += "Restart=no\nRestartForceExitStatus=\n"  # systemd 252 has neither for this type
     drop_in(host, "vm@demo.service", f"{lines}StandardOutput=truncate:/run/said\nStandardError=journal\n")
     try:

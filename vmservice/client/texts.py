@@ -40,10 +40,10 @@ TEXTS = {
         f"0 done; {_NOT_RUNNING}; 75 the VM does not answer",
     ),
     "boot": ("It returns when the guest runs.", _VERB),
-    "pause": ("It returns when all have stopped.", _VERB),
+    "pause": ("It returns when every vCPU and device of the VM has stopped.", _VERB),
     "resume": ("It returns when the guest runs.", _VERB),
     "resize": (
-        "It returns when the guest has, or has not within 20 seconds.",
+        "It returns when the guest has that many vCPUs, or fails after 20 seconds.",
         f"0 done; 1 the VM refused, and said why; {_NOT_RUNNING}; 75 the guest did not do it in time; 77 not permitted",
     ),
     "power-button": ("It returns when the button is pressed; shutdown is the same.", _VERB),

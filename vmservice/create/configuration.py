@@ -55,7 +55,7 @@ def _head(place: Place, guest: Guest, image: str) -> str:
     return f"""\
 # {place.name}: {guest.pretty_name}
 # Made by `vmservice create` on {day} from {toml_string(image)}.
-# All keys are in README.md of /usr/share/doc/vmservice. `vmservice edit{place.words}` checks what you change here.
+# All keys: man vmservice.toml. `vmservice edit{place.words}` checks what you change here.
 """
 
 
@@ -102,7 +102,7 @@ def _disk(place: Place) -> str:
 name = "root"
 path = {toml_string(f"{place.folder}/{DISK}")}
 format = "raw"
-# To grow it: truncate -s 20G on that file, then {place.systemctl("reload")}
+# To make it 10 GiB larger: truncate -s +10G on that file, then {place.systemctl("reload")}
 """
 
 
