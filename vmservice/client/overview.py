@@ -198,4 +198,6 @@ def _config_error(name: str, *, user: bool) -> str | None:
         load_config(name, path)
     except VmmError as error:
         return str(error).partition("\n")[0]
+    except Exception as error:  # our bug; but the file of one VM must not hide the others
+        return f"internal error: {error!r}"
     return None

@@ -239,8 +239,8 @@ def section_names() -> list[str]:
 
 
 def _exists(section: str) -> bool:
-    if not section.replace("-", "").isalnum() or not section.isascii():
-        return False
+    if not section.isascii() or not all(word.isalnum() for word in section.split("-")):
+        return False  # such as --init--, which would be __init__.py
     file = f"{section.replace('-', '_')}.py"
     return any(os.path.isfile(f"{folder}/{file}") for folder in sections.__path__)
 

@@ -31,9 +31,10 @@ def merge(parts: Sequence[tuple[str, Tables]]) -> tuple[Tables, dict[str, tuple[
 
 def by_key(tables: Tables, origins: dict[str, tuple[str, str]]) -> dict[str, str]:
     """The file of each section.key, and of each `kind name` of a device, that of its path or else its first."""
-    files = {key: file for key, (file, _) in origins.items() if "[" not in key}
+    # Only of a section is the bracket an entry's: a key may have one too, where the operator chooses it.
+    files = {key: file for key, (file, _) in origins.items() if "[" not in key.partition(".")[0]}
     for name in tables.get("credentials", {}):
-        files[f"credentials.{quoted(name, 255)}.file"] = files[f"credentials.{name}"]
+        files[f"credentials.{quoted(name, 255)}.file"] = origins[f"credentials.{name}"][0]
     for (array, name), place in _names(tables).items():
         files[f"{array} {name}"] = (origins.get(f"{place}.path") or origins[place])[0]
     return files

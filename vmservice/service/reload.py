@@ -7,6 +7,8 @@ says what else is different and waits for a restart.
 
 from __future__ import annotations
 
+import traceback
+
 from vmservice.config.load import check_files, load_config, section_header, section_module
 from vmservice.errors import ConfigError, VmmError
 from vmservice.vm.state import State
@@ -52,20 +54,13 @@ class Reload:
 
     def _apply(self) -> bool:
         """False where the guest has to answer first. Raises before anything is changed."""
-        new = load_config(self._built_from.name, self._built_from.path)
-        if new.cpus.boot > self._vm.max_vcpus:
-            raise ConfigError(
-                f"{new.path}: cpus.boot is {new.cpus.boot}, and this VM can have {self._vm.max_vcpus} until it is restarted"
-            )
-        changed = [device for device in new.devices if self._is_changed(device)]
-        for device in changed:
-            module = section_module(device.kind)
-            if hasattr(module, "check_live"):
-                with new.naming():
-                    module.check_live(device, self._vm.memory_bytes)
-        waiting = _differences(self._built_from, new)
-        if waiting:
-            check_files(new)
+        try:
+            new, changed, waiting = self._read()
+        except VmmError:
+            raise
+        except Exception as error:  # our bug; but what is in a file is no reason to end a VM that runs
+            self._log.error(f"internal error: {''.join(traceback.format_exception(error))}")
+            raise VmmError("internal error; the journal has the details") from error
         resizing = None
         if new.cpus.boot != self._boot_vcpus and self._vm.state in (State.RUNNING, State.PAUSED):
             resizing = self._vm.resize(new.cpus.boot)
@@ -89,6 +84,24 @@ class Reload:
             self._under_way = True
             resizing.on_end = self._on_resized
         return resizing is None
+
+    def _read(self) -> tuple[Config, list[Device], list[str]]:
+        """What the files say now, checked as far as need be; the devices that change; what waits for a restart."""
+        new = load_config(self._built_from.name, self._built_from.path)
+        if new.cpus.boot > self._vm.max_vcpus:
+            raise ConfigError(
+                f"{new.path}: cpus.boot is {new.cpus.boot}, and this VM can have {self._vm.max_vcpus} until it is restarted"
+            )
+        changed = [device for device in new.devices if self._is_changed(device)]
+        for device in changed:
+            module = section_module(device.kind)
+            if hasattr(module, "check_live"):
+                with new.naming():
+                    module.check_live(device, self._vm.memory_bytes)
+        waiting = _differences(self._built_from, new)
+        if waiting:
+            check_files(new)
+        return new, changed, waiting
 
     def _is_changed(self, new: Device) -> bool:
         """Whether a device that is there has another value of a key that may change now."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmservice.client import usage
+from vmservice.client import overview, usage
 from vmservice.client.overview import Overview
 from vmservice.client.units import UnitState, why_failed
 from vmservice.client.usage import Usage, cpu_percent
@@ -120,6 +120,20 @@ def test_names_come_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / "etc" / file).touch()
     assert names.configured_names(user=False) == ["web2", "web5", "web10"], "drop-ins alone are enough"
     assert [is_configured(name, user=False) for name in ("web2", "web5", "web6", "common")] == [True, True, False, False]
+
+
+def test_a_file_that_we_fail_at_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path))
+    for name in ("demo", "web"):
+        (tmp_path / f"{name}.toml").touch()
+
+    def load(name: str, _path: str) -> None:
+        if name == "demo":
+            raise KeyError("credentials.a[b]")
+
+    monkeypatch.setattr(overview, "load_config", load)
+    found = [(vm.name, vm.config_error) for vm in overview.without_bus("no bus", user=False)]
+    assert found == [("demo", "internal error: KeyError('credentials.a[b]')"), ("web", None)]
 
 
 def test_what_a_group_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmservice.config import files
-from vmservice.config.load import Config, check_files, load_config, read_config
+from vmservice.config.load import Config, check_files, file_errors, load_config, read_config
 from vmservice.config.sections.disk import DiskDevice
 from vmservice.errors import ConfigError
 
@@ -143,6 +143,17 @@ def test_a_missing_file_is_told_with_the_file_that_names_it(tmp_path: Path) -> N
         f'{drop_in}: credentials."a.b".file is "{tmp_path}/c", which does not exist',
         f'{own}: disk root: path is "{tmp_path}/r", which does not exist',
         f'{drop_in}: cloud-init.user_data is "{tmp_path}/u", which does not exist',
+    ]
+
+
+def test_a_credential_with_a_bracket_in_its_name_is_no_array(tmp_path: Path) -> None:
+    own = write(tmp_path / "demo.toml", f'{KERNEL}[credentials]\n"a[b]" = "x"\n"c[0]" = {{ file = "c" }}\n')
+    drop_in = write(tmp_path / "demo.toml.d/a.toml", '[credentials]\n"d[" = { file = "d" }\n')
+    config = load(tmp_path)
+    assert [one.name for one in config.credentials] == ["a[b]", "c[0]", "d["]
+    assert [str(error) for error in file_errors(config) if "credentials" in str(error)] == [
+        f'{own}: credentials."c[0]".file is "{tmp_path}/c", which does not exist',
+        f'{drop_in}: credentials."d[".file is "{tmp_path}/d", which does not exist',
     ]
 
 

@@ -12,6 +12,7 @@ from support.machines import RecordingMachine
 
 from vmservice.config import sections
 from vmservice.config.load import Config, load_config
+from vmservice.service import reload
 from vmservice.service.journal import Log
 from vmservice.service.reload import Reload, _differences
 from vmservice.service.sd_notify import Notifier
@@ -68,9 +69,9 @@ def test_a_balloon_that_is_there_changes_its_size_and_keeps_it(tmp_path: Path) -
     )
     vm.boot()
     told = Quiet()
-    reload = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")
+    under_test = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")
     load(tmp_path, '[balloon]\nsize = "96M"\n[service]\nlog_level = "warning"\n')
-    reload.start()
+    under_test.start()
     assert told.lines == ["reloading", "the configuration is reloaded", "ready: well"]
     assert told.level == "warning"
     assert machines[0].calls == ["start", "reconfigure balloon"]
@@ -78,11 +79,35 @@ def test_a_balloon_that_is_there_changes_its_size_and_keeps_it(tmp_path: Path) -
     assert machines[1].calls == ["reconfigure balloon", "start"]
 
     load(tmp_path, '[memory]\nsize = "2G"\n[balloon]\nsize = "1G"\n[service]\nlog_level = "err"\n')
-    reload.start()
+    under_test.start()
     assert told.lines[-1].startswith("ready: not reloaded, and nothing has changed: ")
     assert f"balloon.size is {1 << 30} bytes, and this VM has {512 << 20} bytes" in told.lines[-1]
     assert told.level == "warning"
     assert len(machines[1].calls) == 2
+
+
+def test_a_bug_in_reading_the_files_ends_no_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(tmp_path, "[cpus]\nmax = 2\n")
+    machine = RecordingMachine()
+    vm = Vm(name="demo", vcpus=1, max_vcpus=2, memory_bytes=1 << 20, build=lambda _: machine, call_later=Clock().call_later)
+    vm.boot()
+    told = Quiet()
+    under_test = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")
+
+    def fail(_name: str, _path: str) -> Config:
+        raise KeyError("credentials.a[b]")
+
+    monkeypatch.setattr(reload, "load_config", fail)
+    under_test.start()
+    trouble = "not reloaded, and nothing has changed: internal error; the journal has the details"
+    assert told.lines[0] == "reloading"
+    assert told.lines[1].startswith("internal error: Traceback (most recent call last):\n")
+    assert told.lines[1].endswith("KeyError: 'credentials.a[b]'\n")
+    assert told.lines[2:] == [trouble, f"ready: {trouble}"]
+    assert machine.calls == ["start"]
+    monkeypatch.undo()
+    under_test.start()
+    assert told.lines[-1] == "ready: well", "the next one is as any other"
 
 
 def test_a_balloon_that_comes_or_goes_waits_for_a_restart(tmp_path: Path) -> None:
@@ -145,9 +170,9 @@ def test_a_kind_that_anybody_adds_changes_its_live_keys(tmp_path: Path, monkeypa
     )
     vm.boot()
     told = Quiet()
-    reload = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")
+    under_test = Reload(vm, config, cast(Log, told), cast(Notifier, told), lambda: "well")
     load(tmp_path, "[tuned]\npitch = 2\n")
-    reload.start()
+    under_test.start()
     assert told.lines == ["reloading", "the configuration is reloaded", "ready: well"]
     assert machine.calls == ["start", "reconfigure tuned"]
     sys.modules.pop("vmservice.config.sections.tuned")
