@@ -163,21 +163,70 @@ def test_what_others_put_on_the_bus(bus: PrivateBus, capsys: Output) -> None:
         values = {"State": Variant("s", "\x1b[31mfine"), "VCPUs": Variant("s", "many"), "Memory": Variant("t", 1 << 20)}
         return Message.new_method_return(call, "a{sv}", [values])
 
-    def lie_otherwise(call: Message) -> Message:
-        return Message.new_method_return(call, "i", [7])
-
     async def check() -> None:
         async with (
             impostor(bus.address, f"{INTERFACE}._1b_5b31m", lie),
             impostor(bus.address, f"{INTERFACE}.a.b", lie),
             impostor(bus.address, f"{INTERFACE}x.a", lie),
             impostor(bus.address, bus_name("liar"), lie),
-            impostor(bus.address, bus_name("odd"), lie_otherwise),
         ):
             assert await run("list") == 0
-            liar, odd = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+            (liar,) = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
             assert (liar[:3], liar[4:6], liar[-1]) == (["liar", "?[31mfine", "?"], ["1", "MiB"], "?")
-            assert (odd[:3], odd[4], odd[-1]) == (["odd", "?", "?"], "?", "?")
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("signature", "value"), [("", []), ("i", [7]), ("s", ["running"]), ("u", [1]), ("as", [["running"]]), ("ss", ["a", "b"])]
+)
+def test_an_answer_of_another_type_is_the_fault_of_one_vm(
+    bus: PrivateBus, capsys: Output, signature: str, value: list[object]
+) -> None:
+    def lie(call: Message) -> Message:
+        return Message.new_method_return(call, signature, value)
+
+    def sentence(member: str, wanted: str) -> str:
+        types = f'of type "{signature}" and not "{wanted}"'
+        return f"the VM odd does not answer as a VM does: the answer to {member} is {types}"
+
+    async def check() -> None:
+        async with impostor(bus.address, bus_name("odd"), lie), served_vm(bus.address):
+            assert await run("list") == 0
+            demo, odd = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+            assert demo[:3] == ["demo", "created", "1/4"]
+            assert (odd[:3], " ".join(odd[8:])) == (["odd", "?", "?"], sentence("GetAll", "a{sv}"))
+            assert await run("status", "odd") == 1
+            assert capsys.readouterr().err == f"vmservice: {sentence('GetAll', 'a{sv}')}\n"
+            assert await run("wait", "odd", "running", "--timeout", "60") == 1
+            assert capsys.readouterr().err == f"vmservice: {sentence('Get', 'v')}\n"
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("signature", "devices"),
+    [
+        ("a(ssa{ss})", [["disk", "root", {"path": "x"}]]),
+        ("a(ssa{iv})", [["disk", "root", {5: Variant("s", "x")}]]),
+        ("a{ss}", {"disk": "root"}),
+        ("av", [Variant("s", "x")]),
+    ],
+)
+def test_devices_of_another_type_are_none(bus: PrivateBus, capsys: Output, signature: str, devices: object) -> None:
+    values = {
+        "State": Variant("s", "running"),
+        "VCPUs": Variant("b", True),
+        "Devices": Variant(signature, devices),
+        "Stats": Variant("a{id}", {5: 1.0}),
+    }
+
+    async def check() -> None:
+        async with impostor(bus.address, bus_name("odd"), lambda call: Message.new_method_return(call, "a{sv}", [values])):
+            assert await run("status", "--json", "odd") == 0
+            said = json.loads(capsys.readouterr().out)
+            assert (said["state"], said["vcpus"], said["stats"]) == ("running", None, {})
+            assert all(device["details"] == {} for device in said["devices"] or ())
 
     asyncio.run(check())
 

@@ -19,7 +19,7 @@ from vmservice.control.names import INTERFACE as VM1
 from vmservice.control.names import OBJECT_PATH as VM1_PATH
 from vmservice.control.names import bus_name
 from vmservice.errors import HostError
-from vmservice.manager import callers, model, running
+from vmservice.manager import callers, model
 from vmservice.manager.names import INTERFACE, OBJECT_MANAGER, OBJECT_PATH, VM_INTERFACE, VMS_PATH, vm_path
 
 _ERROR = "org.freedesktop.DBus.Error."
@@ -175,7 +175,6 @@ def test_vms_that_ran_before_are_seen_at_once(bus: PrivateBus, folder: Path, mon
 
 def test_a_vm_that_does_not_answer_holds_up_nobody(bus: PrivateBus, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked again, so it is known as soon as it does answer."""
-    monkeypatch.setattr(running, "LOOK_TIMEOUT_SEC", 0.2)
     monkeypatch.setattr("vmservice.manager.looks.FIRST_RETRY_SEC", 0.1)
 
     async def check() -> None:
@@ -195,6 +194,30 @@ def test_a_vm_that_does_not_answer_holds_up_nobody(bus: PrivateBus, folder: Path
                 assert seen.get("hung", "State") == ""
                 answers.set()
                 await seen.until(lambda: seen.get("hung", "State") == "paused")
+
+    asyncio.run(check())
+
+
+def test_a_vm_that_answers_in_another_type_has_no_state(bus: PrivateBus, folder: Path) -> None:
+    """It is asked again, too, and no look at it is a traceback in the log."""
+
+    async def check() -> None:
+        async with client(bus.address) as odd, served_vm(bus.address, "demo"):
+            asked: list[Message] = []
+
+            def answer(message: Message) -> Message | None:
+                if message.member != "Get":
+                    return None
+                asked.append(message)
+                value: list[object] = ["running"] if len(asked) == 1 else [Variant("s", "paused")]
+                return Message.new_method_return(message, "s" if len(asked) == 1 else "v", value)
+
+            odd.bus.add_message_handler(answer)
+            await odd.bus.request_name(bus_name("odd"), NameFlag.DO_NOT_QUEUE)
+            async with managing(bus.address, folder) as made, desktop(bus.address) as seen:
+                await seen.until(lambda: seen.get("demo", "State") == "created")
+                await seen.until(lambda: seen.get("odd", "State") == "paused")
+                assert made.log == ["systemd is not on this bus: the states of units are not known"]
 
     asyncio.run(check())
 

@@ -15,7 +15,7 @@ from vmservice.control.bus import bus_address
 from vmservice.control.dbus_message import MessageReader
 from vmservice.control.dbus_transport import Transport, failure_reason
 from vmservice.control.names import DAEMON, DAEMON_PATH, PROPERTIES_INTERFACE
-from vmservice.errors import HostFacilityMissing, VmmError, seconds
+from vmservice.errors import HostFacilityMissing, VmmError, quoted, seconds
 
 CONNECT_TIMEOUT_SEC = 5.0
 # What the bus itself is asked, it answers from its own tables.
@@ -27,6 +27,10 @@ TEXT_LIMIT_CHARS = 2048
 _LISTS = ("as", "a(ssssssouso)")
 _UNPACKED_REPLIES = ("s", "u", "v", "a{sv}", *_LISTS)
 _UNPACKED_SIGNALS = ("sss", "sa{sv}as")  # NameOwnerChanged, PropertiesChanged
+
+
+# The name of what is made here of an answer of another type than the method has.
+WRONG_TYPE = "org.vmservice.Client.Error.WrongType"
 
 
 class CallFailed(Exception):
@@ -86,12 +90,15 @@ class Bus:
         timeout_sec: float,
         interactive: bool = False,
         on_reply: Callable[[Message], None] | None = None,
+        returns: str | None = None,
     ) -> list[Any]:
         """What the method returns. No service is started for it; `interactive` lets polkit ask the caller for a password.
 
-        `on_reply` has the reply before the next message is read; the caller goes on a little later.
+        `on_reply` has the reply before the next message is read; the caller goes on a little later. Whoever looks at what is
+        returned says in `returns` of which signature it has to be: who answers may be anybody.
 
-        Raises CallFailed for an error, TimeoutError, and HostFacilityMissing when the connection is lost.
+        Raises CallFailed for an error and for an answer of another signature, TimeoutError, and HostFacilityMissing when the
+        connection is lost.
         """
         flags = MessageFlag.NO_AUTOSTART | (MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE)
         message = Message(
@@ -112,6 +119,9 @@ class Bus:
             raise CallFailed(str(reply.error_name), text, by_bus=reply.sender == DAEMON)
         if reply.too_large:
             raise HostFacilityMissing(f"the answer of {destination} to {member} is too large")
+        if returns not in (None, reply.signature):
+            text = f"the answer to {member} is of type {quoted(reply.signature)} and not {quoted(str(returns))}"
+            raise CallFailed(WRONG_TYPE, text, by_bus=False)
         body: list[Any] = reply.body
         return body
 
@@ -130,9 +140,11 @@ class Bus:
             raise NotInTime(f"the {self.kind} bus did not answer within {seconds(DAEMON_TIMEOUT_SEC)}") from None
 
     async def get(self, destination: str, path: str, interface: str, name: str, *, timeout_sec: float) -> object:
-        """The value of a property; None where the answer holds none."""
-        body = await self.call(destination, path, PROPERTIES_INTERFACE, "Get", "ss", [interface, name], timeout_sec=timeout_sec)
-        return body[0].value if body else None
+        """The value of a property, of whatever type."""
+        target = (destination, path, PROPERTIES_INTERFACE)
+        (variant,) = await self.call(*target, "Get", "ss", [interface, name], timeout_sec=timeout_sec, returns="v")
+        value: object = variant.value
+        return value
 
     @property
     def kind(self) -> str:

@@ -16,6 +16,7 @@ SYSTEMD_PATH = "/org/freedesktop/systemd1"
 MANAGER_INTERFACE = f"{SYSTEMD}.Manager"
 UNIT_INTERFACE = f"{SYSTEMD}.Unit"
 SERVICE_INTERFACE = f"{SYSTEMD}.Service"
+UNITS_SIGNATURE = "a(ssssssouso)"  # what ListUnitsByPatterns returns
 TIMEOUT_SEC = 2.0
 
 INACTIVE = "inactive"
@@ -117,7 +118,7 @@ async def unit_state(bus: Bus, vm: str) -> UnitState | None:
 async def loaded_units(bus: Bus) -> dict[str, UnitState] | None:
     """By the name of the VM each unit that systemd has in mind, without what `with_process` adds; None where none answers."""
     try:
-        body = await bus.call(
+        (listed,) = await bus.call(
             SYSTEMD,
             SYSTEMD_PATH,
             MANAGER_INTERFACE,
@@ -125,11 +126,12 @@ async def loaded_units(bus: Bus) -> dict[str, UnitState] | None:
             "asas",
             [[], [unit_name("*")]],
             timeout_sec=TIMEOUT_SEC,
+            returns=UNITS_SIGNATURE,
         )
     except (CallFailed, TimeoutError):
         return None
     found = {}
-    for name, _text, load, active, sub, *_more in body[0] if body else ():
+    for name, _text, load, active, sub, *_more in listed:
         vm = name.removeprefix("vm@").removesuffix(".service")
         if is_name(vm) and (load == "loaded" or active != INACTIVE):
             found[vm] = UnitState(unit_name(vm), printable(active), printable(sub), 0)

@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vmservice.client.bus import Bus, CallFailed, NotInTime, printable
+from dbus_next.signature import Variant
+
+from vmservice.client.bus import WRONG_TYPE, Bus, CallFailed, NotInTime, printable
 from vmservice.client.systemctl import systemctl_line
 from vmservice.config.names import check_name, config_path, configured_names, has_drop_ins, natural_key
 from vmservice.control.authority import INTERACTIVE_TIMEOUT_SEC
@@ -22,6 +24,9 @@ VERB_TIMEOUT_SEC = 120.0
 PASSWORD_TIMEOUT_SEC = INTERACTIVE_TIMEOUT_SEC + VERB_TIMEOUT_SEC
 # How many VMs are asked at a time: dbus-daemon's system bus lets a connection wait for 128 answers.
 LOOKS_AT_A_TIME = 32
+
+# Whatever a counter counts, the host does it with 64 bits.
+_COUNTER_MAX = 2.0**64
 
 _ERROR = "org.freedesktop.DBus.Error."
 NOBODY_THERE = (f"{_ERROR}ServiceUnknown", f"{_ERROR}NameHasNoOwner")
@@ -60,11 +65,10 @@ class DeviceFacts:
         """From what came over the bus; None for what is no such entry."""
         if not isinstance(entry, list) or [type(part) for part in entry] != [str, str, dict]:
             return None
-        values = {printable(key): value.value for key, value in entry[2].items()}
         details = {
-            key: printable(value) if isinstance(value, str) else value
-            for key, value in values.items()
-            if isinstance(value, str | int)
+            printable(key): printable(variant.value) if isinstance(variant.value, str) else variant.value
+            for key, variant in entry[2].items()
+            if isinstance(key, str) and isinstance(variant, Variant) and isinstance(variant.value, str | int)
         }
         return cls(printable(entry[0]), printable(entry[1]), details)
 
@@ -94,7 +98,7 @@ class Facts:
 
         def number(key: str) -> int | None:
             value = properties.get(key)
-            return value if isinstance(value, int) else None
+            return value if type(value) is int else None  # and no bool
 
         ready = properties.get("GuestReady")
         devices = properties.get("Devices")
@@ -109,7 +113,11 @@ class Facts:
             text("LastExit"),
             ready if isinstance(ready, bool) else None,
             tuple(entry for entry in entries if entry is not None) if entries is not None else None,
-            {printable(key): value for key, value in stats.items() if isinstance(value, float)}
+            {
+                printable(key): value
+                for key, value in stats.items()
+                if isinstance(key, str) and isinstance(value, float) and 0 <= value <= _COUNTER_MAX  # not infinite, nor NaN
+            }
             if isinstance(stats, dict)
             else None,
         )
@@ -148,14 +156,12 @@ async def facts(bus: Bus, name: str, timeout_sec: float | None = None) -> Facts:
     """What the VM says of itself; raises what `failure` makes of an error. The limit is LOOK_TIMEOUT_SEC unless given."""
     limit_sec = LOOK_TIMEOUT_SEC if timeout_sec is None else timeout_sec
     try:
-        body = await bus.call(
-            bus_name(name), OBJECT_PATH, PROPERTIES_INTERFACE, "GetAll", "s", [INTERFACE], timeout_sec=limit_sec
-        )
+        target = (bus_name(name), OBJECT_PATH, PROPERTIES_INTERFACE)
+        (values,) = await bus.call(*target, "GetAll", "s", [INTERFACE], timeout_sec=limit_sec, returns="a{sv}")
     except TimeoutError:
         raise NotInTime(f"the VM {name} did not answer within {seconds(limit_sec)}") from None
     except CallFailed as failed:
         raise failure(bus, name, "look at", failed) from None
-    values = body[0] if body else {}
     return Facts.of(name, {key: variant.value for key, variant in values.items()})
 
 
@@ -252,6 +258,8 @@ def failure(bus: Bus, name: str, what: str, failed: CallFailed) -> VmmError:
         return not_running(name, user=bus.user)
     if failed.by_bus and failed.name == GONE:
         return NotRunning(f"the VM {name} ended before it answered")
+    if failed.name == WRONG_TYPE:
+        return Refused(f"the VM {name} does not answer as a VM does: {failed.text}")
     if failed.name in _DENIED and failed.by_bus:
         return NotPermitted(f"this account may not {what} the VM {name}; root and members of group vmservice may")
     if failed.name in _DENIED:

@@ -17,6 +17,7 @@ from vmservice.client.units import (
     SYSTEMD,
     SYSTEMD_PATH,
     UNIT_INTERFACE,
+    UNITS_SIGNATURE,
     UnitState,
     why_failed,
     with_process,
@@ -118,8 +119,8 @@ class Units:
         try:
             if patterns == [_EVERY_VM]:
                 await self._call("Subscribe")
-            (listed,) = await self._call("ListUnitsByPatterns", "asas", [[], patterns])
-        except (CallFailed, TimeoutError, HostFacilityMissing, ValueError) as error:
+            (listed,) = await self._call("ListUnitsByPatterns", "asas", [[], patterns], returns=UNITS_SIGNATURE)
+        except (CallFailed, TimeoutError, HostFacilityMissing) as error:
             is_gone = isinstance(error, CallFailed) and error.name in (GONE, *NOBODY_THERE)
             if self._bus.transport.connected and not is_gone:
                 self._tell(f"systemd does not say how units are: {wire_text(str(error)) or 'it gave no answer in time'}")
@@ -158,10 +159,11 @@ class Units:
         except HostFacilityMissing:  # the connection is lost
             return unit
 
-    async def _call(self, member: str, signature: str = "", arguments: list[object] | None = None) -> list[Any]:
-        return await self._bus.call(
-            SYSTEMD, SYSTEMD_PATH, MANAGER_INTERFACE, member, signature, arguments, timeout_sec=TIMEOUT_SEC
-        )
+    async def _call(
+        self, member: str, signature: str = "", arguments: list[object] | None = None, *, returns: str | None = None
+    ) -> list[Any]:
+        target = (SYSTEMD, SYSTEMD_PATH, MANAGER_INTERFACE)
+        return await self._bus.call(*target, member, signature, arguments, timeout_sec=TIMEOUT_SEC, returns=returns)
 
     def _tell(self, sentence: str) -> None:
         if not self._told:

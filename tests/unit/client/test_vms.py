@@ -60,6 +60,17 @@ def test_devices_are_what_was_said_of_them() -> None:
     assert Facts.of("demo", {"Devices": "none", "Stats": 1}) == Facts("demo")
 
 
+def test_a_counter_is_a_number_that_can_be_counted_to() -> None:
+    said = {"zero": 0.0, "most": 2.0**64, "less": -1.0, "more": 1e300, "infinite": float("inf"), "none": float("nan"), 5: 1.0}
+    assert Facts.of("demo", {"Stats": said}).stats == {"zero": 0.0, "most": 2.0**64}
+
+
+def test_values_that_did_not_come_as_variants_are_no_details() -> None:
+    said = [["disk", "root", {"path": "x", 5: Variant("s", "x"), "size": Variant("t", 5)}]]
+    assert Facts.of("demo", {"Devices": said}).devices == (DeviceFacts("disk", "root", {"size": 5}),)
+    assert Facts.of("demo", {"VCPUs": True, "Memory": 1.5}) == Facts("demo")
+
+
 def test_what_is_missing_or_of_a_wrong_type_was_not_said() -> None:
     assert Facts.of("demo", {"State": 7, "VCPUs": "one", "LastExit": ["x"]}) == Facts("demo")
 
