@@ -162,8 +162,8 @@ def _check_config(target: str, user: bool) -> int:
 
     path = target if "/" in target or target.endswith(".toml") else config_path(target, user=user)
     folder = os.path.dirname(os.path.abspath(path))
-    if folder.endswith(".toml.d"):  # a drop-in, which says nothing without the others
-        path = folder.removesuffix(".d")
+    if folder.endswith(".toml.d") and whose_config(folder.removesuffix(".d")) is not None:
+        path = folder.removesuffix(".d")  # a drop-in says nothing without the others
     owner = whose_config(path)
     config, mistakes = read_config(owner[0] if owner is not None else "config", path)
     judge = judge_files(config, is_system=owner is not None and not owner[1])

@@ -138,13 +138,20 @@ def test_the_start_tells_all_that_is_wrong_with_the_file_itself(tmp_path: Path) 
 def test_check_config_names_the_files_that_it_has_read(tmp_path: Path) -> None:
     kernel = tmp_path / "vmlinuz"
     kernel.write_bytes(bzimage(pattern(4096)))
-    (tmp_path / "demo.toml.d").mkdir()
-    path = write(tmp_path / "demo.toml", f'[kernel]\npath = "{kernel}"\n')
-    drop_in = write(tmp_path / "demo.toml.d/a.toml", '[memory]\nsize = "128M"\n')
+    folder = tmp_path / "vmservice"
+    (folder / "demo.toml.d").mkdir(parents=True)
+    path = write(folder / "demo.toml", f'[kernel]\npath = "{kernel}"\n')
+    drop_in = write(folder / "demo.toml.d/a.toml", '[memory]\nsize = "128M"\n')
     for target in (path, drop_in):
-        done = vmservice("check-config", str(target))
+        done = vmservice("check-config", str(target), environment={"XDG_CONFIG_HOME": str(tmp_path)})
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines() == [f"read {path}, {drop_in}", f"{path}: no problem found"]
+    done = vmservice("check-config", str(path))
+    assert (done.returncode, done.stdout) == (0, f"{path}: no problem found\n"), "it is not in a folder of configurations"
+    done = vmservice("check-config", str(drop_in))
+    assert done.returncode == 78
+    assert f"{drop_in}: " in done.stderr
+    assert f"{path}:" not in done.stderr
 
 
 def test_a_name_of_a_file_cannot_move_the_cursor(tmp_path: Path) -> None:

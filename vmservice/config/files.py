@@ -2,6 +2,8 @@
 
 They are read one after the other, and of each key the last one counts: what all VMs have, `common.d/*.toml`; the VM's own file,
 NAME.toml; its drop-ins, `NAME.toml.d/*.toml`. In a folder the order is that of the names.
+
+That is so where configurations belong. A file elsewhere is read alone: in /tmp, say, anybody may put drop-ins beside it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 
 from vmservice.config import plain_toml
+from vmservice.config.names import whose_config
 from vmservice.errors import ConfigError, FileError
 from vmservice.host.files import RegularFile
 
@@ -29,9 +32,10 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def read_files(name: str, path: str, draft: str | None = None) -> list[Part]:
     """All that make up the VM `name`, whose own file is at `path`, or for a trial at `draft`: that may be missing where it has
     drop-ins. ConfigError for the first one that cannot be read or parsed."""
-    drop_ins = _toml_files(f"{path}.d")
+    is_alone = whose_config(path) is None
+    drop_ins = [] if is_alone else _toml_files(f"{path}.d")
     own = _read_own(name, path, draft, is_needed=not drop_ins)
-    common = _toml_files(VENDOR_FOLDER, f"{os.path.dirname(path)}/common.d")
+    common = [] if is_alone else _toml_files(VENDOR_FOLDER, f"{os.path.dirname(path)}/common.d")
     if own == b"" and not common and not drop_ins:
         raise FileError("configuration", path, "is empty")
     if len(common) + len(drop_ins) > FILES_MAX:

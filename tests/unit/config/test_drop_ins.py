@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmservice.config import files
+from vmservice.config import files, names
 from vmservice.config.load import Config, check_files, file_errors, load_config, read_config
 from vmservice.config.sections.disk import DiskDevice
 from vmservice.errors import ConfigError
@@ -22,6 +22,7 @@ DISK = '[[disk]]\nname = "root"\nformat = "raw"\n'
 @pytest.fixture(autouse=True)
 def vendor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "vendor"
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(files, "VENDOR_FOLDER", str(folder))
     return folder
 
@@ -204,6 +205,18 @@ def test_relative_paths_start_at_the_vms_folder_whatever_file_has_them(tmp_path:
     assert (kernel.path, kernel.initramfs) == (f"{tmp_path}/k", f"{tmp_path}/i")
 
 
+def test_a_file_elsewhere_is_read_alone(tmp_path: Path, vendor: Path) -> None:
+    """Where anybody may put files, as in /tmp, they are not for root to read."""
+    own = write(tmp_path / "elsewhere/demo.toml", KERNEL)
+    for other in ("elsewhere/demo.toml.d/a.toml", "elsewhere/common.d/a.toml", "vendor/a.toml"):
+        write(tmp_path / other, "[cpus]\nboot = 2\n")
+    config = load_config("demo", own)
+    assert (config.read_from, config.cpus.boot) == ((own,), 1)
+    os.unlink(own)
+    with pytest.raises(ConfigError, match=r"there is no configuration for the VM demo: .*/demo\.toml does not exist"):
+        load_config("demo", own)
+
+
 def test_a_draft_is_read_in_place_of_the_vms_file(tmp_path: Path) -> None:
     own = write(tmp_path / "demo.toml", KERNEL)
     write(tmp_path / "demo.toml.d/a.toml", "[cpus]\nmax = 2\n")
@@ -227,16 +240,20 @@ print(*sys.modules)
 
 
 def test_a_vm_without_drop_ins_pays_three_looks_and_no_import(tmp_path: Path) -> None:
-    config = write(tmp_path / "demo.toml", KERNEL)
+    config = write(tmp_path / "vmservice/demo.toml", KERNEL)
     program = ASK.format(checkout=str(CHECKOUT), config=config)
-    said = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-I", "-S", "-c", program]
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path)}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     *asked, loaded = said.splitlines()
     ours = [
         line
         for line in asked
         if not line.endswith((".py", ".pyc")) and "__pycache__" not in line and "/vmservice/config" not in line
     ]
-    looks = [f"os.listdir {folder}" for folder in (f"{config}.d", "/usr/share/vmservice/common.d", f"{tmp_path}/common.d")]
+    looks = [
+        f"os.listdir {folder}" for folder in (f"{config}.d", "/usr/share/vmservice/common.d", f"{tmp_path}/vmservice/common.d")
+    ]
     assert sorted(line for line in ours if str(tmp_path) in line or "/share/" in line) == sorted([f"open {config}", *looks])
     modules = set(loaded.split())
     assert not modules & {"enum", "dataclasses", "re", "argparse", "typing", "difflib", "tomllib"}

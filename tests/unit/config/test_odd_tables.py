@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmservice.config import core
+from vmservice.config import core, names
 from vmservice.config.load import read_config, section_module, section_names
 
 KERNEL = '[kernel]\npath = "/boot/vmlinuz"\n'
@@ -71,7 +71,8 @@ def odd_table(rng: random.Random, known: dict[str, list[str]]) -> str:
     return "".join(lines)
 
 
-def test_odd_tables_and_drop_ins(tmp_path: Path) -> None:
+def test_odd_tables_and_drop_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path))
     rng = random.Random("odd")
     known = {name: list(keys or ()) for name, keys in core.KEYS.items()}
     known.update((name, list(section_module(name).KEYS)) for name in section_names())
