@@ -200,6 +200,25 @@ def test_drop_ins_count(vm: UnitVm, host: Container, settings: str, text: str) -
 
 
 @every_release
+def test_a_device_that_udev_has_linked(vm: UnitVm, host: Container) -> None:
+    """As LVM's volumes are, and /dev/disk/by-id: the unit has the node at the link's place. A file stands for the node, for a
+    container has no block device."""
+    device = "/dev/vg0/web"
+    host.run(f"mkdir -p /dev/vg0 && truncate -s 4M /dev/dm-3 && chmod 666 /dev/dm-3 && ln -sfn ../dm-3 {device}", check=True)
+    vm.configure(config(disk(device, "")))
+    hidden = Verdict(vm)
+    assert f'"{device}", which {vm.unit} cannot see (PrivateDevices=yes in its unit)' in hidden.text
+    advice = hidden.text.partition("a drop-in with ")[2].strip()
+    assert advice == f"BindPaths={device} and DeviceAllow={device} rw"
+    assert (hidden.is_right, hidden.starts) == (False, False)
+    with drop_in(vm, advice.replace(" and ", "\n")):
+        verdict = Verdict(vm)
+    host.run("rm -r /dev/vg0 /dev/dm-3", check=True)
+    assert (verdict.is_right, verdict.starts) == (True, True), verdict.text
+    assert verdict.text == f"/etc/vmservice/{vm.name}.toml: no problem found\n"
+
+
+@every_release
 @pytest.mark.parametrize(
     ("settings", "text", "expected"),
     [

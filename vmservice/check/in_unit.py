@@ -59,7 +59,8 @@ class Judge:
         """What the sandbox says; then what is to be asked of the account."""
         met = self._view.follow(file.path)
         last = met[-1]
-        if file.use == named.MAKE and not _is_there(last):
+        is_new = file.use == named.MAKE and not _is_there(last)
+        if is_new:
             folder = self._view.follow(os.path.dirname(file.path))
             if not folder[-1].host and not folder[-1].read_only:
                 self.notes.append(
@@ -70,18 +71,18 @@ class Judge:
             met, last = folder, folder[-1]
         writes = file.use != named.READ
         if last.hidden:
-            if os.path.lexists(last.path) or file.use in (named.MAKE, named.BACK):
+            if os.path.exists(last.path) or file.use in (named.MAKE, named.BACK):
                 self._refuse(file, self._not_seen(file, last))
         elif not _is_there(last):
             if file.use == named.BACK and _is_folder_there(last.host):
                 self._refuse(file, "which does not exist; expected a file, or a directory such as /dev/shm")
         elif writes and last.read_only and not file.writer_is_other:
-            self._refuse(file, self._not_writable(file, last))
+            self._refuse(file, self._not_writable(file, last, is_new=is_new))
         elif not may_use_device(self._unit, last.host, writes=writes):
             self._refuse(file, self._not_usable(file))
         elif last.host and not self._is_handed_over(last):
             self._ask(file, met)
-        if not last.hidden and last.host not in ("", last.path) and file.use != named.MAKE:
+        if not last.hidden and last.host not in ("", os.path.realpath(file.path)) and file.use != named.MAKE:
             self.notes.append(
                 f"not checked: what is in {_shown(file.path)}, which {file.what} names: {self._who} has {last.host} there"
                 " (BindPaths= in its unit), and it was looked for outside of the unit"
@@ -125,8 +126,7 @@ class Judge:
             way = f"{_HOME}tmpfs and {way}"
         return f"{fault}; put it into {self._own_folder(file)}, or give the unit a drop-in with {way}"
 
-    def _not_writable(self, file: NamedFile, sight: Sight) -> str:
-        is_new = file.use == named.MAKE and sight.path != os.path.realpath(file.path)
+    def _not_writable(self, file: NamedFile, sight: Sight, *, is_new: bool) -> str:
         where, place = ("in a directory ", os.path.dirname(file.path)) if is_new else ("", file.path)
         return (
             f"{where}which {self._who} can only read ({sight.read_only} in its unit); put it into {self._own_folder(file)}, or"

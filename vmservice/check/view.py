@@ -59,9 +59,9 @@ class _Entry:
     __slots__ = ("kind", "path", "read_only", "setting", "source")
 
     def __init__(self, kind: int, path: str, setting: str, *, source: str = "", read_only: bool = False) -> None:
-        """systemd mounts at what a path leads to: /home may be a link."""
+        """`path` as the setting has it, until the view has followed it. A source is the host's, whatever is mounted."""
         self.kind: Final = kind
-        self.path: Final = os.path.realpath(path)
+        self.path = os.path.normpath(path)
         self.setting: Final = setting
         self.source: Final = os.path.realpath(source) if source else ""
         self.read_only: Final = read_only
@@ -71,11 +71,26 @@ class View:
     """What a service sees. `made` are the directories that systemd makes for it, and hands over to its account."""
 
     def __init__(self, entries: Sequence[_Entry] = (), made: Sequence[str] = ()) -> None:
-        by_path: dict[str, _Entry] = {}
-        for entry in sorted(entries, key=lambda entry: entry.kind):
-            by_path.setdefault(entry.path, entry)
-        self._entries = sorted(by_path.values(), key=lambda entry: len(entry.path))
+        """Mounted as apply_mounts() of namespace.c does it: in the order of the paths, which each link followed changes,
+        and each at what it leads to among those mounted before. So udev's links are none in a /dev of the service's own."""
         self.made = tuple(made)
+        self._entries: list[_Entry] = []
+        by_path: dict[str, _Entry] = {}
+        left = [(entry, _LINKS_MAX) for entry in entries]
+        while left:
+            left.sort(key=lambda item: (_parts(item[0].path), item[0].kind))
+            entry, steps_left = left.pop(0)
+            met, further = self._step(entry.path)
+            if further and steps_left:
+                entry.path = further
+                left.append((entry, steps_left - 1))
+                continue
+            if met is not None:
+                entry.path = met.path
+            held = by_path.get(entry.path)
+            if held is None or entry.kind < held.kind:
+                by_path[entry.path] = entry
+                self._entries = sorted(by_path.values(), key=lambda entry: len(entry.path))
 
     def look(self, path: str) -> Sight:
         """`path` is absolute, and what it leads to: no part of it is a link."""
@@ -108,28 +123,30 @@ class View:
         """What a lookup of `path` meets: each symbolic link, and at the end what it leads to, though that may be hidden, or not
         there."""
         met: list[Sight] = []
-        place, left = "/", path.split("/")[::-1]
-        while left:
-            name = left.pop()
-            if name in ("", "."):
-                continue
+        further = path
+        while further and len(met) <= _LINKS_MAX:
+            sight, further = self._step(further)
+            if sight is not None:
+                met.append(sight)
+        return met
+
+    def _step(self, path: str) -> tuple[Sight | None, str]:
+        """The first symbolic link of `path`, or None for `..`, and the path from there on; or what is at the end, and "". Of
+        what is hidden nothing is followed."""
+        place, parts = "/", _parts(path)
+        for number, name in enumerate(parts, 1):
+            rest = "/".join(parts[number:])
             if name == "..":
-                place = os.path.dirname(place)
-                continue
-            sight = self.look(_joined(place, f"/{name}"))
-            place = sight.path
+                return None, os.path.join(os.path.dirname(place), rest)
+            sight = self.look(os.path.join(place, name))
             if sight.hidden:
-                sight.path = os.path.realpath("/".join([sight.path, *reversed(left)]))
-                return [*met, sight]
+                sight.path = os.path.normpath(os.path.join(sight.path, rest))
+                return sight, ""
             target = _link(sight.host)
-            if target is None:
-                continue
-            met.append(sight)
-            if len(met) > _LINKS_MAX:
-                return met
-            place = "/" if target.startswith("/") else os.path.dirname(place)
-            left += target.split("/")[::-1]
-        return [*met, self.look(place)]
+            if target is not None:
+                return sight, os.path.join(place, target, rest)
+            place = sight.path
+        return self.look(place), ""
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -181,6 +198,10 @@ def _of_protect(unit: Mapping[str, Any]) -> Iterator[_Entry]:
     if unit.get("PrivateTmp"):
         for path in _TMP:
             yield _Entry(_EMPTY, path, "PrivateTmp=yes")
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def _joined(folder: str, rest: str) -> str:

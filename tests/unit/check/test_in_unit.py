@@ -123,12 +123,46 @@ def test_a_device_takes_settings_of_the_unit(folder: Path, monkeypatch: pytest.M
         " in its unit); give the unit a drop-in with DeviceAllow=/dev/zero rw"
     )
     assert judged(folder, monkeypatch, text + "readonly = true\n", **closed).mistakes == []
-    monkeypatch.setattr(os.path, "lexists", lambda _path: True)
+    monkeypatch.setattr(os.path, "exists", lambda _path: True)
     (mistake,) = judged(folder, monkeypatch, text.replace("zero", "sdz"), PrivateDevices=True, DynamicUser=True).mistakes
     assert str(mistake).endswith(
         "which vm@web.service cannot see (PrivateDevices=yes in its unit); give the unit a drop-in with BindPaths=/dev/sdz and"
         " DeviceAllow=/dev/sdz rw"
     )
+
+
+@as_root
+def test_a_linked_device_is_mounted_by_its_link(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LVM's volumes are: dev/vg0/web leads to dev/dm-3, and the unit has a dev of its own with the former only."""
+    device, node = folder / "dev/vg0/web", folder / "dev/dm-3"
+    device.parent.mkdir(parents=True)
+    node.touch()
+    node.chmod(0o666)
+    device.symlink_to("../dm-3")
+    text = FIRMWARE + DISK + f'path = "{device}"\n'
+    own_dev: dict[str, Any] = {"TemporaryFileSystem": [[f"/{folder.parts[1]}", "ro"], [f"{folder}/dev", "ro"]]}
+    binds = [[str(path), str(path), False, 0] for path in (folder, device)]
+    judge = judged(folder, monkeypatch, text, **own_dev, BindPaths=binds)
+    assert (judge.mistakes, judge.notes) == ([], [])
+    node.chmod(0o600)
+    (error,) = judged(folder, monkeypatch, text, **own_dev, BindPaths=binds).mistakes
+    assert f'"{device}", which leads to "{node}", which the account made-up of vm@web.service may not' in str(error)
+    (error,) = judged(folder, monkeypatch, text, **own_dev).mistakes
+    assert f'path is "{device}", which vm@web.service cannot see (TemporaryFileSystem={folder}/dev in its unit)' in str(error)
+    assert str(error).endswith(f"or give the unit a drop-in with BindPaths={device}")
+
+
+def test_a_file_in_a_folder_that_is_a_link_on_the_host(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there, so that it is the file that is told, and not its folder."""
+    for name in ("large", "lib"):
+        (folder / name).mkdir()
+    (folder / "large/log").touch()
+    (folder / "lib/web").symlink_to("../large")
+    log, binds = f"{folder}/lib/web/log", [[str(path), str(path), False, 0] for path in (folder, folder / "lib/web")]
+    unit: dict[str, Any] = {"BindPaths": binds, "ReadOnlyPaths": [log], "TemporaryFileSystem": [[f"{folder}/lib", "ro"]]}
+    text = f'{FIRMWARE}[serial]\nmode = "file"\npath = "{log}"\n'
+    (error,) = judged(folder, monkeypatch, text, **unit, DynamicUser=True).mistakes
+    assert f'serial.path is "{log}", which vm@web.service can only read (ReadOnlyPaths={log}' in str(error)
 
 
 def test_a_memory_file_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,13 @@ def test_links_are_followed_as_the_service_sees_them(tmp_path: Path) -> None:
     (tmp_path / "closed/image").touch()
     (tmp_path / "folder").symlink_to("closed")
     (tmp_path / "link").symlink_to(f"{tmp_path}/./folder/../folder/image")
+    (tmp_path / "short").symlink_to("folder/image")
     open_view, closed = View(), view_of_unit({"InaccessiblePaths": [f"{tmp_path}/closed"]})
 
     met = open_view.follow(f"{tmp_path}/link")
     places = [f"{tmp_path}/{name}" for name in ("link", "folder", "folder", "closed/image")]
     assert [sight.path for sight in met] == places
-    last = closed.follow(f"{tmp_path}/link")[-1]
+    last = closed.follow(f"{tmp_path}/short")[-1]
     assert (last.path, last.hidden) == (places[-1], f"InaccessiblePaths={tmp_path}/closed")
     assert closed.look(places[0]).hidden == ""
 
@@ -111,3 +113,61 @@ def test_a_setting_for_a_link_is_for_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     view = view_of_unit({"InaccessiblePaths": [f"{tmp_path}/link"]})
     assert view.look(f"{tmp_path}/real/a").hidden == f"InaccessiblePaths={tmp_path}/link"
+
+
+DEVICE = "/dev/vg0/web"
+NODE = "/dev/dm-3"
+
+
+@pytest.fixture
+def linked_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LVM and udev leave a logical volume on the host."""
+    links, readlink, realpath = {DEVICE: "../dm-3"}, os.readlink, os.path.realpath
+    monkeypatch.setattr(os, "readlink", lambda path: links.get(path) or readlink(path))
+    monkeypatch.setattr(os.path, "realpath", lambda path: NODE if path == DEVICE else realpath(path))
+
+
+@pytest.mark.usefixtures("linked_device")
+def test_a_device_that_udev_has_linked() -> None:
+    """In a /dev of the service's own it is no link: what is mounted there is the node."""
+    binds: dict[str, Any] = {"BindPaths": [[DEVICE, DEVICE, False, 0]]}
+    (sight,) = unit(**binds).follow(DEVICE)
+    assert (sight.path, sight.hidden, sight.read_only, sight.host) == (DEVICE, "", "", NODE)
+    assert unit(**binds).look(NODE).hidden == "PrivateDevices=yes"
+    assert [sight.path for sight in unit(**binds, PrivateDevices=False).follow(DEVICE)] == [DEVICE, NODE]
+
+
+@pytest.mark.usefixtures("linked_device")
+def test_a_device_that_is_hidden_is_told_by_the_name_that_would_show_it() -> None:
+    (sight,) = unit().follow(DEVICE)
+    assert (sight.path, sight.hidden) == (DEVICE, "PrivateDevices=yes")
+
+
+def test_a_mount_point_that_is_a_link_only_on_the_host(tmp_path: Path) -> None:
+    """As a VM's folder may lead to a larger disk: the directory that holds the link is mounted over first."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/web").symlink_to("../large")
+    lib, web = f"{tmp_path}/lib", f"{tmp_path}/lib/web"
+    view = view_of_unit({"TemporaryFileSystem": [[lib, "ro"]], "BindPaths": [[web, web, False, 0]]})
+    (sight,) = view.follow(f"{web}/image")
+    assert (sight.path, sight.hidden, sight.host) == (f"{web}/image", "", f"{tmp_path}/large/image")
+    assert view.look(f"{tmp_path}/large/image").parents == [], "nothing is mounted there"
+
+
+def test_what_a_step_leads_into_is_mounted_before_the_next_step(tmp_path: Path) -> None:
+    """The link leads below a mount that comes later in the order of the paths, and hides a second link."""
+    for name in ("a", "b", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a/link").symlink_to("../b/next")
+    (tmp_path / "b/next").symlink_to("../other")
+    binds = [["/usr", f"{tmp_path}/a/link", False, 0]]
+    view = view_of_unit({"TemporaryFileSystem": [[f"{tmp_path}/b", ""]], "BindPaths": binds})
+    assert view.look(f"{tmp_path}/b/next/share").host == "/usr/share"
+    assert view.look(f"{tmp_path}/other").host == f"{tmp_path}/other"
+
+
+def test_a_mount_point_that_leads_to_itself_ends(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    view = view_of_unit({"ReadOnlyPaths": [f"{tmp_path}/loop"]})
+    assert view.look(f"{tmp_path}/loop").read_only == f"ReadOnlyPaths={tmp_path}/loop"
