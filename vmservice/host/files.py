@@ -32,6 +32,32 @@ def close_written(fd: int) -> None:
         return
 
 
+class WrongKindError(Exception):
+    """What is there is not what may be opened; `kind` reads as what it is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+def open_file(path: str, flags: int, *, may_be_device: bool = False, claim: bool = False) -> int:
+    """Open a regular file, or a block device where it may be one; `claim` takes that for us alone. OSError or WrongKindError.
+
+    It is looked at before anything is opened, for the open alone arms a watchdog and rewinds a tape. An administrator's check
+    is root in the folder of a VM, which may have put a link there.
+    """
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(place).st_mode
+        is_device = may_be_device and stat.S_ISBLK(mode)
+        if not is_device and not stat.S_ISREG(mode):
+            raise WrongKindError(KINDS.get(stat.S_IFMT(mode), "not a file"))
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        return os.open(f"/proc/self/fd/{place}", flags | os.O_EXCL if is_device and claim else flags)
+    finally:
+        os.close(place)
+
+
 class RegularFile:
     """An open, readable, not empty regular file; `status` is its fstat(2), taken after the open. Owns its descriptor."""
 
@@ -50,8 +76,7 @@ class RegularFile:
 
     def _open(self, may_be_empty: bool) -> None:
         try:
-            # O_NONBLOCK: the open of a FIFO would wait for a writer that never comes. It changes nothing for a regular file.
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            self.fd = open_file(self.path, os.O_RDONLY)
             self.status = os.fstat(self.fd)
         except FileNotFoundError:
             raise self._error("does not exist") from None
@@ -60,20 +85,12 @@ class RegularFile:
 
             raise self._error(f"is not readable for {own_name()}") from None
         except OSError as error:
-            # A socket cannot be opened at all: say what it is rather than "No such device or address".
-            raise self._error(f"cannot be opened: {self._kind_of_path() or error.strerror}") from None
+            raise self._error(f"cannot be opened: {error.strerror}") from None
+        except WrongKindError as error:
+            raise self._error(f"is {error.kind}; it must be a regular file") from None
         self.size_bytes = self.status.st_size
-        if not stat.S_ISREG(self.status.st_mode):
-            raise self._error(f"is {_kind(self.status.st_mode)}; it must be a regular file")
         if self.size_bytes == 0 and not may_be_empty:
             raise self._error("is empty")
-
-    def _kind_of_path(self) -> str:
-        try:
-            mode = os.stat(self.path).st_mode
-        except OSError:
-            return ""
-        return "" if stat.S_ISREG(mode) else f"it is {_kind(mode)}"
 
     def read(self, size_bytes: int, offset: int = 0) -> bytes:
         """Up to `size_bytes` from `offset`; fewer only at the end of the file."""
@@ -120,7 +137,3 @@ class RegularFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _kind(mode: int) -> str:
-    return KINDS.get(stat.S_IFMT(mode), "not a file")

@@ -14,6 +14,10 @@ import struct
 
 from vmservice.errors import HostError, HostFacilityMissing
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _USED = 100
 _FORBIDDEN = 200
 _CONSISTENT_READ = 0
@@ -64,15 +68,25 @@ def _find_holder(fd: int) -> str:
     """Locks of open files have no process: whoever has the file open, as far as this process may see that."""
     image = os.fstat(fd)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal()):
-        try:
-            for entry in os.listdir(f"/proc/{pid}/fd"):
-                other = os.stat(f"/proc/{pid}/fd/{entry}")
-                same = (other.st_dev, other.st_ino) == (image.st_dev, image.st_ino)
-                if same and not (pid == os.getpid() and int(entry) == fd):
-                    return "this VM itself, as another disk" if pid == os.getpid() else _name_process(pid)
-        except OSError:  # not ours to see, or gone
-            continue
+        if any(os.path.samestat(image, other) for other in _open_files(pid, fd)):
+            return "this VM itself, as another disk" if pid == os.getpid() else _name_process(pid)
     return "another process"
+
+
+def _open_files(pid: int, own_fd: int) -> Iterator[os.stat_result]:
+    """Of those that are ours to see. Of our own, `own_fd` is left out."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        fds = os.listdir(folder)
+    except OSError:
+        return
+    for fd in fds:
+        if pid == os.getpid() and int(fd) == own_fd:
+            continue
+        try:
+            yield os.stat(f"{folder}/{fd}")
+        except OSError:  # gone, as that of the list itself is
+            continue
 
 
 def _name_process(pid: int) -> str:

@@ -6,6 +6,7 @@ import errno
 import os
 
 from vmservice.errors import PATH_SHOWN_MAX, ConfigError, quoted
+from vmservice.host.files import WrongKindError, open_file
 
 _MAGIC = b"QFI\xfb"
 
@@ -13,7 +14,7 @@ _MAGIC = b"QFI\xfb"
 def check_qcow2(path: str, where: str) -> None:
     """ConfigError, which begins with `where`, unless the file at `path` is one and may be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_file(path, os.O_RDONLY, may_be_device=True)
         try:
             magic = os.read(fd, len(_MAGIC))
         finally:
@@ -23,5 +24,7 @@ def check_qcow2(path: str, where: str) -> None:
         if error.errno == errno.ENOENT:
             raise ConfigError(f"{where}: path is {shown}, which does not exist") from None
         raise ConfigError(f"{where}: path is {shown}, which cannot be read: {os.strerror(error.errno or 0)}") from None
+    except WrongKindError as error:
+        raise ConfigError(f"{where}: {path} is {error.kind}; it must be a regular file or a block device") from None
     if magic != _MAGIC:
         raise ConfigError(f'{where}: {path} is no image in qcow2; expected one, or format = "raw"')

@@ -10,7 +10,7 @@ import stat
 from vmservice.errors import PATH_SHOWN_MAX, ConfigError, HostError, quoted
 from vmservice.host import direct_io, image_lock
 from vmservice.host.block_file import SECTOR_BYTES, BlockFile
-from vmservice.host.files import KINDS
+from vmservice.host.files import WrongKindError, open_file
 
 # <linux/fs.h>
 _BLKSSZGET = 0x1268
@@ -142,18 +142,11 @@ def size_of(fd: int) -> int:
 def open_image(path: str, what: str, flags: int, *, claim: bool) -> int:
     """A regular file or a block device. A device that is claimed must not be mounted, or part of another."""
     try:
-        # O_NONBLOCK: the open of a FIFO would wait. It changes nothing for what is wanted.
-        kind = os.stat(path).st_mode
-        exclusive = os.O_EXCL if claim and stat.S_ISBLK(kind) else 0
-        fd = os.open(path, flags | exclusive | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return open_file(path, flags, may_be_device=True, claim=claim)
     except OSError as error:
         raise _cannot_open(path, what, flags, error) from None
-    opened = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(opened) or stat.S_ISBLK(opened)):
-        os.close(fd)
-        other = KINDS.get(stat.S_IFMT(opened), "not a file")
-        raise ConfigError(f"{what}: {path} is {other}; it must be a regular file or a block device")
-    return fd
+    except WrongKindError as error:
+        raise ConfigError(f"{what}: {path} is {error.kind}; it must be a regular file or a block device") from None
 
 
 def _cannot_open(path: str, what: str, flags: int, error: OSError) -> ConfigError:

@@ -50,7 +50,7 @@ def test_fifo_is_refused_without_waiting_for_a_writer(memory: GuestMemory, tmp_p
 def test_socket(memory: GuestMemory, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
-        assert refusal(tmp_path / "socket", memory).endswith("socket cannot be opened: it is a socket")
+        assert refusal(tmp_path / "socket", memory).endswith("socket is a socket; it must be a regular file")
 
 
 def test_device(memory: GuestMemory) -> None:

@@ -242,7 +242,11 @@ def test_a_device_that_is_written_to_is_claimed(file: Path, monkeypatch: pytest.
     """A mounted one is refused by the kernel then; one that is only read may be shared."""
     asked: list[int] = []
 
-    def note(_path: str, flags: int) -> int:
+    real = os.open
+
+    def note(path: str, flags: int) -> int:
+        if flags & os.O_PATH:
+            return real(path, flags)
         asked.append(flags)
         raise OSError(errno.EBUSY, "busy")
 
@@ -254,6 +258,16 @@ def test_a_device_that_is_written_to_is_claimed(file: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError):
         check_image(str(file), "disk root", writable=True)
     assert [bool(flags & os.O_EXCL) for flags in asked] == [True, False, False], "the check of one that runs must not fail"
+
+
+def test_who_has_an_image_is_found_though_a_descriptor_closes_meanwhile(
+    image: Image, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of the list of descriptors itself does."""
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: ["999999", *listdir(path)] if str(path).endswith("/fd") else listdir(path))
+    with pytest.raises(HostFacilityMissing, match="is locked by this VM itself, as another disk"):
+        Image(str(file), "disk data", writable=False)
 
 
 def test_an_image_is_open_once(image: Image, file: Path) -> None:
