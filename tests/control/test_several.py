@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from support.bus_client import Served, served_vm
 from support.fake_systemd import RUNNING, systemd
-from support.private_bus import PrivateBus
+from support.private_bus import OPEN_POLICY, PrivateBus
 
 from vmservice.cli import main
+from vmservice.client import bus as client_bus
 from vmservice.errors import Busy
 
 Output = pytest.CaptureFixture[str]
@@ -65,6 +66,25 @@ def test_all_are_worked_on_though_some_fail(bus: PrivateBus, capsys: Output) -> 
             assert [one.vm.last_exit for one in vms] == ["shutdown"] * 3
 
     asyncio.run(check())
+
+
+def test_no_more_is_asked_at_a_time_than_the_bus_allows(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    """Of each VM's unit nine things are asked; the answers that the bus has no room for were errors, and units not there."""
+    names = [f"vm{number}" for number in range(20)]
+    assert client_bus.CALLS_AT_A_TIME < 128
+    monkeypatch.setattr(client_bus, "CALLS_AT_A_TIME", 8)
+
+    async def check(address: str) -> None:
+        async with systemd(address, dict.fromkeys(names, RUNNING)):
+            assert await run(f"status --json {' '.join(names)}") == 69
+            found = json.loads(capsys.readouterr().out)
+            assert [(vm["name"], (vm["unit"] or {}).get("active_state")) for vm in found] == [
+                (name, "active") for name in names
+            ]
+
+    with PrivateBus(f'{OPEN_POLICY}<limit name="max_replies_per_connection">8</limit>') as bus:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+        asyncio.run(check(bus.address))
 
 
 def test_poweroff_waits_for_all_within_one_timeout(bus: PrivateBus, capsys: Output) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 from dbus_next.constants import MessageFlag, MessageType
@@ -23,6 +23,9 @@ DAEMON_TIMEOUT_SEC = 5.0
 # ListNames of a bus with tens of thousands of names, or systemd's list of thousands of units.
 NAMES_LIMIT_BYTES = 1 << 20
 TEXT_LIMIT_CHARS = 2048
+# The system bus lets a connection wait for 128 answers, and refuses what more it asks: max_replies_per_connection of
+# dbus-daemon(1). Those that nobody waits for any more are counted, too.
+CALLS_AT_A_TIME = 100
 
 _LISTS = ("as", "a(ssssssouso)")
 _UNPACKED_REPLIES = ("s", "u", "v", "a{sv}", *_LISTS)
@@ -77,6 +80,7 @@ class Bus:
         self.transport = transport
         self.agent = agent or PasswordAgent(allowed=False)
         self.user = user
+        self._turn = asyncio.Semaphore(CALLS_AT_A_TIME)
 
     async def call(
         self,
@@ -93,6 +97,8 @@ class Bus:
         returns: str | None = None,
     ) -> list[Any]:
         """What the method returns. No service is started for it; `interactive` lets polkit ask the caller for a password.
+
+        With CALLS_AT_A_TIME under way it waits for its turn, and its time begins then.
 
         `on_reply` has the reply before the next message is read; the caller goes on a little later. Whoever looks at what is
         returned says in `returns` of which signature it has to be: who answers may be anybody.
@@ -111,7 +117,9 @@ class Bus:
             flags=flags,
         )
         try:
-            reply = await self.transport.ask(message, timeout_sec, on_reply)
+            # What the bus is asked itself has its answer at once, and is not counted.
+            async with contextlib.nullcontext() if destination == DAEMON else self._turn:
+                reply = await self.transport.ask(message, timeout_sec, on_reply)
         except ConnectionError:
             raise self.lost() from None
         if reply.message_type is MessageType.ERROR:
@@ -154,7 +162,7 @@ class Bus:
         return HostFacilityMissing(f"the connection to the {self.kind} bus was lost")
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def connected_bus(*, user: bool, ask_password: bool = False) -> AsyncIterator[Bus]:
     """A connection to the system bus or, with `user`, to the session bus; HostFacilityMissing where there is none.
 
