@@ -102,6 +102,17 @@ def test_a_vm_of_drop_ins_alone(bus: PrivateBus, folder: Path) -> None:
     asyncio.run(check())
 
 
+def test_drop_ins_that_cannot_be_looked_into_hide_no_other_vm(bus: PrivateBus, folder: Path) -> None:
+    configure(folder, "web")
+    (folder / "demo.toml.d").symlink_to("demo.toml.d")
+
+    async def check() -> None:
+        async with managing(bus.address, folder), desktop(bus.address) as seen:
+            assert seen.names() == {"demo", "web"}
+
+    asyncio.run(check())
+
+
 def test_the_folder_comes_and_goes(bus: PrivateBus, tmp_path: Path) -> None:
     folder = tmp_path / "home/.config/vmservice"
 

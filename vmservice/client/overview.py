@@ -192,7 +192,8 @@ def _configured(*, user: bool) -> list[str]:
 def _config_error(name: str, *, user: bool) -> str | None:
     """What is wrong with the configuration, as far as its text goes and this account may read it."""
     path = config_path(name, user=user)
-    if not is_configured(name, user=user) or (os.path.exists(path) and not os.access(path, os.R_OK)):
+    closed = any(os.path.exists(place) and not os.access(place, os.R_OK) for place in (path, f"{path}.d"))
+    if closed or not is_configured(name, user=user):
         return None
     try:
         load_config(name, path)

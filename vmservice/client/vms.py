@@ -217,10 +217,7 @@ def is_configured(name: str, *, user: bool) -> bool:
         return True
     else:
         return True
-    try:
-        return has_drop_ins(path)
-    except OSError:
-        return True
+    return has_drop_ins(path)
 
 
 def not_running(name: str, *, user: bool) -> NotRunning:

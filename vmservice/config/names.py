@@ -61,7 +61,7 @@ def config_directory(*, user: bool) -> str:
 
 
 def configured_names(*, user: bool) -> list[str]:
-    """The VMs that have a file there or drop-ins, whatever is in them, by `natural_key`; OSError where nobody may look."""
+    """The VMs that have a file there or drop-ins, whatever is in them, by `natural_key`; OSError where nobody may read it."""
     folder = config_directory(user=user)
     try:
         files = os.listdir(folder)
@@ -85,11 +85,14 @@ def configured_by(file: str) -> str | None:
 
 
 def has_drop_ins(path: str) -> bool:
-    """Whether the configuration at `path` has drop-ins, without which it needs a file; OSError where nobody may look."""
+    """Whether the configuration at `path` has drop-ins, without which it needs a file; or may have, where this account cannot
+    look."""
     try:
         return any(file.endswith(_SUFFIX) and file[0] != "." for file in os.listdir(f"{path}.d"))
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

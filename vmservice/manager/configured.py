@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from vmservice.config.names import configured_by
+from vmservice.config.names import DROP_INS_SUFFIX, configured_by, is_name
 from vmservice.errors import HostError
 from vmservice.host.folder_watch import FolderWatch
 from vmservice.manager.model import Model
@@ -30,9 +30,13 @@ class Configured:
     def _read(self) -> None:
         try:
             names = self._watch.names()
+            closed = self._watch.closed
         except HostError as error:
             if str(error) != self._told:
                 self._told = str(error)
                 self._log(f"{error}; VMs are not shown by their configuration files")
-            names = []
-        self._model.set_configured({name for file in names if (name := configured_by(file)) is not None})
+            names = closed = []
+        configured = {name for file in names if (name := configured_by(file)) is not None}
+        # What cannot be looked into may have drop-ins.
+        configured.update(name for folder in closed if is_name(name := folder.removesuffix(DROP_INS_SUFFIX)))
+        self._model.set_configured(configured)

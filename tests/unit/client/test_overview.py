@@ -122,6 +122,14 @@ def test_names_come_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [is_configured(name, user=False) for name in ("web2", "web5", "web6", "common")] == [True, True, False, False]
 
 
+def test_drop_ins_that_cannot_be_looked_into_hide_no_other_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path))
+    (tmp_path / "web.toml").touch()
+    (tmp_path / "demo.toml.d").symlink_to("demo.toml.d")
+    assert names.configured_names(user=False) == ["demo", "web"]
+    assert is_configured("demo", user=False)
+
+
 def test_a_file_that_we_fail_at_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path))
     for name in ("demo", "web"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from collections.abc import Iterator
@@ -97,6 +98,52 @@ def test_subfolders(watch: FolderWatch, folder: Path) -> None:
     assert has_news(watch)
     assert watch.names() == []
     assert not has_news(watch)
+
+
+@contextlib.contextmanager
+def bound_by_permissions(folder: Path) -> Iterator[None]:
+    """As an account that may not read all; where that is not ours already it is another one, which has the way to `folder`."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for place in folder.parents:
+        if place.stat().st_uid == 0 and place != Path("/"):
+            place.chmod(place.stat().st_mode | 0o011)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_cannot_be_looked_into_hides_nothing_else(watch: FolderWatch, folder: Path) -> None:
+    for name in ("a.d", "closed.d"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "x").touch()
+    for name in ("circle", "circle.d"):
+        (folder / name).symlink_to(name)
+    (folder / "closed.d").chmod(0)
+    with bound_by_permissions(folder):
+        assert sorted(watch.names()) == ["a.d/x", "circle"]
+        assert sorted(watch.closed) == ["circle.d", "closed.d"]
+    assert not has_news(watch)
+    (folder / "closed.d").chmod(0o755)
+    assert has_news(watch), "it may be read now"
+    with bound_by_permissions(folder):
+        assert sorted(watch.names()) == ["a.d/x", "circle", "closed.d/x"]
+    assert watch.closed == ["circle.d"]
+
+
+def test_a_closed_folder_that_is_opened(watch: FolderWatch, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "a").touch()
+    folder.chmod(0)
+    with bound_by_permissions(folder), pytest.raises(HostError, match=r"above/folder: Permission denied"):
+        watch.names()
+    folder.chmod(0o755)
+    assert has_news(watch)
+    with bound_by_permissions(folder):
+        assert watch.names() == ["a"]
 
 
 def test_a_file_in_its_place(watch: FolderWatch, folder: Path) -> None:
