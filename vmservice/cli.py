@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 
-from vmservice.errors import HostError, UsageError, VmmError, sentences
+from vmservice.errors import EXIT_INTERRUPTED, HostError, UsageError, VmmError, sentences
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for sentence in sentences(error):
             print(f"vmservice: {sentence}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:  # the person knows; what is to be put right on the way out has been
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         _drop_output()
         return os.EX_OK

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+# As a shell reports a command that SIGINT ended.
+EXIT_INTERRUPTED = 130
+
 _QUOTED_MAX_LENGTH = 60
 PATH_SHOWN_MAX = 255  # a path of which half is missing helps nobody
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}

@@ -241,8 +241,4 @@ def _run_console(name: str, label: str | None, *, user: bool) -> int:
         from vmservice.client.no_console import why
 
         raise why(name, label, user=user) or error from None
-    except KeyboardInterrupt:
-        from vmservice.client.logs import EXIT_INTERRUPTED
-
-        return EXIT_INTERRUPTED
     return os.EX_OK

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 
 from vmservice.client import interrupts, output
 from vmservice.client.bus import Bus, connected_bus
-from vmservice.client.logs import EXIT_INTERRUPTED, LastLines
+from vmservice.client.logs import LastLines
 from vmservice.client.overview import Overview, measured, overview, overviews, without_bus
 from vmservice.client.power import power_cycle, press_power_button
 from vmservice.client.several import for_each, tell
@@ -42,7 +42,7 @@ def list_vms(*, user: bool, as_json: bool, everything: bool = False) -> int:
             raise missing
         return os.EX_OK
 
-    return _run(ask())
+    return interrupts.run(ask())
 
 
 def show_status(names: Sequence[str], *, user: bool, as_json: bool) -> int:
@@ -73,7 +73,7 @@ def show_status(names: Sequence[str], *, user: bool, as_json: bool) -> int:
                 tell(str(failure), vm.name if len(names) > 1 else "")
         return next((failure.exit_status for _, failure in found if failure is not None), os.EX_OK)
 
-    return _run(ask())
+    return interrupts.run(ask())
 
 
 def _last_lines(vm: Overview) -> LastLines | None:
@@ -115,7 +115,7 @@ def run_verb(member: str, names: Sequence[str], *, user: bool, ask_password: boo
         async with connected_bus(user=user, ask_password=ask_password) as bus:
             return await for_each(bus, names, lambda name: call_verb(bus, name, member, vcpus))
 
-    return _run(ask())
+    return interrupts.run(ask())
 
 
 def power_off(names: Sequence[str], *, user: bool, ask_password: bool, timeout_sec: float) -> int:
@@ -125,7 +125,7 @@ def power_off(names: Sequence[str], *, user: bool, ask_password: bool, timeout_s
         async with connected_bus(user=user, ask_password=ask_password) as bus:
             return await for_each(bus, names, lambda name: press_power_button(bus, name, timeout_sec, tell))
 
-    return _run(ask())
+    return interrupts.run(ask())
 
 
 def reboot(names: Sequence[str], *, user: bool, ask_password: bool, timeout_sec: float) -> int:
@@ -135,7 +135,7 @@ def reboot(names: Sequence[str], *, user: bool, ask_password: bool, timeout_sec:
         async with connected_bus(user=user, ask_password=ask_password) as bus:
             return await for_each(bus, names, lambda name: power_cycle(bus, name, timeout_sec, tell))
 
-    return _run(ask())
+    return interrupts.run(ask())
 
 
 def wait_for_state(names: Sequence[str], state: str, *, user: bool, timeout_sec: float | None) -> int:
@@ -148,14 +148,7 @@ def wait_for_state(names: Sequence[str], state: str, *, user: bool, timeout_sec:
         async with connected_bus(user=user) as bus:
             return await for_each(bus, names, lambda name: wait(bus, name))
 
-    return _run(ask())
-
-
-def _run(work: Coroutine[None, None, int]) -> int:
-    try:
-        return interrupts.run(work)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return interrupts.run(ask())
 
 
 def _print_json(value: object) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def run(work: Coroutine[None, None, T]) -> T:
     """As asyncio.run, which cancels the work wherever the signal finds it: also between a look at a future and its result.
 
-    Raises KeyboardInterrupt. As there, signals are the main thread's.
+    Raises KeyboardInterrupt, which the command line has an exit status for. As there, signals are the main thread's.
     """
 
     async def interruptible() -> T:

@@ -8,24 +8,18 @@ import sys
 from vmservice.client.journal import Line, VmJournal, limited
 from vmservice.errors import HostError
 
-# As a shell reports a command that SIGINT ended.
-EXIT_INTERRUPTED = 130
-
 _LAST_LINES = 5
 
 
 def show_logs(name: str, *, user: bool, count: int | None, follow: bool) -> int:
     """Print the lines of a VM, all or of the last `count` entries, and with `follow` each new one, until interrupted."""
     found = False
-    try:
-        with VmJournal(name, user=user) as journal:
-            if follow and (sentence := limited(True, user=user)):
-                _say(sentence)
-            for line in journal.follow(count or 0) if follow else journal.lines(count):
-                found = True
-                print(line, flush=follow)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    with VmJournal(name, user=user) as journal:
+        if follow and (sentence := limited(True, user=user)):
+            _say(sentence)
+        for line in journal.follow(count or 0) if follow else journal.lines(count):
+            found = True
+            print(line, flush=follow)
     if not follow and (sentence := limited(found, user=user)):
         _say(sentence)
     elif not found:

@@ -7,9 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from vmservice.errors import HostError, HostFacilityMissing
-
-EXIT_INTERRUPTED = 130
+from vmservice.errors import EXIT_INTERRUPTED, HostError, HostFacilityMissing
 
 # With such an ending the name of a unit is taken for complete: systemd.unit(5).
 _UNIT_TYPES = frozenset(
@@ -25,7 +23,7 @@ def run_systemctl(verb: str, names: Sequence[str], *, user: bool, ask_password: 
     process = start_systemctl(verb, names, user=user, ask_password=ask_password)
     try:
         status = process.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to systemctl too
+    except KeyboardInterrupt:  # the terminal has sent it to systemctl too; whoever does not wait for that types it again
         process.wait()
         return EXIT_INTERRUPTED
     return exit_status(status)

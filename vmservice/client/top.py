@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 
 from vmservice.client import interrupts, output
 from vmservice.client.bus import Bus, connected_bus
-from vmservice.client.logs import EXIT_INTERRUPTED
 from vmservice.client.overview import Overview, overviews, with_cpu
 from vmservice.client.rates import Rates, rates, totals
 from vmservice.client.screen import Screen
@@ -54,7 +53,7 @@ def run_top(*, user: bool, delay_sec: float, order: str, once: bool, as_json: bo
     """Show the table until the person has seen enough; once, over `delay_sec`, for programs and where there is no terminal."""
     if once or as_json or not sys.stdout.isatty():
         return _run_once(user=user, delay_sec=delay_sec, order=order, as_json=as_json)
-    ended_by = asyncio.run(_run_live(user=user, delay_sec=delay_sec, order=order))
+    ended_by = interrupts.run(_run_live(user=user, delay_sec=delay_sec, order=order))
     if ended_by not in (0, signal.SIGINT):  # as the signal ends any program
         signal.signal(ended_by, signal.SIG_DFL)
         os.kill(os.getpid(), ended_by)
@@ -71,8 +70,6 @@ def _run_once(*, user: bool, delay_sec: float, order: str, as_json: bool) -> int
 
     try:
         rows = interrupts.run(measure())
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except VmmError:
         if as_json:
             print("[]")

@@ -12,8 +12,7 @@ from vmservice.client.parser import Commands, add_command
 from vmservice.config.core import MEMORY_MIN_BYTES, VCPUS_MAX
 from vmservice.config.names import check_name
 from vmservice.config.reader import UNITS
-from vmservice.create.undo import EXIT_INTERRUPTED
-from vmservice.errors import UsageError, VmmError, quoted
+from vmservice.errors import EXIT_INTERRUPTED, UsageError, VmmError, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-EXIT_INTERRUPTED = 130
-
 
 class Interrupted(BaseException):
     """Somebody has ended the program. Nothing but the top of a command catches it."""
