@@ -23,6 +23,12 @@ def test_it_starts_is_typed_at_takes_vcpus_and_hears_its_power_button(lab: LabHo
         vm.stop()
         assert vm.show("Result") == "success"
         assert "demo guest: power button" in vm.journal()
+        # Made anew, where a VMM that was taken over has had the directory to itself.
+        lab.run("echo secret > /root/secret; cd /var/lib/vmservice/demo && ln -sf /root/secret initramfs", check=True)
+        lab.run(f"cd {EXAMPLES} && sh make-demo-guest", check=True)
+        listed = lab.run("cd /var/lib/vmservice/demo && stat --format='%n %F %a %U' *; cat /root/secret", check=True).stdout
+        made = "".join(f"{name} regular file 600 vmservice\n" for name in ("initramfs", "vmlinuz"))
+        assert listed == f"{made}secret\n"
     finally:
         vm.remove()
-        lab.run("rm -rf /var/lib/vmservice/demo")
+        lab.run("rm -rf /var/lib/vmservice/demo /root/secret")
