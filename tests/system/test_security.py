@@ -206,6 +206,7 @@ def test_a_vm_with_an_account_of_its_own(container: Container, victim: UnitVm) -
         host.run(f"set -e\n{made}", check=True)
         web.wait_for("beat 1")
         host.run(f"echo before > {log} && logrotate --force /etc/logrotate.conf", check=True)
+        host.run(f"timeout 60 sh -c 'until test -e {log}; do sleep 0.1; done'", check=True)
         assert host.run(f"stat --format=%U {log} {log}.1 && cat {log}.1", check=True).stdout == "vm-web-1\nvm-web-1\nbefore\n"
         assert owners(web) == ["vm-web-1", "vm-web-1"]
         web.call("Pause")
@@ -251,7 +252,9 @@ def test_dynamic_users_where_the_bus_is_dbus_broker(broker_container: Container)
         vm.start()
     host.run("sed -i '/^ *su /d' /etc/logrotate.d/vmservice", check=True)  # as accounts.md says
     host.run(
-        f"echo before > {log} && logrotate --force /etc/logrotate.conf && grep before {log}.1 && test -e {log}", check=True
+        f"echo before > {log} && logrotate --force /etc/logrotate.conf && grep before {log}.1"
+        f" && timeout 60 sh -c 'until test -e {log}; do sleep 0.1; done'",
+        check=True,
     )
     uids = {host.run(f"stat --format=%u /proc/{vm.main_pid()}", check=True).stdout.strip() for vm in (one, two)}
     assert len(uids) == 2
