@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vmservice.config.load import Config
 
 _HOME = "ProtectHome="
+# The control group of this process, which systemd calls by its unit: cgroups(7).
+CONTROL_GROUP = "/proc/self/cgroup"
 
 
 class Judge:
@@ -100,7 +102,10 @@ class Judge:
         """Whether systemd gives it to the account before the VM starts, with the whole directory that is another's now."""
         for folder in self._view.made:
             if self._account is not None and is_below(sight.host, os.path.realpath(folder)):
-                status = os.stat(folder)
+                try:
+                    status = os.stat(folder)
+                except OSError:  # those of a dynamic user are in one that is root's: who is not root asks no account, either
+                    return False
                 return (status.st_uid, status.st_gid) != (self._account.uid, self._account.gid)
         return False
 
@@ -160,13 +165,14 @@ class Judge:
 
 
 def judge_files(config: Config, *, is_system: bool) -> Judge:
-    """For the unit of a VM of the system; for any other with the eyes of whoever asks. The configuration may have mistakes."""
-    return judge_for_unit(config) if is_system else judge_for_us(config)
+    """For the unit of a VM of the system; for any other with the eyes of whoever asks, and so within that unit: there they are
+    the VM's own, and to work out what its sandbox does would count that twice. The configuration may have mistakes."""
+    return judge_for_unit(config) if is_system and not _is_within(_unit_name(config)) else judge_for_us(config)
 
 
 def judge_for_unit(config: Config) -> Judge:
     """For vm@NAME.service of the system instance, as it is configured on this host."""
-    who = f"vm@{config.name}.service"
+    who = _unit_name(config)
     unit = read_unit(config.name)
     account = account_of(unit or {})
     why = _why_not_seen(unit)
@@ -192,6 +198,19 @@ def judge_for_us(config: Config) -> Judge:
     judge = Judge(config, "the VM", {}, View(), None)
     judge.judge(uses=(named.MAKE, named.BACK))
     return judge
+
+
+def _unit_name(config: Config) -> str:
+    return f"vm@{config.name}.service"
+
+
+def _is_within(unit: str) -> bool:
+    """Whether this process is one of the unit's, as what reloads it is."""
+    try:
+        with open(CONTROL_GROUP, encoding="utf-8", errors="replace") as file:
+            return any(unit in line.rstrip("\n").split("/") for line in file)
+    except OSError:
+        return False
 
 
 def _why_not_seen(unit: Mapping[str, Any] | None) -> str:

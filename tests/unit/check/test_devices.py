@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vmservice.check import devices
 from vmservice.check.devices import may_use_device
 
 
@@ -29,6 +30,14 @@ from vmservice.check.devices import may_use_device
 def test_a_device(policy: str, allowed: list[list[str]], writes: bool, is_right: bool) -> None:
     unit: dict[str, Any] = {"DevicePolicy": policy, "DeviceAllow": allowed}
     assert may_use_device(unit, "/dev/null", writes=writes) is is_right
+
+
+def test_without_a_list_of_drivers_nothing_is_said_against_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit with ProcSubset=pid has none."""
+    monkeypatch.setattr(devices, "DRIVERS", str(tmp_path / "none"))
+    for word, is_right in (("char-made-up", True), ("block-made-up", False), ("/dev/zero", False)):
+        unit: dict[str, Any] = {"DevicePolicy": "strict", "DeviceAllow": [[word, "rw"]]}
+        assert may_use_device(unit, "/dev/null", writes=True) is is_right
 
 
 def test_what_is_no_device(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from vmservice.check import in_unit
 from vmservice.check.account import Account
-from vmservice.check.in_unit import Judge, judge_for_unit, judge_for_us
+from vmservice.check.in_unit import Judge, judge_files, judge_for_unit, judge_for_us
 from vmservice.check.named import named_files
 from vmservice.config.load import load_config
 
@@ -207,6 +207,52 @@ def test_what_was_not_checked_is_said(folder: Path, monkeypatch: pytest.MonkeyPa
     judge = judged(folder, monkeypatch, FIRMWARE, None, **unit)
     assert judge.mistakes == []
     assert judge.notes[0].startswith(f"not checked: {note}")
+
+
+def test_a_directory_that_only_root_may_look_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a dynamic user, who is there while the VM runs, are in /var/lib/private."""
+    (folder / "state").mkdir()
+    (folder / "state/image").touch()
+    monkeypatch.setattr("vmservice.check.view._MADE_BELOW", {"StateDirectory": str(folder)})
+    look = os.stat
+
+    def closed(path: Any, **how: Any) -> os.stat_result:
+        if path == f"{folder}/state":
+            raise PermissionError(13, "Permission denied", path)
+        return look(path, **how)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "stat", closed)
+    judge = judged(folder, monkeypatch, FIRMWARE + DISK + 'path = "state/image"\n', StateDirectory=["state"], DynamicUser=True)
+    assert judge.mistakes == []
+    (note,) = judge.notes
+    assert note.startswith("not checked: whether the account of vm@web.service may use the files")
+
+
+@pytest.mark.parametrize(
+    ("group", "is_asked"),
+    [
+        ("0::/machine.slice/vm@web.service", False),
+        ("1:name=systemd:/machine.slice/vm@web.service/.control\n0::/", False),
+        ("0::/machine.slice/vm@web2.service", True),
+        ("0::/user.slice/user-0.slice/session-1.scope", True),
+        (None, True),
+    ],
+)
+def test_within_the_unit_its_sandbox_is_not_counted_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, group: str | None, is_asked: bool
+) -> None:
+    """There its reload checks the configuration, as the VM's account; systemd is not even asked."""
+    if group is not None:
+        (folder / "cgroup").write_text(f"{group}\n")
+    asked: list[str] = []
+    monkeypatch.setattr(in_unit, "CONTROL_GROUP", str(folder / "cgroup"))
+    monkeypatch.setattr(in_unit, "read_unit", asked.append)
+    (folder / "web.toml").write_text(FIRMWARE)
+    judge = judge_files(load_config("web", str(folder / "web.toml")), is_system=True)
+    assert judge.mistakes == []
+    assert asked == (["web"] if is_asked else [])
+    assert bool(judge.notes) is is_asked
 
 
 def test_a_host_without_the_unit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
