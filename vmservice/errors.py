@@ -88,7 +88,9 @@ class Naming:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, ConfigError):
             text = str(error)
-            place = self._files.get(text.partition(" ")[0].rstrip(":")) or self._files.get(text.partition(":")[0], self._place)
+            # The longest: a name in it may have spaces.
+            begins = max((key for key in self._files if text.startswith((f"{key} ", f"{key}:"))), key=len, default="")
+            place = self._files.get(begins, self._place)
             if place not in text:
                 raise ConfigError(f"{place}: {text}") from error.__cause__
 

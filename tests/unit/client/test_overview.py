@@ -130,6 +130,21 @@ def test_drop_ins_that_cannot_be_looked_into_hide_no_other_vm(tmp_path: Path, mo
     assert is_configured("demo", user=False)
 
 
+@pytest.mark.parametrize("closed", ["", ".d"])
+def test_what_may_not_be_read_is_no_fault_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path))
+    path = tmp_path / "demo.toml"
+    path.write_text("[cpus]\nboot = 0\n")
+    (tmp_path / "demo.toml.d").mkdir()
+    (found,) = overview.without_bus("no bus", user=False)
+    assert found.config_error, "it is wrong, to who may read it"
+    monkeypatch.setattr(os, "access", lambda place, _mode: place != f"{path}{closed}")  # root may read all
+    (found,) = overview.without_bus("no bus", user=False)
+    assert found.config_error is None
+
+
 def test_a_file_that_we_fail_at_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "SYSTEM_DIRECTORY", str(tmp_path))
     for name in ("demo", "web"):

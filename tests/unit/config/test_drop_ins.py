@@ -147,14 +147,15 @@ def test_a_missing_file_is_told_with_the_file_that_names_it(tmp_path: Path) -> N
     ]
 
 
-def test_a_credential_with_a_bracket_in_its_name_is_no_array(tmp_path: Path) -> None:
+def test_a_credential_with_other_letters_in_its_name_is_no_array_and_found(tmp_path: Path) -> None:
     own = write(tmp_path / "demo.toml", f'{KERNEL}[credentials]\n"a[b]" = "x"\n"c[0]" = {{ file = "c" }}\n')
-    drop_in = write(tmp_path / "demo.toml.d/a.toml", '[credentials]\n"d[" = { file = "d" }\n')
+    drop_in = write(tmp_path / "demo.toml.d/a.toml", '[credentials]\n"d[" = { file = "d" }\n"g h" = { file = "g" }\n')
     config = load(tmp_path)
-    assert [one.name for one in config.credentials] == ["a[b]", "c[0]", "d["]
+    assert [one.name for one in config.credentials] == ["a[b]", "c[0]", "d[", "g h"]
     assert [str(error) for error in file_errors(config) if "credentials" in str(error)] == [
         f'{own}: credentials."c[0]".file is "{tmp_path}/c", which does not exist',
         f'{drop_in}: credentials."d[".file is "{tmp_path}/d", which does not exist',
+        f'{drop_in}: credentials."g h".file is "{tmp_path}/g", which does not exist',
     ]
 
 
