@@ -61,14 +61,18 @@ def test_a_vm_that_does_not_answer_holds_up_no_rotation(vm: UnitVm) -> None:
     configure(vm, f'mode = "socket"\nlog = "file"\nlog_path = "{file}"')
     vm.start()
     grown(vm, file)
-    pid = vm.main_pid()
-    vm.host.run(f"kill -STOP {pid}", check=True)
+    # Not SIGSTOP: systemd sends SIGCONT behind the signal of a reload.
+    freeze = f"> /sys/fs/cgroup{vm.show('ControlGroup')}/cgroup.freeze"
+    vm.host.run(f"echo 1 {freeze}", check=True)
     try:
         vm.host.run(f"timeout 60 {ROTATE}", check=True, timeout=90)
         assert vm.host.run(f"test -e {file}").returncode == 1
     finally:
-        vm.host.run(f"kill -CONT {pid}", check=True)
+        vm.host.run(f"echo 0 {freeze}", check=True)
     grown(vm, file)
+    # A stop ends the program that reloads, and the unit's result would be that.
+    reloaded = f"[ $(systemctl show -P SubState {vm.unit}) = running ]"
+    vm.host.run(f"timeout 60 sh -c 'until {reloaded}; do sleep 0.1; done'", check=True)
     vm.stop()
     assert vm.show("Result") == "success"
 
