@@ -44,7 +44,7 @@ NAMED = {
     "Shutdown": "shutdown",
     "Resize": "running",
     "PowerButton": "running",
-    "Reboot": "shutdown",
+    "Reboot": "running",
 }
 
 

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# kernel/panic.c, since Linux 0.99.
+# kernel/panic.c of Linux.
 PHRASE = b"Kernel panic - not syncing: "
 REASON_LIMIT_BYTES = 160
 

@@ -167,7 +167,8 @@ class Vm:
     def reboot(self) -> None:
         """Hard reset in place, to clean memory and running vCPUs."""
         self._refuse_if_stopping("Reboot")
-        check_transition(self.name, self.state, State.SHUTDOWN)
+        if self.state not in (State.RUNNING, State.PAUSED):
+            raise InvalidStateTransition(f"{self.name} is {self.state}; only a running or paused VM can be reset")
         self._check()
         self._note_vcpus()
         self._holder.close()
