@@ -21,7 +21,7 @@ from support.bus_client import PROPERTIES, Client, client, served_vm
 from support.fake_journal import FakeJournal
 from support.fake_systemd import FAILED, NOT_LOADED, RUNNING, systemd
 from support.private_bus import OPEN_POLICY, PrivateBus
-from support.process import CHECKOUT, SIM_CONFIG, Manager, VmProcess, vmservice
+from support.process import CHECKOUT, SIM_CONFIG, VmProcess, running_sim, vmservice
 
 from vmservice.cli import main
 from vmservice.client import bus as client_bus
@@ -708,16 +708,8 @@ def test_wait_ends_with_the_bus(own_bus: PrivateBus, capsys: Output) -> None:
 
 @pytest.fixture
 def sim(bus: PrivateBus, tmp_path: Path) -> Iterator[VmProcess]:
-    config = tmp_path / "demo.toml"
-    config.write_text(SIM_CONFIG)
-    manager = Manager()
-    process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
-    try:
-        manager.wait_for("READY", "1")
+    with running_sim(tmp_path / "demo.toml", bus.address) as process:
         yield process
-    finally:
-        process.close()
-        manager.close()
 
 
 def test_a_script(bus: PrivateBus, sim: VmProcess) -> None:

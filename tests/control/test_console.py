@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.bus_client import served_vm
 from support.private_bus import PrivateBus
-from support.process import CHECKOUT, SIM_CONFIG, Manager, VmProcess
+from support.process import CHECKOUT, VmProcess, running_sim
 
 from vmservice.cli import main
 
@@ -135,16 +135,10 @@ def sim(bus: PrivateBus, config: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """With the console of the example, but for the place of its log."""
     directory = tmp_path / "run/vmservice/demo"
     directory.mkdir(parents=True)
-    config.write_text(f'{SIM_CONFIG}[serial]\nmode = "socket"\nlog = "file"\nlog_path = "{tmp_path}/log"\n')
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(directory))
-    manager = Manager()
-    process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
-    try:
-        manager.wait_for("READY", "1")
+    serial = f'[serial]\nmode = "socket"\nlog = "file"\nlog_path = "{tmp_path}/log"\n'
+    with running_sim(config, bus.address, serial) as process:
         yield process
-    finally:
-        process.close()
-        manager.close()
 
 
 def attached() -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.private_bus import PrivateBus
-from support.process import SIM_CONFIG, Manager, VmProcess
+from support.process import running_sim
 
 # What the process has loaded when it ends, by sitecustomize: not what is None, or still of importlib.util's _LazyModule.
 TELL = """\
@@ -34,17 +34,10 @@ def test_a_vm_on_the_bus_has_loaded_nothing_that_it_does_not_use(
 ) -> None:
     told, config = tmp_path / "modules", tmp_path / "demo.toml"
     (tmp_path / "sitecustomize.py").write_text(TELL.format(path=str(told)))
-    config.write_text(f'{SIM_CONFIG}[serial]\nmode = "null"\n')
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    manager = Manager()
-    process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
-    try:
-        manager.wait_for("READY", "1")
+    with running_sim(config, bus.address, '[serial]\nmode = "null"\n') as process:
         process.send(signal.SIGTERM)
         assert process.wait() == 0
-    finally:
-        process.close()
-        manager.close()
     loaded = told.read_text().split()
     assert {"asyncio", "dbus_next.message", "vmservice.control.bus", "vmservice.service.loop"} <= set(loaded)
     assert [name for name in loaded if any(name == unused or name.startswith(f"{unused}.") for unused in UNUSED)] == []

@@ -23,7 +23,7 @@ import pytest
 from dbus_next.constants import MessageType
 from support.bus_client import client, served_vm
 from support.private_bus import PrivateBus
-from support.process import CHECKOUT, SIM_CONFIG, Manager, VmProcess
+from support.process import CHECKOUT, VmProcess, running_sim
 
 from vmservice.cli import main
 from vmservice.client.bus import Bus
@@ -166,16 +166,8 @@ class Terminal:
 
 @pytest.fixture
 def sim(bus: PrivateBus, tmp_path: Path) -> Iterator[VmProcess]:
-    config = tmp_path / "demo.toml"
-    config.write_text(SIM_CONFIG)
-    manager = Manager()
-    process = VmProcess(config, "--sim", "--bus", bus.address, manager=manager)
-    try:
-        manager.wait_for("READY", "1")
+    with running_sim(tmp_path / "demo.toml", bus.address) as process:
         yield process
-    finally:
-        process.close()
-        manager.close()
 
 
 @pytest.fixture

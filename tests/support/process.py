@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
@@ -165,3 +166,17 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore::DeprecationWarning",
         **more,
     }
+
+
+@contextlib.contextmanager
+def running_sim(config: Path, bus: str, more: str = "") -> Iterator[VmProcess]:
+    """The VM `demo`, simulated, on the bus at the address `bus`, once it is ready; `more` is configured besides."""
+    config.write_text(SIM_CONFIG + more)
+    manager = Manager()
+    process = VmProcess(config, "--sim", "--bus", bus, manager=manager)
+    try:
+        manager.wait_for("READY", "1")
+        yield process
+    finally:
+        process.close()
+        manager.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,6 +132,19 @@ class UnitVm:
             f"systemctl kill --signal=KILL {self.unit}; systemctl stop {self.unit}; systemctl reset-failed {self.unit};"
             f" rm -f /etc/vmservice/{self.name}.toml"
         )
+
+    @contextlib.contextmanager
+    def drop_in(self, settings: str) -> Iterator[None]:
+        """The unit with settings more, as `systemctl edit --runtime` makes it: of the section [Service] unless they begin with
+        another."""
+        folder = f"/run/systemd/system/{self.unit}.d"
+        text = settings if settings.startswith("[") else f"[Service]\n{settings}"
+        put = f"mkdir -p {folder} && printf %s {shlex.quote(text)} > {folder}/test.conf && systemctl daemon-reload"
+        self.host.run(put, check=True)
+        try:
+            yield
+        finally:
+            self.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
 
     def main_pid(self) -> int:
         return int(self.show("MainPID"))

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
-
-DROP_IN = "/run/systemd/system/vm@{}.service.d"
 
 
 class Verdict:
@@ -35,17 +30,6 @@ def config(more: str) -> str:
 
 def log(path: str) -> str:
     return f'[serial]\nmode = "file"\npath = "{path}"\n'
-
-
-@contextlib.contextmanager
-def drop_in(vm: UnitVm, settings: str) -> Iterator[None]:
-    folder = DROP_IN.format(vm.name)
-    text = f"[Service]\n{settings}\n"
-    vm.host.run(f"mkdir -p {folder} && cat > {folder}/test.conf && systemctl daemon-reload", check=True, stdin=text.encode())
-    try:
-        yield
-    finally:
-        vm.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
 
 
 @pytest.fixture
@@ -193,7 +177,7 @@ def test_a_log_in_tmp_is_said_to_be_the_units_own(vm: UnitVm, host: Container) -
 def test_drop_ins_count(vm: UnitVm, host: Container, settings: str, text: str) -> None:
     vm.configure(config(text))
     host.run("install -m 666 /dev/null /var/log/web.log", check=True)
-    with drop_in(vm, settings):
+    with vm.drop_in(settings):
         verdict = Verdict(vm)
     host.run("rm /var/log/web.log", check=True)
     assert (verdict.is_right, verdict.starts) == (True, True), verdict.text
@@ -211,7 +195,7 @@ def test_a_device_that_udev_has_linked(vm: UnitVm, host: Container) -> None:
     advice = hidden.text.partition("a drop-in with ")[2].strip()
     assert advice == f"BindPaths={device} and DeviceAllow={device} rw"
     assert (hidden.is_right, hidden.starts) == (False, False)
-    with drop_in(vm, advice.replace(" and ", "\n")):
+    with vm.drop_in(advice.replace(" and ", "\n")):
         verdict = Verdict(vm)
     host.run("rm -r /dev/vg0 /dev/dm-3", check=True)
     assert (verdict.is_right, verdict.starts) == (True, True), verdict.text
@@ -237,7 +221,7 @@ def test_a_device_that_udev_has_linked(vm: UnitVm, host: Container) -> None:
 )
 def test_what_drop_ins_take_away(vm: UnitVm, host: Container, settings: str, text: str, expected: str) -> None:
     vm.configure(config(text))
-    with drop_in(vm, settings):
+    with vm.drop_in(settings):
         verdict = Verdict(vm)
     assert expected in verdict.text
     assert (verdict.is_right, verdict.starts) == (False, False)
@@ -250,7 +234,7 @@ def test_what_could_not_be_checked_is_said(vm: UnitVm, host: Container) -> None:
     assert asked.returncode == 0
     note = f"vmservice: not checked: whether the account of {vm.unit} may use the files, for only root can find that out\n"
     assert asked.stderr == note
-    with drop_in(vm, "DynamicUser=yes\nUser=vm-%i"):
+    with vm.drop_in("DynamicUser=yes\nUser=vm-%i"):
         checked = host.run(f"vmservice check-config {vm.name}")
     assert checked.returncode == 0, checked.stderr
     assert "for systemd makes it when the VM starts (DynamicUser=yes)" in checked.stderr

@@ -117,13 +117,10 @@ def test_fifty_at_once(faulty_container: Container) -> None:
 def leaving(faulty_container: Container) -> Iterator[UnitVm]:
     """A VM that has what could be left behind: a pseudoterminal, memory in a file, a registration. It may fail without end."""
     vm = UnitVm(faulty_container, "leaving")
-    folder = f"/run/systemd/system/{vm.unit}.d"
-    setting = "[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nRestart=no\\n"
-    vm.host.run(f"mkdir -p {folder} && printf '{setting}' > {folder}/test.conf && systemctl daemon-reload", check=True)
     memory = 'size = "16M"\nfile = "/var/lib/vmservice/leaving"'
     vm.configure(firmware_config().replace('size = "64M"', memory).replace('"journal"', '"pty"'))
-    yield vm
-    vm.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
+    with vm.drop_in("[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=no\n"):
+        yield vm
 
 
 def repeat(vm: UnitVm, delays: list[str], then: Callable[[str], str]) -> None:

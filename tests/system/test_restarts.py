@@ -3,24 +3,12 @@ ever, and what no new start would help is left alone."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
-
-
-@contextlib.contextmanager
-def drop_in(vm: UnitVm, lines: str) -> Iterator[None]:
-    folder = f"/run/systemd/system/{vm.unit}.d"
-    vm.host.run(f"mkdir -p {folder} && cat > {folder}/test.conf && systemctl daemon-reload", check=True, stdin=lines.encode())
-    try:
-        yield
-    finally:
-        vm.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
 
 
 def wait_restarts(vm: UnitVm, count: int, timeout: int = 30) -> None:
@@ -99,7 +87,7 @@ def test_a_guest_that_panics_at_boot_is_started_more_and_more_slowly(vm: UnitVm)
 def test_a_guest_that_is_lost_again_and_again_is_given_up(vm: UnitVm, text: str, says: str, line: str) -> None:
     vm.configure(text)
     # The unit's own limit, sooner.
-    with drop_in(vm, "[Unit]\nStartLimitBurst=4\n[Service]\nRestartSec=100ms\nRestartMaxDelaySec=infinity\nRestartSteps=0\n"):
+    with vm.drop_in("[Unit]\nStartLimitBurst=4\n[Service]\nRestartSec=100ms\nRestartMaxDelaySec=infinity\nRestartSteps=0\n"):
         vm.host.run(f"systemctl start --no-block {vm.unit}", check=True)
         vm.host.run(f"timeout 60 sh -c 'until systemctl is-failed --quiet {vm.unit}; do sleep 0.1; done'", check=True)
         assert vm.show("NRestarts") == "4"

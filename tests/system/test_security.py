@@ -41,11 +41,6 @@ SHARED = {
 SIGNALS = {"kill", "tgkill", "pidfd_send_signal", "rt_sigqueueinfo"}
 
 
-def drop_in(host: Container, unit: str, lines: str) -> None:
-    folder = f"/run/systemd/system/{unit}.d"
-    host.run(f"mkdir -p {folder} && cat > {folder}/test.conf && systemctl daemon-reload", check=True, stdin=lines.encode())
-
-
 def attack(host: Container, victim: UnitVm, *options: str) -> dict[str, str]:
     """The attacker's report, run as the VM `demo` in the sandbox of the unit."""
     (host.shared / "attacker.py").write_bytes(ATTACKER.read_bytes())
@@ -56,12 +51,13 @@ def attack(host: Container, victim: UnitVm, *options: str) -> dict[str, str]:
     lines = "[Unit]\nAssertPathExists=\n[Service]\nType=oneshot\nExecStartPost=\nExecStopPost=\nWatchdogSec=0\n"
     lines += f"ExecStart=\nExecStart={command}\n"
     lines += "Restart=no\nRestartForceExitStatus=\n"  # systemd 252 has neither for this type
-    drop_in(host, "vm@demo.service", f"{lines}StandardOutput=truncate:/run/said\nStandardError=journal\n")
+    lines += "StandardOutput=truncate:/run/said\nStandardError=journal\n"
     try:
-        host.run("systemctl start vm@demo.service || { journalctl --unit=vm@demo.service; exit 1; }", check=True)
-        report: dict[str, str] = json.loads(host.run("cat /run/said", check=True).stdout)
+        with UnitVm(host, "demo").drop_in(lines):
+            host.run("systemctl start vm@demo.service || { journalctl --unit=vm@demo.service; exit 1; }", check=True)
+            report: dict[str, str] = json.loads(host.run("cat /run/said", check=True).stdout)
     finally:
-        host.run("rm -r /run/systemd/system/vm@demo.service.d; systemctl daemon-reload; systemctl reset-failed vm@demo.service")
+        host.run("systemctl reset-failed vm@demo.service")
     return report
 
 

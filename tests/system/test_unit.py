@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
-
-
-@contextlib.contextmanager
-def drop_in(vm: UnitVm, setting: str) -> Iterator[None]:
-    """The unit with one setting more, as `systemctl edit` makes it."""
-    folder = f"/run/systemd/system/{vm.unit}.d"
-    vm.host.run(
-        f"mkdir -p {folder} && printf '[Service]\\n{setting}\\n' > {folder}/test.conf && systemctl daemon-reload", check=True
-    )
-    try:
-        yield
-    finally:
-        vm.host.run(f"rm -r {folder}; systemctl daemon-reload", check=True)
 
 
 @every_release
@@ -117,7 +101,7 @@ def test_a_second_sigterm_forces_at_once(vm: UnitVm) -> None:
 def test_a_slow_guest_gets_more_time_than_the_unit_has(vm: UnitVm) -> None:
     """EXTEND_TIMEOUT_USEC: without it systemd would kill the VMM after a second."""
     vm.configure(firmware_config("deaf", service="shutdown_timeout = 3"))
-    with drop_in(vm, "TimeoutStopSec=1"):
+    with vm.drop_in("TimeoutStopSec=1"):
         vm.start()
         vm.stop()
         assert vm.show("Result") == "success"
@@ -254,7 +238,7 @@ def test_its_folders_are_its_own(vm: UnitVm) -> None:
 
 
 def test_a_hung_vmm_is_noticed_by_the_watchdog(vm: UnitVm) -> None:
-    with drop_in(vm, "WatchdogSec=4\\nRestart=no"):
+    with vm.drop_in("WatchdogSec=4\nRestart=no"):
         vm.start()
         vm.wait_for("beat 60$")
         assert vm.show("ActiveState") == "active"
