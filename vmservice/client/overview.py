@@ -16,6 +16,7 @@ from vmservice.client.vms import Facts, NotRunning, facts, is_configured, not_ru
 from vmservice.config.load import load_config
 from vmservice.config.names import config_path, configured_names, natural_key
 from vmservice.errors import VmmError
+from vmservice.vm.panic_line import NOTICED
 from vmservice.vm.state import LastExit, State
 
 # Beside LOOKS_AT_A_TIME VMs; each takes six calls.
@@ -64,7 +65,8 @@ class Overview:
         if self.error is not None:
             return self.error
         if self.facts is not None:
-            return self.facts.error or ""
+            has_panicked = self.unit is not None and NOTICED in self.unit.status_text
+            return self.facts.error or (NOTICED if has_panicked else "")
         if self.unit is not None and (self.unit.active_state == FAILED or self.unit.restarts):
             return why_failed(self.unit) or "its unit does not say why"
         if self.unit is not None and self.unit.active_state == "active":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmservice.vm.panic_line import NOTICED
 from vmservice.vm.state import State
 
 TYPE_CHECKING = False
@@ -42,7 +43,7 @@ class PanicNotice:
     def _say(self, reason: str) -> None:
         if self._vm.state not in (State.RUNNING, State.PAUSED):
             return
-        self.status = "its kernel has panicked, as its console says"
+        self.status = NOTICED
         self._log.warning(
             f"the guest's console says that its kernel has panicked ({reason}); the guest has not said so by pvpanic, so"
             " service.on_panic does not apply"

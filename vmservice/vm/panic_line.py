@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # kernel/panic.c of Linux.
 PHRASE = b"Kernel panic - not syncing: "
 REASON_LIMIT_BYTES = 160
+# In the unit's status, where `vmservice list` looks for it.
+NOTICED = "its kernel has panicked, as its console says"
 
 
 class PanicLine:

@@ -49,6 +49,13 @@ def test_the_condition(facts: Facts | None, of_unit: UnitState | None, condition
     assert Overview("demo", facts=facts, unit=of_unit).condition == condition
 
 
+def test_a_guest_whose_console_tells_of_a_panic_runs_and_is_told_of() -> None:
+    of_unit = unit("active", "running", status_text="running; 1 vCPU, 64 MiB; its kernel has panicked, as its console says")
+    vm = Overview("demo", facts=RUNNING, unit=of_unit)
+    assert (vm.condition, vm.reason) == ("running", "its kernel has panicked, as its console says")
+    assert Overview("demo", facts=RUNNING, unit=unit("active", "running", status_text="running; 1 vCPU")).reason == ""
+
+
 def exited(status: int, text: str = "", result: str = "exit-code") -> UnitState:
     return unit("failed", "failed", result=result, exit_code=CLD_EXITED, exit_status=status, status_text=text)
 
