@@ -55,14 +55,15 @@ _ENVIRONMENT = {
 
 class Container:
     """One container. `/lab` in it shows the folder `shared`, read-only; `release` is that of its Debian, `bus` the
-    unit of its bus daemon."""
+    unit of its bus daemon, `tree` a root tree to boot instead of that release's usual one."""
 
     _BOOT_TIMEOUT_SEC = 90.0
     _STOP_TIMEOUT_SEC = 30.0
 
-    def __init__(self, release: str = RELEASES[0], bus: str = "dbus.service") -> None:
+    def __init__(self, release: str = RELEASES[0], bus: str = "dbus.service", tree: Path | None = None) -> None:
         self.release = release
         self._bus = bus
+        self._tree = tree
         self._directory = Path(tempfile.mkdtemp(prefix="vmservice-"))
         self.shared = self._directory / "shared"
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,7 +81,7 @@ class Container:
         script = _ENTER.format(
             groups=shlex.join(map(str, self._groups)),
             scratch=shlex.quote(str(scratch)),
-            tree=shlex.quote(str(root_tree(self.release))),
+            tree=shlex.quote(str(self._tree or root_tree(self.release))),
             shared=shlex.quote(str(self.shared)),
             bus=self._bus,
             make_kvm=f"mknod {scratch}/kvm c {kvm[0]} {kvm[1]}" if kvm else "",
@@ -141,6 +142,10 @@ class Container:
                 errors.seek(0)
                 ended = f"took more than {timeout} s" if late else f"exit status {status}"
                 raise RuntimeError(f"`{command}`: {ended}\n{errors.read()[-2000:]}")
+
+    def talk(self, command: str) -> subprocess.Popen[bytes]:
+        """Begins it likewise, with pipes to its standard input and from its standard output. The caller ends it."""
+        return subprocess.Popen(self._entered(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENVIRONMENT)
 
     @property
     def leader(self) -> int:
