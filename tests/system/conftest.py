@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from lab.root_tree import RELEASES
 from support import payload
+from support.cockpit_tree import cockpit_tree
 from support.container import Container
 from support.package import INSTALLED_FROM, debian_package
 from support.unit_vm import UnitVm, firmware_config
@@ -80,6 +81,12 @@ def broker_container(tmp_path: Path, release: str) -> Iterator[Container]:
     yield from _boot(tmp_path, release, install=True, bus="dbus-broker.service")
 
 
+@pytest.fixture(scope="session")
+def cockpit_container(tmp_path_factory: pytest.TempPathFactory, release: str) -> Iterator[Container]:
+    """A host that has Cockpit and a browser, with the package installed."""
+    yield from _boot(tmp_path_factory.mktemp("payloads"), release, install=True, tree=cockpit_tree(release))
+
+
 @pytest.fixture
 def vm(container: Container) -> Iterator[UnitVm]:
     """A VM of the heartbeat payload, configured and not started, under a name of its own. It is gone afterwards."""
@@ -89,8 +96,10 @@ def vm(container: Container) -> Iterator[UnitVm]:
     vm.remove()
 
 
-def _boot(scratch: Path, release: str, *, install: bool, bus: str = "dbus.service") -> Iterator[Container]:
-    container = Container(release, bus)
+def _boot(
+    scratch: Path, release: str, *, install: bool, bus: str = "dbus.service", tree: Path | None = None
+) -> Iterator[Container]:
+    container = Container(release, bus, tree)
     try:
         container.start()
         shutil.copy(debian_package(), container.shared / "vmservice.deb")

@@ -31,6 +31,8 @@ def test_it_installs_what_systemd_the_bus_and_people_look_for(container: Contain
         "/usr/lib/sysusers.d/vmservice.conf",
         "/usr/lib/systemd/system/vmservice-manager.service",
         "/usr/lib/systemd/user/vmservice-manager.service",
+        "/usr/share/cockpit/vmservice/index.html",
+        "/usr/share/cockpit/vmservice/manifest.json",
         "/usr/share/dbus-1/interfaces/org.vmservice.Manager1.VM.xml",
         "/usr/share/dbus-1/interfaces/org.vmservice.Manager1.xml",
         "/usr/share/bash-completion/completions/vmservice",

@@ -1,0 +1,320 @@
+"""The page in Cockpit, in a browser, as a person sees and uses it, with simulated guests.
+
+With VMSERVICE_PICTURES=FOLDER pictures of it are left there: those of the documentation are so made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import browser as chromium
+from support.browser import Browser
+from support.container import Container
+from support.releases import every_release
+from support.unit_vm import UnitVm, firmware_config
+
+PASSWORD = "correct horse"
+ADDRESS = "http://127.0.0.1:9090"
+SIZE = (1280, 800)
+FRAME = 'iframe[name="cockpit1:localhost/vmservice"]'
+
+# To be seen as these letters: a page that took them for HTML would run the script.
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+TYPED_AT = (
+    firmware_config(cpus=1)
+    .replace("boot = 1", "boot = 1\nmax = 4")
+    .replace('mode = "journal"', 'mode = "socket"\nlog = "journal"')
+)
+
+_SIMULATED = """\
+mkdir -p /run/systemd/system/vm@.service.d
+printf '[Service]\\nExecStart=\\nExecStart=/usr/bin/vmservice run --sim %%i\\n' > /run/systemd/system/vm@.service.d/sim.conf
+systemctl daemon-reload
+useradd --create-home --shell /bin/bash --groups sudo carol
+systemctl start cockpit.socket
+"""
+
+
+@pytest.fixture(scope="session")
+def host(cockpit_container: Container) -> Container:
+    """Every VM is a simulated one there; carol is an administrator, alice is nothing."""
+    cockpit_container.run(_SIMULATED, check=True)
+    cockpit_container.run("chpasswd", check=True, stdin=f"carol:{PASSWORD}\nalice:{PASSWORD}\n".encode())
+    return cockpit_container
+
+
+@pytest.fixture
+def web(host: Container) -> Iterator[UnitVm]:
+    """A VM that runs, and has a console to type at."""
+    vm = UnitVm(host, "web-1")
+    vm.configure(TYPED_AT)
+    vm.start()
+    yield vm
+    vm.remove()
+
+
+@pytest.fixture
+def db(host: Container) -> Iterator[UnitVm]:
+    """A VM that does not run."""
+    vm = UnitVm(host, "db")
+    vm.configure(firmware_config())
+    yield vm
+    vm.remove()
+
+
+@pytest.fixture
+def mail(host: Container) -> Iterator[UnitVm]:
+    """As web-1, with a log of its own."""
+    vm = UnitVm(host, "mail")
+    vm.configure(TYPED_AT)
+    vm.start()
+    yield vm
+    vm.remove()
+
+
+@pytest.fixture
+def bare_browser(host: Container) -> Iterator[Browser]:
+    browser = Browser(host.talk(chromium.COMMAND))
+    try:
+        browser.size(*SIZE)
+        yield browser
+    finally:
+        browser.close()
+
+
+@pytest.fixture
+def browser(bare_browser: Browser) -> Iterator[Browser]:
+    """carol's, with administrative access, at the page. No script may have failed in the end."""
+    log_in(bare_browser, "carol", privileged=True)
+    yield bare_browser
+    assert errors(bare_browser) == []
+
+
+def log_in(browser: Browser, user: str, *, privileged: bool) -> None:
+    browser.go(f"{ADDRESS}/vmservice")
+    browser.wait("document.readyState === 'complete' && document.querySelector('#login-user-input')?.offsetParent")
+    if privileged:  # as the shell keeps it when a person has once switched it on
+        browser.evaluate(f"localStorage.setItem('superuser:{user}', 'any')")
+    browser.focus("#login-user-input")
+    browser.type(user)
+    browser.focus("#login-password-input")
+    browser.type(PASSWORD)
+    browser.errors.clear()  # that nobody is logged in
+    browser.press("Enter")
+    browser.wait(f"document.querySelector('{FRAME}')?.contentDocument?.querySelector('h1')")
+    browser.frame = FRAME
+
+
+def errors(browser: Browser) -> list[str]:
+    """But for those of Cockpit's shell, which asks for a font that Debian's has not."""
+    return [error for error in browser.errors if "/shell/" not in error]
+
+
+def button(name: str) -> str:
+    """The selector of a button by its name for screen readers."""
+    return f'button[aria-label="{name}"]'
+
+
+def row(vm: UnitVm) -> str:
+    return f'tr[data-vm="{vm.name}"]'
+
+
+def keep_picture(browser: Browser, name: str, host: Container, height: int) -> None:
+    """As NAME-RELEASE.png, for a view so high."""
+    if folder := os.environ.get("VMSERVICE_PICTURES"):
+        browser.size(1200, height)
+        browser.evaluate("window.scrollTo(0, 0)")
+        (Path(folder) / f"{name}-{host.release}.png").write_bytes(browser.picture())
+        browser.size(*SIZE)
+
+
+@every_release
+def test_the_list_and_its_buttons(browser: Browser, web: UnitVm, db: UnitVm) -> None:
+    browser.wait_for_text("Running", row(web))
+    browser.wait_for_text("1 of 4", row(web))
+    browser.wait_for_text("64 MiB", row(web))
+    browser.wait_for_text("Off", row(db))
+
+    browser.click(button("Pause web-1"))
+    browser.wait_for_text("Paused", row(web))
+    assert web.state == "paused"
+    # The focus is at the button that has come instead, so the keyboard alone can go on.
+    browser.wait(f"document.activeElement === document.querySelector({json.dumps(button('Resume web-1'))})")
+    browser.press("Enter")
+    browser.wait_for_text("Running", row(web))
+    assert web.state == "running"
+
+    browser.click(button("Resize web-1"))
+    browser.wait("document.activeElement?.id === 'count' && document.activeElement.value === '1'")
+    browser.type("3")
+    browser.press("Enter")
+    browser.wait_for_text("3 of 4", row(web))
+    assert web.get("VCPUs") == 3
+
+    browser.click(button("Start db"))
+    browser.wait_for_text("Running", row(db))
+    assert db.state == "running"
+    browser.click(button("Stop db"))
+    browser.wait_for_text("Off", row(db))
+    assert db.show("Result") == "success"
+
+
+@every_release
+def test_what_happens_elsewhere_is_seen(browser: Browser, web: UnitVm, host: Container) -> None:
+    browser.evaluate("window.notLoadedAnew = true")
+    web.stop()
+    browser.wait_for_text("Off", row(web))
+    web.start()
+    browser.wait_for_text("Running", row(web))
+    web.call("Pause")
+    browser.wait_for_text("Paused", row(web))
+    new = UnitVm(host, "new")
+    new.configure(firmware_config())
+    browser.wait_for_text("Off", row(new))
+    new.remove()
+    browser.wait(f"!document.querySelector({json.dumps(row(new))})")
+
+    # The manager keeps nothing: one that is new is asked anew.
+    host.run("systemctl restart vmservice-manager.service", check=True)
+    web.call("Resume")
+    browser.wait_for_text("Running", row(web))
+    assert browser.evaluate("window.notLoadedAnew")
+
+
+@every_release
+def test_a_start_that_fails_says_why(browser: Browser, web: UnitVm, db: UnitVm, host: Container) -> None:
+    bad = UnitVm(host, "test")
+    bad.configure(firmware_config().replace("64M", "64MiB"))
+    try:
+        browser.click(button("Start test"))
+        browser.wait_for_text("test could not be started", ".alert")
+        browser.wait_for_text('memory.size is "64MiB"; expected "64M"', ".alert")
+        browser.click(button("Close: test could not be started"))
+        browser.wait("!document.querySelector('.alert')")
+        browser.wait_for_text("Failed", row(bad))
+        browser.wait_for_text('memory.size is "64MiB"; expected "64M"', row(bad))
+        browser.wait_for_text("1 of 4", row(web))
+        keep_picture(browser, "cockpit", host, height=500)
+
+        bad.configure(firmware_config().replace("64M", HOSTILE))
+        browser.click(button("Start test"))
+        browser.wait_for_text(f'memory.size is "{HOSTILE}"', ".alert")
+        browser.wait_for_text(f'memory.size is "{HOSTILE}"', row(bad))
+        assert browser.evaluate("document.querySelectorAll('img').length") == 0
+        assert db.show("ActiveState") == "inactive"
+    finally:
+        bad.remove()
+
+
+@every_release
+def test_the_console_and_the_log(browser: Browser, mail: UnitVm, host: Container) -> None:
+    browser.click(f"{row(mail)} a")
+    browser.wait_for_text("vm@mail.service", "dl")
+    browser.wait_for_text("mode socket", "#page")
+    browser.wait_for_text("VM started", ".log")
+    browser.wait_for_text("simulated guest: heartbeat", ".log")
+
+    browser.click(".card-head .button")
+    browser.wait("document.querySelector('.terminal').value.includes('at the serial console of mail')")
+    browser.wait("document.activeElement.className === 'terminal'")
+    browser.wait("document.querySelector('.terminal').value.includes('heartbeat 3')")
+    keep_picture(browser, "cockpit-vm", host, height=1250)
+    # The simulated guest echoes what it is told: to the console, and so to the journal.
+    browser.type(HOSTILE)
+    browser.wait(f"document.querySelector('.terminal').value.includes({json.dumps(HOSTILE)})")
+    browser.press("Enter")
+    browser.wait_for_text(HOSTILE, ".log")
+    assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    browser.click(".card-head .button")
+    browser.wait("document.querySelector('.terminal').value.includes('Not connected any longer')")
+    # Somebody else can have it now.
+    host.run("vmservice console mail < /dev/null", timeout=90, check=True)
+
+    browser.click(button("Reset mail"))
+    browser.click("dialog button[type=submit]")
+    browser.wait_for_text("reset", "dl")
+    assert mail.get("LastExit") == "reset"
+    browser.click(button("Force off mail"))
+    browser.press("Escape")
+    browser.wait("!document.querySelector('dialog')")
+    assert mail.state == "running"
+    browser.click(button("Force off mail"))
+    browser.click("dialog button[type=submit]")
+    browser.wait_for_text("Boot")
+    assert mail.state == "shutdown"
+    browser.click(button("Boot mail"))
+    browser.wait_for_text("Press power button")
+    browser.click(button("Press power button mail"))
+    browser.wait_for_text("The VM does not run")
+
+
+@every_release
+def test_a_console_that_nobody_can_type_at(browser: Browser, db: UnitVm) -> None:
+    db.start()
+    browser.click(f"{row(db)} a")
+    browser.wait_for_text("Nobody can type at a console of this VM: serial is in mode “journal”.")
+    browser.wait_for_text("simulated guest: heartbeat", ".log")
+    browser.wait_for_text("VM started", ".log")
+    choice = "document.querySelector('#log-choice')"
+    browser.evaluate(f"({choice}.value = 'guest', {choice}.dispatchEvent(new Event('change')))")
+    browser.wait("!document.querySelector('.log').innerText.includes('VM started')")
+    browser.wait_for_text("simulated guest: heartbeat", ".log")
+
+
+# What a guest prints, and the text that is left of it.
+PRINTED = {
+    "one\r\ntwo": "one\ntwo",
+    "\x1b[1;31mred\x1b[0m": "red",
+    "\x1b]0;title\x07a\x1b]3008;start=1\x1b\\b\x1b(Bc": "abc",
+    "hello\b\b\x1b[Kp": "help",
+    "abc\rX\x1b[Cz": "Xbz",
+    "abcdef\x1b[3D\x1b[2P": "abcf",
+    "abcdef\x1b[3D\x1b[2@": "abc  def",
+    "a\tb": "a       b",
+    "one\r\ntwo\x1b[H\x1b[Jthree": "three",
+    "\x1b[999999999999Cx\x1b[999999999999D": " " * 79 + "x",
+    "\x1b[" + "1" * 5000 + "mx": "1" * 905 + "mx",
+}
+
+
+@every_release
+def test_control_sequences(browser: Browser) -> None:
+    write = "(await import(new URL('screen.js', document.baseURI))).Screen"
+    script = f"(async () => {{ const screen = new ({write})(); screen.write(%s); return screen.text; }})()"
+    shown = {printed: browser.evaluate(script % json.dumps(printed)) for printed in PRINTED}
+    assert shown == PRINTED
+
+
+@every_release
+def test_who_may_only_look(bare_browser: Browser, web: UnitVm) -> None:
+    browser = bare_browser
+    log_in(browser, "alice", privileged=False)
+    browser.wait_for_text("Running", row(web))
+    browser.click(button("Pause web-1"))
+    browser.wait_for_text("web-1 could not be paused", ".alert")
+    browser.wait_for_text("administrative access", ".alert")
+    browser.click(button("Stop web-1"))
+    browser.wait_for_text("web-1 could not be stopped")
+    assert web.state == "running"
+    assert errors(browser) == []
+
+
+@every_release
+def test_without_the_manager_it_says_so(browser: Browser, web: UnitVm, host: Container) -> None:
+    host.run("systemctl mask --runtime --now vmservice-manager.service", check=True)
+    try:
+        browser.wait_for_text("org.vmservice.Manager1, which knows them, does not answer")
+    finally:
+        host.run("systemctl unmask --runtime vmservice-manager.service", check=True)
+    browser.click("#page .button.primary")
+    browser.wait_for_text("Running", row(web))
+
+
+@every_release
+def test_no_virtual_machines(browser: Browser) -> None:
+    browser.wait_for_text("vmservice create web --image")
