@@ -79,8 +79,9 @@ const ACTIONS = [
         run: vm => vm.call("Reboot"),
     },
     {
+        // Also on its way down: a guest may not hear its power button.
         label: "Force off…", failed: "forced off", kind: "danger", everywhere: false,
-        applies: vm => ["running", "paused"].includes(vm.state),
+        applies: vm => vm.runs && ["running", "paused"].includes(vm.known.State),
         ask: (vm, submit) => askConfirmation("Force off", vm, `The guest ends at once, as without power. ${LOSES}`, submit),
         run: vm => vm.call("Shutdown"),
     },
@@ -152,8 +153,8 @@ export class ActionBar {
 
     _sentence(error) {
         const hint = NOT_ALLOWED.includes(error.name) && !this._context.privileged()
-            ? " – that takes administrative access, which is switched on at the top of the window"
+            ? " With administrative access, which is switched on at the top of the window, it can be done."
             : "";
-        return `${error.message}${hint}.`.replace(/\.\.$/, ".");
+        return `${error.message.replace(/\.$/, "")}.${hint}`;
     }
 }

@@ -6,6 +6,7 @@ import cockpit from "./cockpit.js";
 import { element, setText, size } from "./dom.js";
 import { StateLabel, vcpus } from "./list.js";
 import { Log } from "./log.js";
+import { plainText } from "./model.js";
 
 /* What is said of a VM, in this order; what is empty is not shown. */
 const FACTS = [
@@ -25,7 +26,7 @@ function unitState(vm) {
 
 /* "mode socket, path /run/…": the details of a device. */
 function details(values) {
-    return Object.entries(values).map(([name, { v }]) => `${name} ${v}`).join(", ");
+    return Object.entries(values).map(([name, value]) => `${name} ${plainText(value)}`).join(", ");
 }
 
 export class Detail {

@@ -41,7 +41,7 @@ class Row {
 
     update(vm) {
         this.element.dataset.vm = vm.name;
-        this._link.href = `#/${vm.name}`;
+        this._link.href = `#/${encodeURIComponent(vm.name)}`;
         setText(this._link, vm.name);
         this._state.update(vm);
         setText(this._reason, vm.reason);

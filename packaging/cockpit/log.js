@@ -5,12 +5,16 @@ import { element } from "./dom.js";
 
 const FIRST_LINES = 200;
 const KEPT_LINES = 1000;
+const LIMITED = "Not everything is shown: administrators and members of the groups systemd-journal and adm may read the whole journal.";
 
-/* A field of an entry as text. journalctl writes one that is not UTF-8 as a list of its bytes. */
+/* A field of an entry as text. journalctl writes one that is not UTF-8 as a list of its bytes, and one that is there several times
+ * as a list of all. */
 function text(field) {
-    if (Array.isArray(field))
+    if (!Array.isArray(field))
+        return field ?? "";
+    if (field.every(byte => typeof byte === "number"))
         return new TextDecoder().decode(Uint8Array.from(field));
-    return field ?? "";
+    return field.map(text).join("\n");
 }
 
 /* Who says it: a console's label, the VMM or systemd. As journald itself notes it; VM_CONSOLE only names the guest's console. */
@@ -29,6 +33,7 @@ export class Log {
         this._waiting = "";  // the begin of a line whose end has not come
         this._rows = [];     // to be shown in the next frame
         this._frame = 0;
+        this._closed = false;
         this._body = element("tbody", {});
         this._scroller = element("div", { class: "log", tabindex: "0", role: "region", "aria-label": `Log of ${vm.name}` },
             element("table", {},
@@ -48,11 +53,12 @@ export class Log {
         this._process = cockpit.spawn(this._command(vm.unit), { superuser: "try", err: "out" });
         this._process.stream(data => this._take(data));
         this._process.then(() => this._end("journalctl has ended"), error => this._end(error.message || cockpit.message(error)));
+        this._askWhetherAll();
     }
 
     close() {
+        this._closed = true;
         cancelAnimationFrame(this._frame);
-        this._frame = -1;
         this._process.close("cancelled");
     }
 
@@ -64,6 +70,15 @@ export class Log {
         ];
     }
 
+    /* With its output in JSON journalctl does not say that somebody may not read all. */
+    _askWhetherAll() {
+        const told = output => {
+            if (output?.includes("Hint: "))
+                this._note(LIMITED);
+        };
+        cockpit.spawn(["journalctl", "--lines=0"], { superuser: "try", err: "out" }).then(told, (_error, output) => told(output));
+    }
+
     _take(data) {
         const lines = (this._waiting + data).split("\n");
         this._waiting = lines.pop();
@@ -73,9 +88,13 @@ export class Log {
     }
 
     _end(reason) {
-        if (this._frame < 0)
+        this._note(`The log is not followed any longer: ${reason}`);
+    }
+
+    _note(sentence) {
+        if (this._closed)
             return;
-        this._rows.push(`The log is not followed any longer: ${reason}`);
+        this._rows.push(sentence);
         this._show();
     }
 
@@ -95,7 +114,7 @@ export class Log {
         });
     }
 
-    /* What is no entry is journalctl's own word, as to somebody who may not read all of it. */
+    /* What is no entry is journalctl's own word, or ours. */
     _row(line) {
         if (!line.startsWith("{"))
             return element("tr", { class: "note" }, element("td", { colspan: "3" }, line));

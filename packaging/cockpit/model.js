@@ -27,18 +27,23 @@ function plain(properties, types) {
 /* A console's label becomes an argument of a command. */
 const LABEL = /^[A-Za-z0-9][A-Za-z0-9_.-]*$/;
 
-const LABELS = {
-    running: "Running",
-    paused: "Paused",
-    created: "Created",
-    shutdown: "Shut down",
-    starting: "Starting",
-    stopping: "Stopping",
-    restarting: "Restarting",
-    silent: "No answer",
-    failed: "Failed",
-    off: "Off",
-};
+const LABELS = new Map([
+    ["running", "Running"],
+    ["paused", "Paused"],
+    ["created", "Created"],
+    ["shutdown", "Shut down"],
+    ["starting", "Starting"],
+    ["stopping", "Stopping"],
+    ["restarting", "Restarting"],
+    ["silent", "No answer"],
+    ["failed", "Failed"],
+    ["off", "Off"],
+]);
+
+/* A detail of a device as text; empty for what is none: nobody has to send a plain value. */
+export function plainText(variant) {
+    return variant === undefined || typeof variant.v === "object" ? "" : String(variant.v);
+}
 
 /* One VM. `known` is what the manager says, `own` what the VM says of itself while it runs. */
 export class Vm {
@@ -70,20 +75,20 @@ export class Vm {
             return "stopping";
         if (this.active === "activating")
             return (this.known.SubState ?? "").startsWith("auto-restart") ? "restarting" : "starting";
-        if (this.state !== "")
+        if (LABELS.has(this.state))
             return this.state;
         if (this.active === "failed")
             return "failed";
         return this.idle ? "off" : "silent";
     }
 
-    get label() { return LABELS[this.shown] ?? this.shown; }
+    get label() { return LABELS.get(this.shown); }
 
     /* Label and mode of each console, the serial one first. */
     get consoles() {
         return (this.own.Devices ?? [])
             .filter(([kind, name, details]) => LABEL.test(name) && (kind === "console" || details.console?.v === true))
-            .map(([, name, details]) => ({ name, mode: String(details.mode?.v) }));
+            .map(([, name, details]) => ({ name, mode: plainText(details.mode) }));
     }
 
     /* Calls a method of the VM's own object; `type` is the signature of `values`. */

@@ -1,10 +1,10 @@
 /* What a guest prints, as lines of text. Of ECMA-48's control sequences those are obeyed that shells and line editors need: moves
  * of the cursor, erasing, inserting and deleting. Colours and all others are taken out. */
 
-const KEPT_LINES = 1000;
+const KEPT_LINES = 500;
 const SCREEN_LINES = 24;
 const SCREEN_COLUMNS = 80;
-const LONGEST_LINE = 4096;
+const LONGEST_LINE = 1024;
 const LONGEST_SEQUENCE = 4096; // systemd's of OSC 3008 have some hundreds
 
 export class Screen {

@@ -132,10 +132,10 @@ class Browser:
         target = f"document.querySelector({json.dumps(selector)})"
         self.wait(f"(target => target && !target.disabled && (target.focus(), true))({target})")
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, *, shift: bool = False) -> None:
         """A key of `_KEYS`, at what has the focus."""
         text, code = _KEYS[key]
-        about = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        about = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
         self._command("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
         self._command("Input.dispatchKeyEvent", type="keyUp", **about)
 

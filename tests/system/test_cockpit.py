@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,8 @@ PASSWORD = "correct horse"
 ADDRESS = "http://127.0.0.1:9090"
 SIZE = (1280, 800)
 FRAME = 'iframe[name="cockpit1:localhost/vmservice"]'
+
+LYING_VM = Path(__file__).parents[1] / "support" / "lying_vm.py"
 
 # To be seen as these letters: a page that took them for HTML would run the script.
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -111,8 +115,9 @@ def log_in(browser: Browser, user: str, *, privileged: bool) -> None:
 
 
 def errors(browser: Browser) -> list[str]:
-    """But for those of Cockpit's shell, which asks for a font that Debian's has not."""
-    return [error for error in browser.errors if "/shell/" not in error]
+    """But for those of Cockpit's own pages, which ask for fonts that Debian's has not."""
+    browser.evaluate("0")  # what there is comes before the answer
+    return [error for error in browser.errors if "Failed to load resource" not in error or "/vmservice/" in error]
 
 
 def button(name: str) -> str:
@@ -225,6 +230,13 @@ def test_the_console_and_the_log(browser: Browser, mail: UnitVm, host: Container
     browser.wait("document.querySelector('.terminal').value.includes('heartbeat 3')")
     keep_picture(browser, "cockpit-vm", host, height=1250)
     # The simulated guest echoes what it is told: to the console, and so to the journal.
+    browser.type("a")
+    browser.press("Tab")
+    browser.type("b")
+    browser.wait("/a +b/.test(document.querySelector('.terminal').value)")
+    browser.press("Tab", shift=True)
+    browser.wait("document.activeElement.textContent === 'Disconnect'")
+    browser.press("Tab")
     browser.type(HOSTILE)
     browser.wait(f"document.querySelector('.terminal').value.includes({json.dumps(HOSTILE)})")
     browser.press("Enter")
@@ -240,6 +252,7 @@ def test_the_console_and_the_log(browser: Browser, mail: UnitVm, host: Container
     browser.wait_for_text("reset", "dl")
     assert mail.get("LastExit") == "reset"
     browser.click(button("Force off mail"))
+    browser.wait("document.querySelector('dialog')")
     browser.press("Escape")
     browser.wait("!document.querySelector('dialog')")
     assert mail.state == "running"
@@ -254,6 +267,30 @@ def test_the_console_and_the_log(browser: Browser, mail: UnitVm, host: Container
 
 
 @every_release
+def test_a_vm_that_lies(browser: Browser, web: UnitVm, host: Container) -> None:
+    """Who has taken over a VMM can say anything. It is shown as text, or not at all, and the other VMs are as they were."""
+    (host.shared / "lying_vm.py").write_bytes(LYING_VM.read_bytes())
+    lie = UnitVm(host, "lie")
+    lie.configure(firmware_config())
+    script = f"systemd-run --quiet --unit=lie /usr/bin/python3 /lab/lying_vm.py {lie.name} {shlex.quote(HOSTILE)}"
+    host.run(script, check=True)
+    try:
+        browser.wait_for_text("No answer", row(lie))
+        browser.click(f"{row(lie)} a")
+        browser.wait_for_text(f"{HOSTILE} , __proto__ {HOSTILE}", ".devices")
+        browser.wait_for_text("Nobody can type at a console of this VM")
+        browser.wait_for_text(f"Last exit\n{HOSTILE}", "dl")
+        assert "vCPUs" not in browser.evaluate("document.querySelector('dl').innerText")
+        browser.click("nav a")
+        web.call("Pause")
+        browser.wait_for_text("Paused", row(web))
+        assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    finally:
+        host.run("systemctl stop lie.service")
+        lie.remove()
+
+
+@every_release
 def test_a_console_that_nobody_can_type_at(browser: Browser, db: UnitVm) -> None:
     db.start()
     browser.click(f"{row(db)} a")
@@ -265,6 +302,12 @@ def test_a_console_that_nobody_can_type_at(browser: Browser, db: UnitVm) -> None
     browser.wait("!document.querySelector('.log').innerText.includes('VM started')")
     browser.wait_for_text("simulated guest: heartbeat", ".log")
 
+
+# Marks the button of this name, which has neither id nor class of its own.
+NAMED = """
+[...document.querySelectorAll("button")].filter(one => one.innerText.trim() === "%s" && one.offsetParent)
+    .map(one => { one.dataset.named = ""; return true; })[0]
+"""
 
 # What a guest prints, and the text that is left of it.
 PRINTED = {
@@ -301,7 +344,41 @@ def test_who_may_only_look(bare_browser: Browser, web: UnitVm) -> None:
     browser.click(button("Stop web-1"))
     browser.wait_for_text("web-1 could not be stopped")
     assert web.state == "running"
+    browser.click(f"{row(web)} a")
+    browser.wait_for_text("Not everything is shown", ".log")
     assert errors(browser) == []
+
+
+@every_release
+def test_administrative_access_is_switched_on(bare_browser: Browser, web: UnitVm) -> None:
+    browser = bare_browser
+    log_in(browser, "carol", privileged=False)
+    browser.click(button("Pause web-1"))
+    browser.wait_for_text("web-1 could not be paused", ".alert")
+    browser.frame = ""
+    browser.wait(NAMED % "Limited access")
+    browser.click("[data-named]")
+    browser.focus("#switch-to-admin-access-password")
+    browser.type(PASSWORD)
+    browser.press("Enter")
+    browser.wait(NAMED % "Administrative access")
+    browser.frame = FRAME
+    # The page is loaded anew: what has failed is gone.
+    browser.wait("!document.querySelector('.alert')")
+    browser.click(button("Pause web-1"))
+    browser.wait_for_text("Paused", row(web))
+    assert errors(browser) == []
+
+
+def test_the_browser_sees_what_goes_wrong(browser: Browser) -> None:
+    browser.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))")
+    browser.evaluate("window.setTimeout(() => { throw new Error('in vain') })")
+    deadline = time.monotonic() + 60
+    while not all(word in "".join(browser.errors) for word in ("Content Security Policy", "in vain")):
+        assert time.monotonic() < deadline, browser.errors
+        browser.evaluate("new Promise(resolve => window.setTimeout(resolve, 50))")
+    assert browser.evaluate("window.ran") is None
+    browser.errors.clear()
 
 
 @every_release
