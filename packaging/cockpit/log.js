@@ -98,8 +98,11 @@ export class Log {
         this._show();
     }
 
-    /* In the next frame, and only what will be kept: a guest may print more than a browser can show. */
+    /* In the next frame, and only what will be kept: a guest may print more than a browser can show, and a page that is hidden has
+     * no frames. */
     _show() {
+        if (this._rows.length > 2 * KEPT_LINES)
+            this._rows = this._rows.slice(-KEPT_LINES);
         if (this._frame !== 0)
             return;
         this._frame = requestAnimationFrame(() => {

@@ -53,7 +53,7 @@ export class Vm {
         this.own = {};
         this.underway = new Set(); // the actions that have been asked for and not been answered
         this._client = null;
-        this._owner = "";
+        this._busName = "";
         this._onchange = onchange;
     }
 
@@ -61,7 +61,7 @@ export class Vm {
     get unit() { return this.known.Unit ?? ""; }
     get reason() { return this.known.Reason ?? ""; }
     get configured() { return this.known.HasConfiguration === true; }
-    get runs() { return this._owner !== ""; }
+    get runs() { return this._busName !== ""; }
     get active() { return this.known.ActiveState ?? ""; }
     get idle() { return !this.runs && ["", "inactive", "failed"].includes(this.active); }
     get stopping() { return this.active === "deactivating"; }
@@ -84,7 +84,7 @@ export class Vm {
 
     get label() { return LABELS.get(this.shown); }
 
-    /* Label and mode of each console, the serial one first. */
+    /* Label and mode of each console. */
     get consoles() {
         return (this.own.Devices ?? [])
             .filter(([kind, name, details]) => LABEL.test(name) && (kind === "console" || details.console?.v === true))
@@ -109,30 +109,38 @@ export class Vm {
     }
 
     /* Listens to the VM that has this bus name, to none where it is empty. */
-    _follow(owner) {
-        if (owner === this._owner)
+    _follow(name) {
+        if (name === this._busName)
             return;
-        this._owner = owner;
+        this._busName = name;
         this._client?.close();
         this._client = null;
         this.own = {};
-        if (owner !== "")
-            this._listen(owner);
+        if (name !== "")
+            this._listen(name);
     }
 
-    _listen(owner) {
-        const client = cockpit.dbus(owner, { bus: "system", superuser: "try" });
+    _listen(name) {
+        const client = cockpit.dbus(name, { bus: "system", superuser: "try" });
+        let owner = null;
         const take = properties => {
             if (this._client !== client)
                 return;
             Object.assign(this.own, plain(properties, OWN));
             this._onchange();
         };
+        // A VM that ends meanwhile answers nothing; the manager says that it has ended.
+        const ask = () => client.call(VM_PATH, PROPERTIES, "GetAll", [VM], { type: "s" }).then(([all]) => take(all), () => {});
         this._client = client;
         client.subscribe({ path: VM_PATH, interface: PROPERTIES, member: "PropertiesChanged", arg0: VM },
                          (_path, _interface, _signal, [, changed]) => take(changed));
-        // A VM that ends meanwhile answers nothing; the manager says that it has ended.
-        client.call(VM_PATH, PROPERTIES, "GetAll", [VM], { type: "s" }).then(([all]) => take(all), () => {});
+        // A VM that has been restarted in no time is another one under the same name.
+        client.addEventListener("owner", (_event, now) => {
+            if (owner !== null && now !== null && now !== owner)
+                ask();
+            owner = now ?? owner;
+        });
+        ask();
     }
 }
 

@@ -6,7 +6,6 @@ With VMSERVICE_PICTURES=FOLDER pictures of it are left there: those of the docum
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -15,14 +14,10 @@ from pathlib import Path
 import pytest
 from support import browser as chromium
 from support.browser import Browser
+from support.cockpit_page import SIZE, errors, keep_picture, log_in, prepare, switch_administrative_access_on
 from support.container import Container
 from support.releases import every_release
 from support.unit_vm import UnitVm, firmware_config
-
-PASSWORD = "correct horse"
-ADDRESS = "http://127.0.0.1:9090"
-SIZE = (1280, 800)
-FRAME = 'iframe[name="cockpit1:localhost/vmservice"]'
 
 LYING_VM = Path(__file__).parents[1] / "support" / "lying_vm.py"
 
@@ -35,20 +30,10 @@ TYPED_AT = (
     .replace('mode = "journal"', 'mode = "socket"\nlog = "journal"')
 )
 
-_SIMULATED = """\
-mkdir -p /run/systemd/system/vm@.service.d
-printf '[Service]\\nExecStart=\\nExecStart=/usr/bin/vmservice run --sim %%i\\n' > /run/systemd/system/vm@.service.d/sim.conf
-systemctl daemon-reload
-useradd --create-home --shell /bin/bash --groups sudo carol
-systemctl start cockpit.socket
-"""
-
 
 @pytest.fixture(scope="session")
 def host(cockpit_container: Container) -> Container:
-    """Every VM is a simulated one there; carol is an administrator, alice is nothing."""
-    cockpit_container.run(_SIMULATED, check=True)
-    cockpit_container.run("chpasswd", check=True, stdin=f"carol:{PASSWORD}\nalice:{PASSWORD}\n".encode())
+    prepare(cockpit_container)
     return cockpit_container
 
 
@@ -85,7 +70,6 @@ def mail(host: Container) -> Iterator[UnitVm]:
 def bare_browser(host: Container) -> Iterator[Browser]:
     browser = Browser(host.talk(chromium.COMMAND))
     try:
-        browser.size(*SIZE)
         yield browser
     finally:
         browser.close()
@@ -99,27 +83,6 @@ def browser(bare_browser: Browser) -> Iterator[Browser]:
     assert errors(bare_browser) == []
 
 
-def log_in(browser: Browser, user: str, *, privileged: bool) -> None:
-    browser.go(f"{ADDRESS}/vmservice")
-    browser.wait("document.readyState === 'complete' && document.querySelector('#login-user-input')?.offsetParent")
-    if privileged:  # as the shell keeps it when a person has once switched it on
-        browser.evaluate(f"localStorage.setItem('superuser:{user}', 'any')")
-    browser.focus("#login-user-input")
-    browser.type(user)
-    browser.focus("#login-password-input")
-    browser.type(PASSWORD)
-    browser.errors.clear()  # that nobody is logged in
-    browser.press("Enter")
-    browser.wait(f"document.querySelector('{FRAME}')?.contentDocument?.querySelector('h1')")
-    browser.frame = FRAME
-
-
-def errors(browser: Browser) -> list[str]:
-    """But for those of Cockpit's own pages, which ask for fonts that Debian's has not."""
-    browser.evaluate("0")  # what there is comes before the answer
-    return [error for error in browser.errors if "Failed to load resource" not in error or "/vmservice/" in error]
-
-
 def button(name: str) -> str:
     """The selector of a button by its name for screen readers."""
     return f'button[aria-label="{name}"]'
@@ -129,21 +92,17 @@ def row(vm: UnitVm) -> str:
     return f'tr[data-vm="{vm.name}"]'
 
 
-def keep_picture(browser: Browser, name: str, host: Container, height: int) -> None:
-    """As NAME-RELEASE.png, for a view so high."""
-    if folder := os.environ.get("VMSERVICE_PICTURES"):
-        browser.size(1200, height)
-        browser.evaluate("window.scrollTo(0, 0)")
-        (Path(folder) / f"{name}-{host.release}.png").write_bytes(browser.picture())
-        browser.size(*SIZE)
-
-
 @every_release
 def test_the_list_and_its_buttons(browser: Browser, web: UnitVm, db: UnitVm) -> None:
     browser.wait_for_text("Running", row(web))
     browser.wait_for_text("1 of 4", row(web))
     browser.wait_for_text("64 MiB", row(web))
     browser.wait_for_text("Off", row(db))
+
+    browser.size(*SIZE, dark=True)
+    browser.wait("document.documentElement.className === 'dark'")
+    browser.size(*SIZE)
+    browser.wait("document.documentElement.className === ''")
 
     browser.click(button("Pause web-1"))
     browser.wait_for_text("Paused", row(web))
@@ -172,10 +131,16 @@ def test_the_list_and_its_buttons(browser: Browser, web: UnitVm, db: UnitVm) -> 
 @every_release
 def test_what_happens_elsewhere_is_seen(browser: Browser, web: UnitVm, host: Container) -> None:
     browser.evaluate("window.notLoadedAnew = true")
+    browser.wait_for_text("1 of 4", row(web))
     web.stop()
     browser.wait_for_text("Off", row(web))
+    web.configure(TYPED_AT.replace("boot = 1", "boot = 2"))
     web.start()
     browser.wait_for_text("Running", row(web))
+    browser.wait_for_text("2 of 4", row(web))
+    web.configure(TYPED_AT)
+    web.restart()
+    browser.wait_for_text("1 of 4", row(web))
     web.call("Pause")
     browser.wait_for_text("Paused", row(web))
     new = UnitVm(host, "new")
@@ -266,6 +231,24 @@ def test_the_console_and_the_log(browser: Browser, mail: UnitVm, host: Container
     browser.wait_for_text("The VM does not run")
 
 
+def test_a_guest_that_hears_no_button_is_forced_off(browser: Browser, host: Container) -> None:
+    """With a real machine: a simulated one always hears."""
+    deaf = UnitVm(host, "deaf")
+    deaf.configure(firmware_config("deaf"))
+    try:
+        with deaf.drop_in("ExecStart=\nExecStart=/usr/bin/vmservice run %i\n"):
+            deaf.start()
+            browser.click(f"{row(deaf)} a")
+            browser.click(button("Stop deaf"))
+            browser.wait_for_text("Stopping", ".title")
+            browser.click(button("Force off deaf"))
+            browser.click("dialog button[type=submit]")
+            browser.wait_for_text("Off", ".title")
+            assert deaf.show("Result") == "success"
+    finally:
+        deaf.remove()
+
+
 @every_release
 def test_a_vm_that_lies(browser: Browser, web: UnitVm, host: Container) -> None:
     """Who has taken over a VMM can say anything. It is shown as text, or not at all, and the other VMs are as they were."""
@@ -290,7 +273,6 @@ def test_a_vm_that_lies(browser: Browser, web: UnitVm, host: Container) -> None:
         lie.remove()
 
 
-@every_release
 def test_a_console_that_nobody_can_type_at(browser: Browser, db: UnitVm) -> None:
     db.start()
     browser.click(f"{row(db)} a")
@@ -302,12 +284,6 @@ def test_a_console_that_nobody_can_type_at(browser: Browser, db: UnitVm) -> None
     browser.wait("!document.querySelector('.log').innerText.includes('VM started')")
     browser.wait_for_text("simulated guest: heartbeat", ".log")
 
-
-# Marks the button of this name, which has neither id nor class of its own.
-NAMED = """
-[...document.querySelectorAll("button")].filter(one => one.innerText.trim() === "%s" && one.offsetParent)
-    .map(one => { one.dataset.named = ""; return true; })[0]
-"""
 
 # What a guest prints, and the text that is left of it.
 PRINTED = {
@@ -325,7 +301,6 @@ PRINTED = {
 }
 
 
-@every_release
 def test_control_sequences(browser: Browser) -> None:
     write = "(await import(new URL('screen.js', document.baseURI))).Screen"
     script = f"(async () => {{ const screen = new ({write})(); screen.write(%s); return screen.text; }})()"
@@ -355,14 +330,7 @@ def test_administrative_access_is_switched_on(bare_browser: Browser, web: UnitVm
     log_in(browser, "carol", privileged=False)
     browser.click(button("Pause web-1"))
     browser.wait_for_text("web-1 could not be paused", ".alert")
-    browser.frame = ""
-    browser.wait(NAMED % "Limited access")
-    browser.click("[data-named]")
-    browser.focus("#switch-to-admin-access-password")
-    browser.type(PASSWORD)
-    browser.press("Enter")
-    browser.wait(NAMED % "Administrative access")
-    browser.frame = FRAME
+    switch_administrative_access_on(browser)
     # The page is loaded anew: what has failed is gone.
     browser.wait("!document.querySelector('.alert')")
     browser.click(button("Pause web-1"))
@@ -392,6 +360,5 @@ def test_without_the_manager_it_says_so(browser: Browser, web: UnitVm, host: Con
     browser.wait_for_text("Running", row(web))
 
 
-@every_release
 def test_no_virtual_machines(browser: Browser) -> None:
     browser.wait_for_text("vmservice create web --image")
