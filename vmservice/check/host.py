@@ -27,6 +27,9 @@ _DEVICES = (
     ("vhost-vsock", "/dev/vhost-vsock", "vhost_vsock", "sockets between host and guest, [vsock]", _VHOST_VSOCK_RIGHTS),
 )
 
+# Documentation/admin-guide/mm/transhuge.rst. Guest memory is shared memory that asks for huge pages.
+_SHARED_HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+
 
 class Check:
     """One line of the report: `result` is OK, LIMITED or MISSING; `hint` says what to do about it, or is empty."""
@@ -48,6 +51,7 @@ def check_host() -> list[Check]:
     return [
         _check_processor(),
         *_check_kvm(),
+        _check_huge_pages(),
         *_check_devices(),
         _check_passt(),
         _check_systemd(),
@@ -124,6 +128,24 @@ def _check_test_vm(kvm: Kvm) -> Check:
     if output != EXPECTED:
         return Check("test VM", MISSING, f"it computed {shown(output)} instead of {shown(EXPECTED)}", "do not trust this host")
     return Check("test VM", OK, f"a real-mode guest added 2 and 3 and wrote {shown(output)} to its serial port")
+
+
+def _check_huge_pages() -> Check:
+    name = "huge pages"
+    try:
+        with open(_SHARED_HUGE_PAGES, encoding="ascii") as file:
+            chosen = file.read().partition("[")[2].partition("]")[0]
+    except OSError:
+        return Check(name, LIMITED, "this kernel has no transparent huge pages: guest memory is in small pages")
+    if chosen in ("never", "deny"):
+        return Check(
+            name,
+            LIMITED,
+            f"guest memory is in small pages, which is slower: shmem_enabled is {chosen}",
+            f"echo advise > {_SHARED_HUGE_PAGES}; for later starts of the host, a line `w {_SHARED_HUGE_PAGES} - - - - advise`"
+            " in a file of /etc/tmpfiles.d",
+        )
+    return Check(name, OK, f"guest memory has them: shmem_enabled is {chosen}")
 
 
 def _check_devices() -> list[Check]:

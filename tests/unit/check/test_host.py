@@ -46,6 +46,30 @@ def test_a_device_is_opened_to_know(monkeypatch: pytest.MonkeyPatch, number: int
 
 
 @pytest.mark.parametrize(
+    ("shown", "result", "detail"),
+    [
+        ("always within_size [advise] never deny force", "ok", "guest memory has them: shmem_enabled is advise"),
+        (
+            "always within_size advise [never] deny force",
+            "limited",
+            "guest memory is in small pages, which is slower: shmem_enabled is never",
+        ),
+        (None, "limited", "this kernel has no transparent huge pages: guest memory is in small pages"),
+    ],
+)
+def test_huge_pages_of_guest_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str | None, result: str, detail: str
+) -> None:
+    path = tmp_path / "shmem_enabled"
+    if shown is not None:
+        path.write_text(f"{shown}\n")
+    monkeypatch.setattr(host, "_SHARED_HUGE_PAGES", str(path))
+    check = host._check_huge_pages()
+    assert (check.result, check.detail) == (result, detail)
+    assert (f"echo advise > {path}" in check.hint) == (shown is not None and result == "limited")
+
+
+@pytest.mark.parametrize(
     ("program", "result", "detail"),
     [
         (b"with vhost-user", "ok", "for networks without privilege, by vhost-user"),
