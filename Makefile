@@ -1,9 +1,10 @@
-# make demo    the main job, shown in a nested host: a VM started, paused, resumed and stopped as a service
-# make check   the linters and the fast tests, in a few minutes and without containers or a nested host
-# make test    every test and linter there is
-# make bench   start-up, memory, exits, disks and networks beside QEMU
-# make deb     dist/vmservice_VERSION_all.deb
-# make lab     builds what demo, test and bench keep in the cache ($VMSERVICE_CACHE, or ~/.cache/vmservice)
+# make demo       the main job, shown in a nested host: a VM started, paused, resumed and stopped as a service
+# make check      the linters and the fast tests, in a few minutes and without containers or a nested host
+# make test       every level of the tests, and the linters
+# make test-long  the same with the tests that are marked "long", variants of others that take minutes each in the nested host
+# make bench      start-up, memory, exits, disks and networks beside QEMU
+# make deb        dist/vmservice_VERSION_all.deb
+# make lab        builds what demo, test and bench keep in the cache ($VMSERVICE_CACHE, or ~/.cache/vmservice)
 #
 # Made for Debian 12 and 13; what is missing is installed with apt-get, so run it as root.
 
@@ -18,7 +19,7 @@ CHECK_PACKAGES := $(DISK_PACKAGES) acpica-tools binutils dbus dmidecode e2fsprog
                   mount python3-dbusmock python3-systemd python3-venv systemd xz-utils zstd
 TEST_PACKAGES := $(LAB_PACKAGES) $(CHECK_PACKAGES) systemd-container
 
-.PHONY: demo check test bench deb lab
+.PHONY: demo check test test-long bench deb lab
 
 demo: as-root
 	@packaging/need $(LAB_PACKAGES)
@@ -26,9 +27,13 @@ demo: as-root
 
 check:
 	@packaging/need $(CHECK_PACKAGES)
-	@$(PYTHON) tests/support/environment.py -m pytest -q -p tests.support.skips $(addprefix tests/,$(FAST_LEVELS)) $(PYTEST_OPTIONS)
+	@$(PYTHON) tests/support/run_levels.py $(FAST_LEVELS) -- -q -m "not long" $(PYTEST_OPTIONS)
 
 test: as-root
+	@packaging/need $(TEST_PACKAGES)
+	@$(PYTHON) tests/support/run_levels.py $(LEVELS) -- -m "not long" $(PYTEST_OPTIONS)
+
+test-long: as-root
 	@packaging/need $(TEST_PACKAGES)
 	@$(PYTHON) tests/support/run_levels.py $(LEVELS) -- $(PYTEST_OPTIONS)
 

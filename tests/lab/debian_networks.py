@@ -90,12 +90,12 @@ def check_networks(guests: dict[str, DiskGuest]) -> None:
     assert other.startswith(f"{_PREFIX}.")
     assert own not in (in_bridge, other)
     host = newer.host
-    serves = f"timeout 120 sh -c 'until journalctl --unit={_PEER_UNIT} --output=cat | grep -q serves; do sleep 0.5; done'"
-    host.run(serves, timeout=150, check=True)
+    serves = f"timeout 300 sh -c 'until journalctl --unit={_PEER_UNIT} --output=cat | grep -q serves; do sleep 0.5; done'"
+    host.run(serves, timeout=330, check=True)
     for guest, there in ((newer, other), (older, in_bridge)):
         shown = guest.type(
-            f"busybox ping -c 2 -w 20 {there} > /dev/null",
-            f"busybox ping -c 2 -w 20 {_PREFIX}.1 > /dev/null",
+            f"busybox ping -c 2 -w 60 {there} > /dev/null",
+            f"busybox ping -c 2 -w 60 {_PREFIX}.1 > /dev/null",
             f"exec 3<> /dev/tcp/{_PEER}/80; printf 'GET /greeting HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3",
         )
         assert "\nby QEMU\n" in shown, shown
@@ -120,7 +120,7 @@ def start_client(vm: UnitVm) -> None:
 
 def check_client(vm: UnitVm) -> None:
     """It found the guest's service there at its first try."""
-    vm.host.run("timeout 90 systemctl start client", timeout=120, check=True)
+    vm.host.run("timeout 300 systemctl start client", timeout=330, check=True)
     said = vm.host.run("journalctl --output=cat --unit=client", check=True).stdout
     assert "\ntrixie\n" in said, said
     vm.host.run("rm /run/systemd/system/client.service; systemctl stop client; systemctl daemon-reload", check=True)

@@ -137,10 +137,10 @@ if [ "$vmtest" = watchdog ]; then
     found=$(cat /sys/class/watchdog/watchdog0/bootstatus)
     say "$(cat /sys/class/watchdog/watchdog0/identity) bootstatus $found"
     rmmod wdat_wdt
-    insmod /modules/*wdat_wdt.ko timeout=4
+    insmod /modules/*wdat_wdt.ko timeout=8
     exec 3> /dev/watchdog0
     if [ "$found" = 0 ]; then
-        for second in 1 2 3 4 5 6; do
+        for second in 1 2 3 4 5 6 7 8 9 10; do
             sleep 1
             echo >&3
         done
@@ -149,7 +149,7 @@ if [ "$vmtest" = watchdog ]; then
         dmesg -r | sed -n 's/^<[0-4]>/vmservice guest: warning /p'
         printf V >&3
         exec 3>&-
-        sleep 5
+        sleep 9
         say "watchdog $(cat /sys/class/watchdog/watchdog0/state)"
     fi
 fi

@@ -54,10 +54,11 @@ def nested_kvm() -> bool:
 class LabHost:
     """One host. `directory` is its run folder: sockets, console log, payload, pid."""
 
-    def __init__(self, directory: Path, kept: Path | None = None) -> None:
+    def __init__(self, directory: Path, kept: Path | None = None, cpus: int = 2) -> None:
         """`kept` is a disk image besides the folder that outlives each QEMU: virtio-kept in the host."""
         self._directory = directory
         self._kept = kept
+        self._cpus = cpus
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -130,7 +131,7 @@ class LabHost:
             root=shlex.quote(str(emulator_tree())),
             boot=shlex.quote(str(root_tree() / "boot")),
             images=shlex.quote(str(disk.parent)),
-            command=shlex.join(_qemu(disk.name, disks.name, ramdisk.name, kept=self._kept is not None)),
+            command=shlex.join(_qemu(disk.name, disks.name, ramdisk.name, cpus=self._cpus, kept=self._kept is not None)),
         )
         leash = [] if detached else ["setpriv", "--pdeathsig", "KILL"]
         with (self._directory / "qemu.log").open("wb") as log:
@@ -175,7 +176,7 @@ class LabHost:
         return words
 
 
-def _qemu(disk: str, disks: str, ramdisk: str, kept: bool) -> list[str]:
+def _qemu(disk: str, disks: str, ramdisk: str, *, cpus: int, kept: bool) -> list[str]:
     """The command line, as seen in the namespace."""
     accelerator = ["-accel", "kvm", "-cpu", "host"] if nested_kvm() else ["-accel", "tcg,thread=multi", "-cpu", "max,+svm"]
     kernel = "/boot/" + KernelPackage(root_tree()).image.name
@@ -183,7 +184,7 @@ def _qemu(disk: str, disks: str, ramdisk: str, kept: bool) -> list[str]:
         "qemu-system-x86_64",
         *("-M", "q35"),
         *accelerator,
-        *("-smp", "2", "-m", str(_MEMORY_MIB)),
+        *("-smp", str(cpus), "-m", str(_MEMORY_MIB)),
         # Says "Triple fault", which ends a host that has no word left itself.
         *("-d", "cpu_reset", "-D", "/mnt/reset.log"),
         *("-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot"),

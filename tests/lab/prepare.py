@@ -27,15 +27,17 @@ def payload() -> dict[str, Path]:
         "typist.py": Path(__file__).with_name("typist.py"),
         "restored.py": Path(__file__).with_name("restored.py"),
         "vsock_host.py": Path(__file__).with_name("vsock_host.py"),
-        "shutdowns.py": Path(__file__).with_name("shutdowns.py"),
+        "svm_faults.py": Path(__file__).with_name("svm_faults.py"),
     }
 
 
 def install(host: LabHost) -> None:
-    """Installs the package as an operator would. Where KVM is emulated, it notes where a guest has a triple fault."""
+    """Installs the package as an operator would, and does what `check-host` says of huge pages: a guest is up in a sixth less
+    time. Where KVM is emulated, the host notes what its emulator does to guests."""
     host.run(f"apt-get install -y -qq {INSTALLED_FROM}", timeout=180, check=True)
+    host.run("echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled", check=True)
     if not nested_kvm():
-        host.run("python3 /lab/shutdowns.py arm", check=True)
+        host.run("python3 /lab/svm_faults.py arm", check=True)
 
 
 def guest_with_script(vm: UnitVm, release: str, script: str, *modules: str) -> str:
@@ -67,7 +69,8 @@ def guest_config(
 ) -> str:
     """A VM's configuration: the guest of `release`, or with another `kernel` or `initramfs`. `max_cpus` is `cpus` unless given;
     `memory_keys` and `service` hold further lines of their sections, `more` whole sections."""
-    kernel = kernel or f"/lab/{release}.vmlinuz"
+    # A bzImage takes some seconds more here, to unpack itself.
+    kernel = kernel or f"/lab/{release}.vmlinux"
     initramfs = initramfs or f"/lab/{release}.initramfs"
     return (
         f'[kernel]\npath = "{kernel}"\ninitramfs = "{initramfs}"\ncmdline = "{cmdline}"\n\n'

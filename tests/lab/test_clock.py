@@ -6,11 +6,11 @@ import json
 import re
 import time
 
+from lab.guest_checks import BOOT_TIMEOUT_SEC
 from lab.prepare import guest_config
 from support.unit_vm import UnitVm
 from support.vmm_process import complaints
 
-BOOT_TIMEOUT_SEC = 240.0
 YEAR_SEC = 365 * 86400
 
 

@@ -14,7 +14,7 @@ from lab.root_tree import RELEASES
 from support.unit_vm import UnitVm
 
 
-@pytest.mark.parametrize("transport", ["pci", "mmio"])
+@pytest.mark.parametrize("transport", ["pci", pytest.param("mmio", marks=pytest.mark.long)])
 def test_virtio_devices(guests: dict[str, UnitVm], transport: str) -> None:
     more = f'[console]\nmode = "journal"\n[balloon]\nsize = "64M"\n[virtio]\ntransport = "{transport}"\n'
     cmdline = "console=ttyS0 quiet vmtest=virtio"
@@ -84,6 +84,7 @@ def test_resize_up_and_down(guests: dict[str, UnitVm]) -> None:
         assert vm.show("Result") == "success"
 
 
+@pytest.mark.long
 def test_the_tables_a_guest_sees_are_sound(vm: UnitVm) -> None:
     """As the guest's kernel found them in its memory: iasl takes each apart and puts it together again without a complaint."""
     vm.configure(guest_config(cpus=2, cmdline="console=ttyS0 quiet vmtest=tables"))
@@ -99,6 +100,7 @@ def test_the_tables_a_guest_sees_are_sound(vm: UnitVm) -> None:
         assert "0 Errors, 0 Warnings" in taken_apart, taken_apart
 
 
+@pytest.mark.long
 def test_persons_at_a_virtio_console(guests: dict[str, UnitVm]) -> None:
     """Who come in turn, each with a terminal of another size, which the guest learns."""
     more = '[console]\nmode = "pty"\n'
@@ -121,6 +123,7 @@ def test_persons_at_a_virtio_console(guests: dict[str, UnitVm]) -> None:
         assert vm.show("Result") == "success"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "masked",
     [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from lab.channel import HostDied
 from lab.debian_networks import IN_BRIDGE, OWN_TAP, check_client, check_networks, host_networks, start_client, start_peer
-from lab.disk_guest import DiskGuest, copy_roots, disk_table
+from lab.disk_guest import BOOT_TIMEOUT_SEC, DiskGuest, copy_roots, disk_table
 from lab.gpt import FIRST_BYTE
 from lab.guest_checks import unexplained_warnings
 from lab.root_disk import ARCHIVED
@@ -74,9 +74,11 @@ def test_a_debian_from_boot_to_power_off(guests: dict[str, UnitVm]) -> None:
             ready = ""
             if release == "trixie":
                 more += f'"ssh.authorized_keys.root" = "{ssh_key(guest)}"\n[vsock]\n' + OWN_TAP
-                ready = 'ready = "guest"'
+                ready = 'ready = "guest"\nready_timeout = 900'
             guest.configure(root + data + more, cpus=cpus[release], initramfs=initramfs, service=ready)
             guest.host.run(f"systemctl start --no-block {guest.vm.unit}", check=True)
+            # What is started before the VMM has 90 seconds, which the boot of the other guest would use up here.
+            guest.vm.wait_for("VM started", BOOT_TIMEOUT_SEC)
         start_client(booted["trixie"].vm)
         for release, guest in booted.items():
             assert unexplained_warnings(guest.wait_up()) == []
@@ -141,7 +143,7 @@ def check_identity(guest: DiskGuest) -> None:
 
 def check_readiness(vm: UnitVm) -> None:
     """The guest's systemd, which has started all that it was to start, has said so."""
-    vm.host.run(f"timeout 60 systemctl start {vm.unit}", timeout=90, check=True)
+    vm.host.run(f"timeout 300 systemctl start {vm.unit}", timeout=330, check=True)
     assert vm.get("GuestReady") is True
     said = vm.journal()
     assert "the guest is ready" in said
@@ -177,8 +179,8 @@ def _use(guest: DiskGuest, cpus: int) -> None:
     guest.type("rm /mnt/rubbish && sync && fstrim -v /mnt && umount /mnt")
     assert full - _occupied(guest, image) > 20 * MIB
 
-    guest.host.run(f"truncate --size=96M {image}; systemctl reload {guest.vm.unit}", timeout=60, check=True)
-    guest.type(f"timeout 30 sh -c 'until [ $(blockdev --getsize64 /dev/vdb) = {96 * MIB} ]; do sleep 0.5; done'")
+    guest.host.run(f"truncate --size=96M {image}; systemctl reload {guest.vm.unit}", timeout=120, check=True)
+    guest.type(f"timeout 120 sh -c 'until [ $(blockdev --getsize64 /dev/vdb) = {96 * MIB} ]; do sleep 0.5; done'")
 
 
 def _occupied(guest: DiskGuest, image: str) -> int:

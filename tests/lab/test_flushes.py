@@ -6,6 +6,7 @@ import os
 import random
 import re
 
+import pytest
 from lab.guest_checks import BOOT_TIMEOUT_SEC
 from lab.host import LabHost
 from lab.prepare import guest_config, install, payload
@@ -82,6 +83,7 @@ def test_what_was_flushed_outlives_a_killed_vmm(guests: dict[str, UnitVm]) -> No
             writer.check_image()
 
 
+@pytest.mark.long
 def test_what_was_flushed_outlives_a_killed_host(lab: LabHost) -> None:
     """On a disk of the host's that its next start finds again. Whatever the host has not written to it by then is lost."""
     device = "/dev/disk/by-id/virtio-kept"

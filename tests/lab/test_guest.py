@@ -70,7 +70,11 @@ def test_a_guest_from_start_to_stop(vm: UnitVm) -> None:
 
 @pytest.mark.parametrize(
     ("image", "protocol", "cpus"),
-    [("vmlinuz", "64-bit", 4), ("vmlinux", "PVH", 4), ("vmlinux without its note", "64-bit", 1)],
+    [
+        ("vmlinuz", "64-bit", 4),
+        pytest.param("vmlinux", "PVH", 4, marks=pytest.mark.long),
+        pytest.param("vmlinux without its note", "64-bit", 1, marks=pytest.mark.long),
+    ],
 )
 def test_kernels(guests: dict[str, UnitVm], image: str, protocol: str, cpus: int) -> None:
     """A bzImage, and the ELF inside it by both of its entries, of two Debian releases."""
@@ -90,6 +94,7 @@ def test_kernels(guests: dict[str, UnitVm], image: str, protocol: str, cpus: int
         assert "vmservice guest: power button" in vm.journal()
 
 
+@pytest.mark.long
 def test_the_whole_console_of_a_boot_is_in_the_journal(vm: UnitVm) -> None:
     """Without `quiet`: some three hundred lines, the first and the last of them and none out of order."""
     vm.configure(guest_config(cmdline="console=ttyS0 vmtest=poweroff"))
@@ -106,6 +111,7 @@ def test_the_whole_console_of_a_boot_is_in_the_journal(vm: UnitVm) -> None:
     assert vm.show("Result") == "success"
 
 
+@pytest.mark.long
 def test_a_hundred_pauses_of_a_busy_guest(vm: UnitVm) -> None:
     """By one caller on one connection: 200 processes of busctl would take a minute here, and pause less often."""
     vm.configure(guest_config(cpus=2, cmdline="console=ttyS0 quiet vmtest=busy"))
@@ -123,6 +129,7 @@ def test_a_hundred_pauses_of_a_busy_guest(vm: UnitVm) -> None:
     assert vm.show("Result") == "success"
 
 
+@pytest.mark.long
 def test_a_restart(vm: UnitVm) -> None:
     """tests/system has twenty, of a guest that is up at once."""
     vm.start()
@@ -150,10 +157,15 @@ def test_a_guest_that_reboots_is_reset_in_place(vm: UnitVm) -> None:
     vm.start()
     pid = vm.main_pid()
     boots = f"journalctl --unit={vm.unit} --output=cat | grep -c /init.reached"
-    vm.host.run(f"timeout 120 sh -c 'until [ $({boots}) -ge 2 ]; do sleep 1; done'", timeout=150, check=True)
+    vm.host.run(
+        f"timeout {BOOT_TIMEOUT_SEC} sh -c 'until [ $({boots}) -ge 2 ]; do sleep 1; done'",
+        timeout=BOOT_TIMEOUT_SEC + 30,
+        check=True,
+    )
     assert vm.main_pid() == pid
 
 
+@pytest.mark.long
 def test_every_vcpu_is_a_core_of_one_package(guests: dict[str, UnitVm]) -> None:
     """Whatever the host's processors are: no package, no thread and no node that is not there, in kernels old and new."""
     vcpus = {"trixie": 12, "bookworm": 4}
@@ -162,7 +174,7 @@ def test_every_vcpu_is_a_core_of_one_package(guests: dict[str, UnitVm]) -> None:
         vm.start()
     for release, vm in guests.items():
         cpus = vcpus[release]
-        vm.wait_inactive(2 * BOOT_TIMEOUT_SEC)
+        vm.wait_inactive(3 * BOOT_TIMEOUT_SEC)
         console = serial_console(vm)
         assert "vmservice guest: topology end" in console
         told = re.findall(r"guest: cpu(\d+) package (\d+) core (\d+) threads (\S+) cores (\S+) caches ([-0-9 ]*)", console)

@@ -14,7 +14,7 @@ from support.unit_vm import UnitVm
     "keys",
     [
         {"trixie": 'file = "/dev/shm"\nprefault = true', "bookworm": "hugepages = true\nprefault = true"},
-        {"trixie": 'file = "/dev/hugepages"', "bookworm": 'file = "/dev/shm"'},
+        pytest.param({"trixie": 'file = "/dev/hugepages"', "bookworm": 'file = "/dev/shm"'}, marks=pytest.mark.long),
     ],
     ids=["prefault", "as it is touched"],
 )
@@ -47,6 +47,7 @@ def test_too_few_huge_pages_are_said(vm: UnitVm) -> None:
     assert vm.show("ExecMainStatus") == "71"
 
 
+@pytest.mark.long
 def test_two_guests_share_pages(vm: UnitVm) -> None:
     """KSM; both run the same kernel and the same programs."""
     ksm = "/sys/kernel/mm/ksm"

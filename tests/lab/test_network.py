@@ -25,7 +25,7 @@ ip link add br-lab type bridge
 ip address add {BRIDGE_ADDRESS}/24 dev br-lab
 ip link set br-lab up
 mkdir -p /srv/net
-head -c 1000000 /dev/urandom > /srv/net/data
+head -c 300000 /dev/urandom > /srv/net/data
 systemd-run --quiet --unit=net-server --service-type=exec python3 -m http.server --directory /srv/net 8000
 timeout 20 sh -c 'until ss -lt | grep --quiet 8000; do sleep 0.1; done'
 """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 
+from lab.guest_checks import BOOT_TIMEOUT_SEC
 from lab.prepare import guest_config
 from support.unit_vm import UnitVm
 
-BOOT_TIMEOUT_SEC = 120
 STREAM_BYTES = 600_000
 
 # In the lab's host: types at the guest's serial console, at which a shell takes commands, and is at the other end of a port.
@@ -16,7 +16,7 @@ import socket, sys
 
 def connect(label):
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(100)
+    client.settimeout(300)
     client.connect(f"{sys.argv[1]}/{label}.sock")
     return client
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from lab.guest_checks import BOOT_TIMEOUT_SEC, unexplained_warnings
 from lab.prepare import guest_config
 from support.unit_vm import UnitVm
@@ -83,6 +84,7 @@ def _check_taken(vm: UnitVm) -> None:
         other.remove()
 
 
+@pytest.mark.long
 def test_a_pause_and_a_reset_under_traffic(vm: UnitVm) -> None:
     """Over MMIO, where interrupts go through the VMM."""
     vm.configure(config(vm, "trixie", "", '[virtio]\ntransport = "mmio"\n'))

@@ -1,12 +1,14 @@
-"""Runs levels of the tests, each in a pytest of its own: `run_levels.py LEVEL… [-- PYTEST OPTION…]`.
+"""Runs levels of the tests, in processes of pytest: `run_levels.py LEVEL… [-- PYTEST OPTION…]`.
 
-The fast levels and the system level go side by side, for each leaves a processor idle half of the time; what the second says
-comes behind the first. The lab has the machine for itself: its host is emulated, and its tests have limits.
+The fast levels and the system level go side by side, each in two processes: they wait for most of their time. What the system
+level says comes behind what the fast levels say. The lab has the machine for itself, for two emulated hosts of one processor
+each: its tests have limits.
 The status is 0 if all of them passed, else that of the first that did not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -15,40 +17,36 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 ASIDE, ALONE = "system", "lab"
+# Containers of Debian 13, and those of Debian 12 and with Cockpit: a test's name has what it runs in.
+HALVES = (["-k", "not (bookworm or cockpit)"], ["-k", "bookworm or cockpit"])
+# pytest-xdist: a file, and in the lab a test, goes to whichever of two processes is free.
+FAST_IN_TWO = ["--numprocesses=2", "--dist=loadfile"]
+LAB_IN_TWO = ["--numprocesses=2", "--dist=load", "--maxschedchunk=1"]
 
 
 def command(levels: Sequence[str], options: Sequence[str]) -> list[str]:
-    paths = [str(TESTS / level) for level in levels]
-    return [
-        sys.executable,
-        str(TESTS / "support/environment.py"),
-        "-m",
-        "pytest",
-        "-p",
-        "tests.support.skips",
-        *paths,
-        *options,
-    ]
+    run = [sys.executable, str(TESTS / "support/environment.py"), "-m", "pytest", "-p", "tests.support.skips"]
+    return [*run, *(str(TESTS / level) for level in levels), *options]
 
 
 def run(levels: Sequence[str], options: Sequence[str]) -> int:
     fast = [level for level in levels if level not in (ASIDE, ALONE)]
     statuses = []
-    with tempfile.TemporaryFile() as said:
-        aside = None
+    with contextlib.ExitStack() as said:
+        aside = []
         if ASIDE in levels:
-            # Unless it is the only one, which may as well be seen at once.
-            output = said if fast else None
-            aside = subprocess.Popen(command([ASIDE], options), stdout=output, stderr=output)
+            for half in HALVES:
+                output = said.enter_context(tempfile.TemporaryFile())
+                aside.append((subprocess.Popen(command([ASIDE], [*half, *options]), stdout=output, stderr=output), output))
         if fast:
-            statuses.append(subprocess.run(command(fast, options), check=False).returncode)
-        if aside is not None:
-            statuses.append(aside.wait())
-            said.seek(0)
-            sys.stdout.buffer.write(said.read())
+            statuses.append(subprocess.run(command(fast, [*FAST_IN_TWO, *options]), check=False).returncode)
+        for process, output in aside:
+            statuses.append(process.wait())
+            output.seek(0)
+            sys.stdout.buffer.write(output.read())
             sys.stdout.flush()
     if ALONE in levels:
-        statuses.append(subprocess.run(command([ALONE], options), check=False).returncode)
+        statuses.append(subprocess.run(command([ALONE], [*LAB_IN_TWO, *options]), check=False).returncode)
     return next((status for status in statuses if status), 0)
 
 

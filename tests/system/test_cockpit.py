@@ -16,7 +16,7 @@ from support import browser as chromium
 from support.browser import Browser
 from support.cockpit_page import SIZE, errors, keep_picture, log_in, prepare, switch_administrative_access_on
 from support.container import Container
-from support.releases import every_release
+from support.releases import newest_release
 from support.unit_vm import UnitVm, firmware_config
 
 LYING_VM = Path(__file__).parents[1] / "support" / "lying_vm.py"
@@ -92,7 +92,7 @@ def row(vm: UnitVm) -> str:
     return f'tr[data-vm="{vm.name}"]'
 
 
-@every_release
+@newest_release
 def test_the_list_and_its_buttons(browser: Browser, web: UnitVm, db: UnitVm) -> None:
     browser.wait_for_text("Running", row(web))
     browser.wait_for_text("1 of 4", row(web))
@@ -128,7 +128,7 @@ def test_the_list_and_its_buttons(browser: Browser, web: UnitVm, db: UnitVm) -> 
     assert db.show("Result") == "success"
 
 
-@every_release
+@newest_release
 def test_what_happens_elsewhere_is_seen(browser: Browser, web: UnitVm, host: Container) -> None:
     browser.evaluate("window.notLoadedAnew = true")
     browser.wait_for_text("1 of 4", row(web))
@@ -156,7 +156,7 @@ def test_what_happens_elsewhere_is_seen(browser: Browser, web: UnitVm, host: Con
     assert browser.evaluate("window.notLoadedAnew")
 
 
-@every_release
+@newest_release
 def test_a_start_that_fails_says_why(browser: Browser, web: UnitVm, db: UnitVm, host: Container) -> None:
     bad = UnitVm(host, "test")
     bad.configure(firmware_config().replace("64M", "64MiB"))
@@ -181,7 +181,7 @@ def test_a_start_that_fails_says_why(browser: Browser, web: UnitVm, db: UnitVm, 
         bad.remove()
 
 
-@every_release
+@newest_release
 def test_the_console_and_the_log(browser: Browser, mail: UnitVm, host: Container) -> None:
     browser.click(f"{row(mail)} a")
     browser.wait_for_text("vm@mail.service", "dl")
@@ -249,7 +249,7 @@ def test_a_guest_that_hears_no_button_is_forced_off(browser: Browser, host: Cont
         deaf.remove()
 
 
-@every_release
+@newest_release
 def test_a_vm_that_lies(browser: Browser, web: UnitVm, host: Container) -> None:
     """Who has taken over a VMM can say anything. It is shown as text, or not at all, and the other VMs are as they were."""
     (host.shared / "lying_vm.py").write_bytes(LYING_VM.read_bytes())
@@ -308,7 +308,7 @@ def test_control_sequences(browser: Browser) -> None:
     assert shown == PRINTED
 
 
-@every_release
+@newest_release
 def test_who_may_only_look(bare_browser: Browser, web: UnitVm) -> None:
     browser = bare_browser
     log_in(browser, "alice", privileged=False)
@@ -324,7 +324,7 @@ def test_who_may_only_look(bare_browser: Browser, web: UnitVm) -> None:
     assert errors(browser) == []
 
 
-@every_release
+@newest_release
 def test_administrative_access_is_switched_on(bare_browser: Browser, web: UnitVm) -> None:
     browser = bare_browser
     log_in(browser, "carol", privileged=False)
@@ -349,7 +349,7 @@ def test_the_browser_sees_what_goes_wrong(browser: Browser) -> None:
     browser.errors.clear()
 
 
-@every_release
+@newest_release
 def test_without_the_manager_it_says_so(browser: Browser, web: UnitVm, host: Container) -> None:
     host.run("systemctl mask --runtime --now vmservice-manager.service", check=True)
     try:

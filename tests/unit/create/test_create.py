@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -397,7 +398,10 @@ def interrupted(work: Callable[[], object], at: int) -> bool:
 
 # A file object that is interrupted between its open and its `with`.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_interrupted_at_any_moment_it_leaves_nothing_or_all(home: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_interrupted_at_any_moment_it_leaves_nothing_or_all(
+    home: Path, image: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     """What takes long and makes nothing has been done before: the looks into the image."""
     fd = os.open(image, os.O_RDONLY)
     guest = look_into(Image(fd, str(image), image.stat().st_size))
@@ -406,9 +410,9 @@ def test_interrupted_at_any_moment_it_leaves_nothing_or_all(home: Path, image: P
     monkeypatch.setattr("vmservice.create.create.take", lambda guest, path, output: os.write(output, KERNEL))
     place = places.place_of("web", user=True)
     asked = Options(str(image), None, 0, Shape(None, "64M"), Network("none"), None, None)
-    moments = 0
+    moments = random.randrange(step)
     while interrupted(lambda: create(place, asked), moments + 1):
-        moments += 1
+        moments += step
         there = left(home)
         assert there in ([], ALL), f"at moment {moments}"
         assert not list((home / "state/vmservice").glob(".*")) if (home / "state/vmservice").exists() else True

@@ -1,9 +1,14 @@
-"""Runs on a VM's host, as root: where guests were which a triple fault has stopped. KVM on AMD resets the vCPU silently.
+"""Runs on a VM's host whose SVM is emulated, as root: has its kernel note what becomes of guests there and nothing else tells.
 
-    shutdowns.py arm | tell
+    svm_faults.py arm | tell | mixed-up
 
-`arm` has the kernel note the head of the struct kvm_vcpu whenever kvm_amd comes to such an exit, at no cost until then. `tell`
-prints a line for each: the instruction and the page table at which it was.
+* Where a guest was that a triple fault has stopped. KVM on AMD resets the vCPU silently. The head of the struct kvm_vcpu is
+  noted whenever kvm_amd comes to such an exit, at no cost until then.
+* That a guest page fault was at a RIP where the host's own KVM enters a guest, at which no guest can be: the emulator has put
+  the host's registers in the place of the guest's, which never goes on from there.
+
+`tell` prints a line for each triple fault: the instruction and the page table at which it was. `mixed-up` prints how many page
+faults of the second kind there were.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ TRACING = Path("/sys/kernel/tracing")
 # A buffer of its own, which whoever traces something else does not clear.
 OWN = TRACING / "instances/shutdowns"
 EVENT = "vmservice_lab/shutdown"
+MIXED_UP = TRACING / "instances/mixed_up"
 WORDS = 64
 SHOWN = {"rip": ("regs", 16), "rsp": ("regs", 4), "cr0": ("cr0", 0), "cr2": ("cr2", 0), "cr3": ("cr3", 0), "cr4": ("cr4", 0)}
 # BTF's kinds (Documentation/bpf/btf.rst): bytes behind each type's three words, and for each of its members.
@@ -74,6 +80,28 @@ def arm() -> None:
     (TRACING / "kprobe_events").write_text(f"p:{EVENT} kvm_amd:shutdown_interception vcpu=+0(%di):x64[{WORDS}]")
     OWN.mkdir(exist_ok=True)
     (OWN / "events" / EVENT / "enable").write_text("1")
+    MIXED_UP.mkdir(exist_ok=True)
+    start, end = entry_of_guests(Path("/proc/kallsyms").read_text())
+    event = MIXED_UP / "events/kvm/kvm_page_fault"
+    (event / "filter").write_text(f"guest_rip >= {start:#x} && guest_rip < {end:#x}")
+    (event / "enable").write_text("1")
+
+
+def entry_of_guests(kallsyms: str) -> tuple[int, int]:
+    """Where the host's kvm_amd enters a guest, and where its next function begins: "f…c095b620 t __svm_vcpu_run	[kvm_amd]".
+
+    No wider: the guest's own modules may be where the rest of the host's KVM is.
+    """
+    lines = (line.split() for line in kallsyms.splitlines() if line.endswith("[kvm_amd]"))
+    functions = sorted((int(words[0], 16), words[2]) for words in lines if words[1] in "tT")
+    (at,) = (number for number, (_, name) in enumerate(functions) if name == "__svm_vcpu_run")
+    return functions[at][0], functions[at + 1][0]
+
+
+def mixed_up() -> None:
+    """Of all that were written, also those that newer ones have pushed out."""
+    entries = re.search(r"entries-in-buffer/entries-written: \d+/(\d+)", (MIXED_UP / "trace").read_text())
+    print(entries[1] if entries else 0)
 
 
 def tell() -> None:
@@ -89,4 +117,4 @@ def tell() -> None:
 
 
 if __name__ == "__main__":
-    {"arm": arm, "tell": tell}[sys.argv[1]]()
+    {"arm": arm, "tell": tell, "mixed-up": mixed_up}[sys.argv[1]]()
