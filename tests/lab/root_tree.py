@@ -51,9 +51,7 @@ useradd --create-home --shell /bin/bash alice
 def root_tree(release: str = RELEASES[0]) -> Path:
     """The folder of the tree, built first if need be (half a minute, and the network). Nobody writes into it."""
     if release != RELEASES[0]:
-        packages = (*PACKAGES, *OLD_PACKAGES)
-        recipe = recipe_hash(release, *packages, _SETTINGS)
-        return cached(f"root-{release}", recipe, lambda target: _build(target, release, packages))
+        return debian_tree(f"root-{release}", release, (*PACKAGES, *OLD_PACKAGES))
     overlay = sorted(path for path in _OVERLAY.rglob("*") if path.is_file())
     recipe = recipe_hash(
         release,
@@ -63,6 +61,12 @@ def root_tree(release: str = RELEASES[0]) -> Path:
         *(part for path in overlay for part in (str(path.relative_to(_OVERLAY)), path.read_bytes())),
     )
     return cached("root", recipe, _build_lab)
+
+
+def debian_tree(name: str, release: str, packages: tuple[str, ...]) -> Path:
+    """The folder of a tree of that release with those packages, in the cache by that name, and likewise."""
+    recipe = recipe_hash(release, *packages, _SETTINGS)
+    return cached(name, recipe, lambda target: _build(target, release, packages))
 
 
 def _build_lab(target: Path) -> None:
