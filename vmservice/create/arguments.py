@@ -154,7 +154,7 @@ def _delete(place: Place, options: argparse.Namespace) -> int:
 
     deleted = delete(place, lambda shown: options.yes or ask(f"This is removed:\n{shown}\nRemove it?"))
     if deleted is None:
-        say("nothing is removed")
+        say("nothing is removed" if sys.stdin.isatty() else "nothing is removed; --yes removes it without a question")
         return 1
     if deleted.kept:
         say(
@@ -187,7 +187,7 @@ def _edit(place: Place, options: argparse.Namespace) -> int:
 def ask(question: str) -> bool:
     """Whether the person says yes. Where there is nobody to ask, the answer is no."""
     if not sys.stdin.isatty():
-        print(f"{question} Nobody is there to answer, so no.", file=sys.stderr, flush=True)
+        print(f"{question} Standard input is no terminal, so the answer is no.", file=sys.stderr, flush=True)
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

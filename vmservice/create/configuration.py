@@ -109,7 +109,9 @@ format = "raw"
 def _network(place: Place, ways: Ways) -> str:
     network = ways.network
     if network.mode == "none":
-        return _comment('No network. With passt installed, which needs no privilege:\n[[network]]\nmode = "passt"\n')
+        return _comment(
+            'No network, as it was asked for. This is one by passt, which needs no privilege:\n[[network]]\nmode = "passt"\n'
+        )
     lines = ["[[network]]", *_mode(network)]
     if ways.forward:
         lines += ["# A port of this host that leads to the guest's sshd.", f'forward = ["127.0.0.1:{ways.forward}:22/tcp"]']

@@ -153,7 +153,10 @@ def _notes(guest: Guest, ways: Ways, keys: str, user_data: str | None) -> list[s
     if not guest.initrd:
         notes.append("there is no initramfs: the kernel must have virtio_pci, virtio_blk and the root's file system built in")
     if not keys:
-        notes.append("no SSH key was found, so nobody is let in by one: ssh-keygen makes one, --ssh-key FILE names one")
+        notes.append(
+            "no SSH key was found, so nobody is let in by one: ssh-keygen makes one, --ssh-key FILE names one;"
+            " delete this VM, and create it again"
+        )
     elif not ways.has_credentials and not ways.has_cloud_init:
         notes.append("the image has neither systemd 252 nor cloud-init, so it cannot be told of an SSH key")
     if user_data is not None and not ways.has_cloud_init:

@@ -32,7 +32,8 @@ class Root:
     least_bytes: int = 0
 
     def fill(self, disk: int, wanted_bytes: int, account: tools.Account | None) -> None:
-        """Make the empty file `disk` a disk with one partition, ext4, that has them. HostError where mke2fs cannot."""
+        """Make the empty file `disk` a disk with one partition, ext4, that has them. HostError where mke2fs cannot,
+        HostFacilityMissing where it lacks a library for it."""
         size = wanted_bytes or max(_DEFAULT_BYTES, 2 * self.stored_bytes)
         print(f"fill a disk of {human(size)} with {self.path}", file=sys.stderr, flush=True)
         os.ftruncate(disk, size // _MIB * _MIB)
@@ -41,6 +42,11 @@ class Root:
         line += [f"/proc/self/fd/{disk}", f"{partition.size_bytes >> 10}k"]
         done = tools.run(line, PACKAGE, fd=disk, timeout_sec=None)
         if done.returncode != 0:
+            if b"need libarchive" in done.stderr:  # it says so before its last line, which is no help
+                raise HostFacilityMissing(
+                    f"--from-root: mke2fs reads the tar {self.path} by libarchive, which is not there: install libarchive13t64,"
+                    " or unpack the tar and give the folder"
+                )
             raise HostError(f"no disk of {human(size)} can be made of {self.path}: {tools.last_line(done.stderr)}")
 
     def close(self) -> None:

@@ -131,6 +131,27 @@ def test_a_root_that_does_not_fit_leaves_nothing(home: Path, tmp_path: Path, cap
     assert f"no disk of 8 MiB can be made of {tree}: " in said
 
 
+def test_a_tar_without_the_library_that_reads_it(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mke2fs of Debian 13 says it."""
+    with tarfile.open(tmp_path / "root.tar", "w") as tar:
+        tar.add(write_tree(tmp_path / "tree", TREE), arcname=".")
+
+    def mke2fs(line: list[str], *_: object, **__: object) -> subprocess.CompletedProcess[bytes]:
+        if "-V" in line:
+            return subprocess.CompletedProcess(line, 0, b"", b"mke2fs 1.47.2 (1-Jan-2025)")
+        said = (
+            b"__populate_fs_from_tar: you need libarchive to be able to process tarballs\n\nmke2fs: Operation not permitted\n"
+        )
+        return subprocess.CompletedProcess(line, 1, b"", said)
+
+    monkeypatch.setattr("vmservice.create.from_root.tools.run", mke2fs)
+    status, said = refused(capsys, "--from-root", str(tmp_path / "root.tar"), "--size", "64M")
+    assert (status, left(home)) == (69, [])
+    assert "by libarchive, which is not there: install libarchive13t64" in said
+
+
 def test_a_tree_is_roots_to_read(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path / "tree", TREE)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
