@@ -70,6 +70,7 @@ def kill(writer: Writer) -> None:
     )
 
 
+@pytest.mark.timeout(1800 + 120 * KILLS)
 def test_what_was_flushed_outlives_a_killed_vmm(guests: dict[str, UnitVm]) -> None:
     """The second guest finds what the first had flushed, and so does the host."""
     writers = [Writer(release, vm) for release, vm in guests.items()]
