@@ -1,7 +1,7 @@
 # make demo       the main job, shown in a nested host: a VM started, paused, resumed and stopped as a service
 # make check      the linters and the fast tests, in a few minutes and without containers or a nested host
 # make test       every level of the tests, and the linters
-# make test-long  the same with the tests that are marked "long", variants of others that take minutes each in the nested host
+# make test-long  the same with the tests that are marked "long", most of which are variants of others
 # make bench      start-up, memory, exits, disks and networks beside QEMU
 # make deb        dist/vmservice_VERSION_all.deb
 # make lab        builds what demo, test and bench keep in the cache ($VMSERVICE_CACHE, or ~/.cache/vmservice)

@@ -84,7 +84,6 @@ def test_what_was_flushed_outlives_a_killed_vmm(guests: dict[str, UnitVm]) -> No
             writer.check_image()
 
 
-@pytest.mark.long
 def test_what_was_flushed_outlives_a_killed_host(lab: LabHost) -> None:
     """On a disk of the host's that its next start finds again. Whatever the host has not written to it by then is lost."""
     device = "/dev/disk/by-id/virtio-kept"

@@ -140,6 +140,7 @@ def test_a_restart(vm: UnitVm) -> None:
     assert "forced" not in vm.journal()
 
 
+@pytest.mark.long
 def test_a_wait_that_fails_tells_all_of_the_guest(vm: UnitVm) -> None:
     """Of one in its boot, which is as silent as one that hangs: where it is, and what its kernel kept to itself."""
     vm.start()

@@ -7,8 +7,8 @@ KVM's trace of 2 seconds, as counts of exits by reason and guest RIP; and what t
 which `quiet` keeps from the console. A part that this host does not have says so. Nothing changes in the guest. How to read it:
 
 * No exit but for interrupts, at a few RIPs: a loop of the guest's; the printk text tells how far it had come.
-* A RIP where the host's own kvm_amd or kvm_intel enters a guest, which is said: what runs the host, an emulator, has put the
-  host's registers in the place of the guest's.
+* A RIP in the host's own __svm_vcpu_run (/proc/kallsyms): what runs the host, an emulator, has put the host's registers in the
+  place of the guest's. lab/svm_faults.py counts those.
 * A RIP in user space, or in the kernel where no loop is, behind "smp: Brought up": the guest has lost its way.
 * Thousands of writes of the TSC deadline: a clock that stands still.
 * No entry at all, and system time instead of guest time: KVM does not get into the guest.
@@ -17,7 +17,6 @@ which `quiet` keeps from the console. A part that this host does not have says s
 
 from __future__ import annotations
 
-import bisect
 import collections
 import os
 import re
@@ -31,8 +30,6 @@ WINDOW_SEC = 2.0
 TRACING = Path("/sys/kernel/tracing")
 KVM_STATISTICS = Path("/sys/kernel/debug/kvm")
 SHOWN_RIPS = 40
-# Behind a RIP that no guest can have: what runs this host has mixed up the registers of the two.
-MIXED_UP = "OF THE HOST"
 # More than a whole boot.
 SHOWN_PRINTK = 40_000
 # Smaller mappings are not a Linux guest's memory.
@@ -118,30 +115,9 @@ def trace(pid: int) -> None:
     print("events:", ", ".join(f"{name} {count}" for name, count in events.most_common()))
     print("writes of the TSC deadline:", sum("msr_write 6e0" in line for line in lines))
     rips = collections.Counter(rip[0] for line in lines if (rip := re.search(r"reason \S+.*?rip 0x[0-9a-f]+", line)))
-    own = host_symbols(Path("/proc/kallsyms").read_text())
     for what, count in rips.most_common(SHOWN_RIPS):
-        print(f"{count:6} {what}{in_host(own, int(what.rpartition('0x')[2], 16))}")
+        print(f"{count:6} {what}")
     print("\n".join(["the last lines:", *lines[-12:]]))
-
-
-def host_symbols(kallsyms: str) -> list[tuple[int, str]]:
-    """Addresses and names of the functions of the host's KVM, in order: "f…c095b620 t __svm_vcpu_run	[kvm_amd]".
-
-    Data is left out: that of each CPU has an offset for an address, with which any RIP would be between the first and the last.
-    """
-    lines = (line.split() for line in kallsyms.splitlines() if line.endswith(("[kvm_amd]", "[kvm_intel]")))
-    return sorted((int(words[0], 16), words[2]) for words in lines if words[1] in "tT")
-
-
-def in_host(symbols: list[tuple[int, str]], rip: int) -> str:
-    """Said of a `rip` in the function of the host's KVM that enters the guest: there a guest with the host's state goes on.
-
-    The guest's own modules may be where the rest of the host's KVM is.
-    """
-    if not symbols or not symbols[0][0] <= rip <= symbols[-1][0]:
-        return ""
-    start, name = symbols[bisect.bisect(symbols, (rip, "\U0010ffff")) - 1]
-    return f", which is {name}+{rip - start:#x} {MIXED_UP}" if name.endswith("_vcpu_run") else ""
 
 
 def mounted(kind: str, place: Path) -> None:

@@ -34,7 +34,9 @@ def side_by_side(levels: Sequence[str], options: Sequence[str]) -> list[list[str
     others = [level for level in levels if level not in (UNIT, SYSTEM, LAB)]
     commands = [command(fast, options) for fast in (others, [UNIT] if UNIT in levels else []) if fast]
     if SYSTEM in levels:
-        commands += [command([SYSTEM], [*half, *options]) for half in HALVES]
+        # pytest has one expression: who gives another one has all that it finds in one process.
+        halves = HALVES if "-k" not in options else ([],)
+        commands += [command([SYSTEM], [*half, *options]) for half in halves]
     return commands
 
 

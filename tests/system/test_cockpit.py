@@ -5,6 +5,7 @@ With VMSERVICE_PICTURES=FOLDER pictures of it are left there: those of the docum
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import time
@@ -37,33 +38,38 @@ def host(cockpit_container: Container) -> Container:
     return cockpit_container
 
 
+@contextlib.contextmanager
+def configured(host: Container, name: str, text: str) -> Iterator[UnitVm]:
+    """A VM that does not run; it is gone afterwards."""
+    vm = UnitVm(host, name)
+    vm.configure(text)
+    try:
+        yield vm
+    finally:
+        vm.remove()
+
+
 @pytest.fixture
 def web(host: Container) -> Iterator[UnitVm]:
     """A VM that runs, and has a console to type at."""
-    vm = UnitVm(host, "web-1")
-    vm.configure(TYPED_AT)
-    vm.start()
-    yield vm
-    vm.remove()
+    with configured(host, "web-1", TYPED_AT) as vm:
+        vm.start()
+        yield vm
 
 
 @pytest.fixture
 def db(host: Container) -> Iterator[UnitVm]:
     """A VM that does not run."""
-    vm = UnitVm(host, "db")
-    vm.configure(firmware_config())
-    yield vm
-    vm.remove()
+    with configured(host, "db", firmware_config()) as vm:
+        yield vm
 
 
 @pytest.fixture
 def mail(host: Container) -> Iterator[UnitVm]:
     """As web-1, with a log of its own."""
-    vm = UnitVm(host, "mail")
-    vm.configure(TYPED_AT)
-    vm.start()
-    yield vm
-    vm.remove()
+    with configured(host, "mail", TYPED_AT) as vm:
+        vm.start()
+        yield vm
 
 
 @pytest.fixture
@@ -143,10 +149,8 @@ def test_what_happens_elsewhere_is_seen(browser: Browser, web: UnitVm, host: Con
     browser.wait_for_text("1 of 4", row(web))
     web.call("Pause")
     browser.wait_for_text("Paused", row(web))
-    new = UnitVm(host, "new")
-    new.configure(firmware_config())
-    browser.wait_for_text("Off", row(new))
-    new.remove()
+    with configured(host, "new", firmware_config()) as new:
+        browser.wait_for_text("Off", row(new))
     browser.wait(f"!document.querySelector({json.dumps(row(new))})")
 
     # The manager keeps nothing: one that is new is asked anew.
@@ -158,9 +162,7 @@ def test_what_happens_elsewhere_is_seen(browser: Browser, web: UnitVm, host: Con
 
 @newest_release
 def test_a_start_that_fails_says_why(browser: Browser, web: UnitVm, db: UnitVm, host: Container) -> None:
-    bad = UnitVm(host, "test")
-    bad.configure(firmware_config().replace("64M", "64MiB"))
-    try:
+    with configured(host, "test", firmware_config().replace("64M", "64MiB")) as bad:
         browser.click(button("Start test"))
         browser.wait_for_text("test could not be started", ".alert")
         browser.wait_for_text('memory.size is "64MiB"; expected "64M"', ".alert")
@@ -177,8 +179,6 @@ def test_a_start_that_fails_says_why(browser: Browser, web: UnitVm, db: UnitVm, 
         browser.wait_for_text(f'memory.size is "{HOSTILE}"', row(bad))
         assert browser.evaluate("document.querySelectorAll('img').length") == 0
         assert db.show("ActiveState") == "inactive"
-    finally:
-        bad.remove()
 
 
 @newest_release
@@ -233,20 +233,16 @@ def test_the_console_and_the_log(browser: Browser, mail: UnitVm, host: Container
 
 def test_a_guest_that_hears_no_button_is_forced_off(browser: Browser, host: Container) -> None:
     """With a real machine: a simulated one always hears."""
-    deaf = UnitVm(host, "deaf")
-    deaf.configure(firmware_config("deaf"))
-    try:
-        with deaf.drop_in("ExecStart=\nExecStart=/usr/bin/vmservice run %i\n"):
-            deaf.start()
-            browser.click(f"{row(deaf)} a")
-            browser.click(button("Stop deaf"))
-            browser.wait_for_text("Stopping", ".title")
-            browser.click(button("Force off deaf"))
-            browser.click("dialog button[type=submit]")
-            browser.wait_for_text("Off", ".title")
-            assert deaf.show("Result") == "success"
-    finally:
-        deaf.remove()
+    real = "ExecStart=\nExecStart=/usr/bin/vmservice run %i\n"
+    with configured(host, "deaf", firmware_config("deaf")) as deaf, deaf.drop_in(real):
+        deaf.start()
+        browser.click(f"{row(deaf)} a")
+        browser.click(button("Stop deaf"))
+        browser.wait_for_text("Stopping", ".title")
+        browser.click(button("Force off deaf"))
+        browser.click("dialog button[type=submit]")
+        browser.wait_for_text("Off", ".title")
+        assert deaf.show("Result") == "success"
 
 
 @newest_release

@@ -58,6 +58,14 @@ def test_one_that_fails_fails_the_run_and_the_others_run(
     assert {path.name for path in tmp_path.iterdir()} == {"unit", TRIXIE, BOOKWORM, "lab"}
 
 
+def test_an_expression_of_ones_own_is_run_once() -> None:
+    commands = run_levels.side_by_side(["unit", "system"], ["-k", "polkit"])
+    assert [(Path(words[-3]).name, words[-2:]) for words in commands] == [
+        ("unit", ["-k", "polkit"]),
+        ("system", ["-k", "polkit"]),
+    ]
+
+
 def test_one_level_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     for level, runs in (("unit", 1), ("system", 2), ("lab", 1)):
         levels(monkeypatch, tmp_path, {}, {})
